@@ -1,0 +1,214 @@
+"""The settings of a run: one source for command-line flags, recipes and saved runs.
+
+Every section is a frozen dataclass, so a run's settings cannot drift while it works; `override`
+makes a changed copy and refuses a key that does not exist. The text after each field is its help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import DeitkitError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The model that is trained."""
+
+    name: str = "auto"  # nano, tiny, small, base; auto picks by device, image count and budget
+    image_size: tuple[int, int] | None = None  # height, width in pixels; None picks by device and data
+    patch_size: tuple[int, int] | None = None  # height, width in pixels; None picks about 64 patches on a CPU
+    drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
+    init: str | None = None  # weights to start from: a run folder, a file or a hub name; None: from scratch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where views come from."""
+
+    split: Literal["stratified", "blocks"] = "stratified"  # blocks: runs of consecutive file names stay together
+    val_fraction: float = 0.25  # held out where the folder has no val/
+    eval_crop: float = 1.0  # share of the shorter side that evaluation's centre crop keeps
+    repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509)
+    cache_gb: float = 8.0  # decoded pixels are kept on disk up to this size; above, decoded as needed
+    workers: int | None = None  # threads that decode and augment ahead; None: by device
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How a view differs from its image."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop covers
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop
+    flip: float = 0.5  # probability of a horizontal mirror
+    randaugment_ops: int = 2  # operations a view (RandAugment, arXiv 1909.13719); 0: none
+    randaugment_magnitude: float = 9.0  # of 10
+    randaugment_std: float = 0.5  # spread of the magnitude between operations
+    color_jitter: float = 0.0  # brightness, contrast, saturation each within 1 +- this
+    erasing: float = 0.25  # probability of erasing a rectangle (arXiv 1708.04896)
+    mixup: float = 0.8  # Beta parameter of mixup (arXiv 1710.09412); 0: off
+    cutmix: float = 1.0  # Beta parameter of CutMix (arXiv 1905.04899); 0: off
+    mix_probability: float = 1.0  # share of pairs that are mixed at all
+    cutmix_share: float = 0.5  # share of mixed pairs that take CutMix where both are on
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Who teaches."""
+
+    spec: str = "auto"  # auto, none, or timm:NAME[@WEIGHTS]
+    fit: Literal["probe", "finetune"] = "probe"  # how it learns the classes: linear probe or fine-tuning
+    image_size: int | None = None  # pixels a side of its input; None picks by the student's
+    probe_views: int = 4  # views of each training image that the probe is fitted on
+    backend: Literal["auto", "pytorch", "openvino"] = "auto"  # inference engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """What the student takes from the teacher."""
+
+    mode: Literal["none", "soft", "hard"] = "hard"
+    token: Literal["distill", "class"] = "distill"  # which token learns from the teacher; class: one head
+    alpha: float = 0.5  # weight of the teacher's term; the label's term weighs 1 - alpha
+    temperature: float = 3.0  # of soft distillation (arXiv 1503.02531)
+    guidance: float = 0.0  # weight of feature guidance (arXiv 2207.10026); 0: off
+    guidance_until: float = 1.0  # share of training after which guidance stops
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule, stepped once an optimizer update."""
+
+    lr: float = 5e-4  # at a global batch of `lr_batch` images, scaled linearly to the one in use
+    lr_batch: int = 512
+    min_lr: float = 1e-5  # where the cosine ends
+    warmup_lr: float = 1e-6  # where the warm-up starts
+    warmup_epochs: float = 5.0  # at most a fifth of the run
+    weight_decay: float = 0.05  # on matrices only: not on tokens, positions, norms, biases
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = None  # largest global gradient norm
+    ema_decay: float = 0.99996  # per update; warmed up as (1 + n) / (10 + n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and on what."""
+
+    epochs: int = 300
+    budget_s: float | None = None  # plan the epochs so that the whole job ends within so many seconds
+    batch_size: int = 1024  # images an optimizer update
+    micro_batch_size: int | None = None  # images a forward pass; None: by device
+    label_smoothing: float = 0.1
+    device: str = "auto"
+    seed: int = 0
+    control: bool = False  # also train the same student without a teacher, side by side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run's result."""
+
+    recipe: str = "small-data"
+    student: StudentConfig = field(default_factory=StudentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def override(self, changes: dict[str, Any]) -> Config:
+        """A copy with `{"section.key": value}` applied; text values are parsed to the field's type.
+
+        Raises DeitkitError, naming the nearest key, for one that does not exist, and for a value
+        that does not fit its field.
+        """
+        by_section: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            section, name, hint = _find_field(key)
+            by_section.setdefault(section, {})[name] = _parse(key, value, hint)
+        sections = {s: dataclasses.replace(getattr(self, s), **kv) for s, kv in by_section.items()}
+        return dataclasses.replace(self, **sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and dicts, as written to `config.json`."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`."""
+        flat = {
+            f"{section}.{key}": value
+            for section, values in saved.items()
+            if isinstance(values, dict)
+            for key, value in values.items()
+        }
+        return dataclasses.replace(cls(), recipe=saved["recipe"]).override(flat)
+
+    def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
+        """`{"section.key": (mine, theirs)}` for every field that differs."""
+        a, b = flatten(self.to_dict()), flatten(other.to_dict())
+        return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+
+
+def flatten(nested: dict[str, Any]) -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`, one level deep."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
+    return flat
+
+
+def _sections() -> dict[str, type]:
+    hints = typing.get_type_hints(Config)
+    return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}  # type: ignore[misc]
+
+
+def _find_field(key: str) -> tuple[str, str, Any]:
+    """The section, name and type behind "section.key"."""
+    known = {
+        f"{section}.{name}": (section, name, hint)
+        for section, cls in _sections().items()
+        for name, hint in typing.get_type_hints(cls).items()
+    }
+    if key in known:
+        return known[key]
+    by_name = [k for k in known if k.split(".")[1] == key.split(".")[-1]]
+    near = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise DeitkitError(f"there is no setting {key!r}; did you mean {near[0]!r}?")
+
+
+def _parse(key: str, value: Any, hint: Any) -> Any:
+    """`value`, as text or as JSON gives it, turned into `hint`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    try:
+        if origin in (types.UnionType, typing.Union):
+            if value is None or (isinstance(value, str) and value.lower() in ("none", "auto")):
+                return None
+            return _parse(key, value, next(a for a in args if a is not type(None)))
+        if origin is Literal:
+            if value not in args:
+                raise ValueError(f"choose one of {', '.join(map(str, args))}")
+            return value
+        if origin is tuple:
+            parts = value.lower().replace("x", ",").split(",") if isinstance(value, str) else value
+            parts = [parts] * len(args) if isinstance(parts, (int, float)) else list(parts)
+            parts = parts * len(args) if len(parts) == 1 else parts
+            if len(parts) != len(args):
+                raise ValueError(f"give {len(args)} numbers, such as 0.1,0.9")
+            return tuple(_parse(key, p, a) for p, a in zip(parts, args, strict=True))
+        if hint is bool and isinstance(value, str):
+            if value.lower() not in ("true", "false"):
+                raise ValueError("give true or false")
+            return value.lower() == "true"
+        if hint is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError("give a whole number")
+        return hint(value)
+    except (ValueError, TypeError) as error:
+        raise DeitkitError(f"setting {key!r} cannot be {value!r}: {error}") from None

@@ -1,0 +1,246 @@
+"""DeiT: a vision transformer with a class token and a distillation token.
+
+Touvron et al., "Training data-efficient image transformers & distillation through attention",
+arXiv 2012.12877. State-dict keys are the published ones, so published weights need no map.
+
+Shapes in comments: B batch, N tokens, D width, h heads, C/H/W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import DeitkitError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The shape of a student: width, number of blocks, heads (arXiv 2012.12877, table 1)."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+VARIANTS = {
+    "nano": Variant(128, 6, 4),  # ours, for CPUs
+    "tiny": Variant(192, 12, 3),
+    "small": Variant(384, 12, 6),
+    "base": Variant(768, 12, 12),
+}
+
+
+class DeiTOutput(NamedTuple):
+    """What a forward pass gives, whatever the mode.
+
+    class_logits: (B, K) from the class token's head.
+    distill_logits: (B, K) from the distillation token's head, or None for a plain ViT.
+    patch_tokens: one (B, N, D) per block asked for, without the prefix tokens.
+    """
+
+    class_logits: Tensor
+    distill_logits: Tensor | None
+    patch_tokens: tuple[Tensor, ...] = ()
+
+
+def joint_probabilities(output: DeiTOutput) -> Tensor:
+    """Both heads as one classifier: the mean of their softmaxes, (B, K), rows sum to 1.
+
+    The paper adds the softmaxes (section 4, "Classification with our approach"); halving the sum
+    keeps the order and makes it a distribution.
+    """
+    p = output.class_logits.float().softmax(-1)
+    if output.distill_logits is None:
+        return p
+    return (p + output.distill_logits.float().softmax(-1)) / 2
+
+
+def joint_logits(output: DeiTOutput) -> Tensor:
+    """Both heads as one classifier, the way the published code does it: mean logits, (B, K)."""
+    if output.distill_logits is None:
+        return output.class_logits
+    return (output.class_logits + output.distill_logits) / 2
+
+
+class PatchEmbed(nn.Module):
+    """Cuts the image into patches and projects each one: (B, C, H, W) -> (B, N, D)."""
+
+    def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int):
+        super().__init__()
+        self.patch_size = patch_size
+        # Held as a convolution for the published key and shape; applied as a matrix product,
+        # which on a CPU is faster than a strided convolution.
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        B, C, H, W = images.shape
+        p, q = self.patch_size
+        x = images.reshape(B, C, H // p, p, W // q, q)
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(B, (H // p) * (W // q), C * p * q)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, embed_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, N, D/h)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with stochastic depth (Huang et al., arXiv 1603.09382)."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float, drop_path_rate: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = MLP(embed_dim, int(embed_dim * mlp_ratio))
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def drop_path(self, branch: Tensor) -> Tensor:
+        """Drops the branch for a random part of the batch, scaling the rest to keep the mean."""
+        if not self.training or self.drop_path_rate == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path_rate
+        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        return branch * (mask / keep)
+
+
+class DeiT(nn.Module):
+    """A vision transformer with, if `distilled`, a distillation token beside the class token.
+
+    images: (B, in_channels, *image_size), normalised. Raises DeitkitError for another size, or
+    where the image size is no multiple of the patch size. `drop_path_rate` is the last block's;
+    it grows linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        num_classes: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        distilled: bool = True,
+    ):
+        super().__init__()
+        if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
+            raise DeitkitError(
+                f"image size {image_size[0]}x{image_size[1]} is not a multiple of patch size "
+                f"{patch_size[0]}x{patch_size[1]}; choose sizes that divide evenly"
+            )
+        self.image_size, self.num_classes, self.embed_dim = image_size, num_classes, embed_dim
+        self.grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.num_prefix_tokens = 2 if distilled else 1
+
+        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
+        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, r) for r in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.head_dist = nn.Linear(embed_dim, num_classes) if distilled else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of std 0.02 for tokens and matrices, zero biases, as published."""
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif ".norm" in name or name.startswith("norm"):
+                nn.init.ones_(p)
+            elif name != "patch_embed.proj.weight":  # the convolution keeps its own default
+                nn.init.trunc_normal_(p, std=0.02)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, prefix + N, D), positions added."""
+        if images.shape[-2:] != self.image_size:
+            raise DeitkitError(
+                f"the model takes images of {self.image_size[0]}x{self.image_size[1]}, "
+                f"got {images.shape[-2]}x{images.shape[-1]}"
+            )
+        x = self.patch_embed(images)
+        prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
+        return torch.cat([*prefix, x], dim=1) + self.pos_embed
+
+    def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
+        """(B, C, H, W) -> DeiTOutput; `tokens_after` lists block indices whose patch tokens to keep."""
+        x = self.embed(images)
+        kept = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in tokens_after:
+                kept.append(x[:, self.num_prefix_tokens :])
+        prefix = self.norm(x[:, : self.num_prefix_tokens])
+        distill_logits = self.head_dist(prefix[:, 1]) if self.head_dist is not None else None
+        return DeiTOutput(self.head(prefix[:, 0]), distill_logits, tuple(kept))
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int] = 224,
+    patch_size: int | tuple[int, int] = 16,
+    drop_path_rate: float = 0.0,
+    distilled: bool = True,
+) -> DeiT:
+    """A DeiT of a named variant (`VARIANTS`); sizes in pixels, one number for a square."""
+    if name not in VARIANTS:
+        raise DeitkitError(f"unknown student {name!r}; choose one of {', '.join(VARIANTS)}")
+    v = VARIANTS[name]
+    return DeiT(
+        image_size=_pair(image_size),
+        patch_size=_pair(patch_size),
+        num_classes=num_classes,
+        embed_dim=v.embed_dim,
+        depth=v.depth,
+        num_heads=v.num_heads,
+        drop_path_rate=drop_path_rate,
+        distilled=distilled,
+    )
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
