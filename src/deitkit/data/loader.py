@@ -1,0 +1,75 @@
+"""From pixel stores to batches on the device, made ahead by threads.
+
+Threads, not processes: decoding and tensor operations release the interpreter's lock, and a batch
+is the same whoever makes it, so the number of workers changes nothing but the speed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..config import AugmentConfig
+from .mix import mix_pairs
+from .plan import Batch
+from .store import PixelStore
+from .views import ViewMaker
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Views as a model may see them: images (B, 3, H, W) float in [0, 1], targets (B, K) soft."""
+
+    images: Tensor
+    targets: Tensor
+    indices: NDArray
+
+
+@dataclass(frozen=True)
+class TrainingViews:
+    """Turns a planned batch into tensors; a pure function of the batch."""
+
+    store: PixelStore
+    labels: NDArray
+    num_classes: int
+    augment: AugmentConfig
+    image_size: tuple[int, int]
+    device: torch.device
+
+    def make(self, batch: Batch) -> ViewBatch:
+        """Fetches, augments and mixes the views of `batch`."""
+        pixels = self.store.fetch(batch.indices).to(self.device)
+        maker = ViewMaker(self.augment, self.image_size)
+        images = maker(pixels, self.store.aspects[batch.indices], batch.keys)
+        labels = torch.from_numpy(self.labels[batch.indices]).to(self.device)
+        targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
+        images, targets = mix_pairs(images, targets, batch.keys, self.augment)
+        return ViewBatch(images, targets, batch.indices)
+
+
+def made_ahead(make: Callable[[Batch], Made], batches: Sequence[Batch], workers: int) -> Iterator[Made]:
+    """`make(batch)` for each batch, in order, up to `workers` + 1 of them at once ahead of their use."""
+    if workers == 0:
+        yield from map(make, batches)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="views") as pool:
+        pending: deque[Future[Made]] = deque()
+        try:
+            for batch in batches:
+                pending.append(pool.submit(make, batch))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,68 @@
+"""Which image is seen when, and with what randomness: pure functions of the seed.
+
+Nothing here keeps a state. A view's key is a hash of (seed, epoch, image, repeat), and every random
+number behind that view is a hash of its key and a slot. So any view can be made again, bit for bit,
+in any order, by any number of workers or processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def hashed(key: NDArray[np.uint64] | int, value: NDArray[np.integer] | int) -> NDArray[np.uint64]:
+    """`key` and `value` stirred into 64 new bits (splitmix64: Steele et al., OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(key, np.uint64) + (np.asarray(value).astype(np.uint64) + np.uint64(1)) * _STEP
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def uniform(keys: NDArray[np.uint64], slot: int) -> NDArray[np.float64]:
+    """One number in [0, 1) for each key; another slot gives an independent one."""
+    return (hashed(keys, slot) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normal(keys: NDArray[np.uint64], slot: int) -> NDArray[np.float64]:
+    """One standard normal number for each key (Box-Muller); uses slots `slot` and `slot + 1`."""
+    radius = np.sqrt(-2.0 * np.log1p(-uniform(keys, slot)))
+    return radius * np.cos(2.0 * np.pi * uniform(keys, slot + 1))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The views of one optimizer update: image indices (b,) and view keys (b,)."""
+
+    indices: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Optimizer updates in an epoch of `num_images` views; no image is left out."""
+    return -(-num_images // batch_size)
+
+
+def plan_epoch(num_images: int, *, batch_size: int, repeats: int, seed: int, epoch: int) -> list[Batch]:
+    """The batches of one epoch: `num_images` views (rounded up to whole repeats) in random order.
+
+    With `repeats` > 1 a batch holds so many views of each of its images (repeated augmentation,
+    Hoffer et al., arXiv 1901.09335), and an epoch visits 1/repeats of the images, as in DeiT; it
+    works on one device and for any number of images. Batches differ in size by one image at most,
+    so that none is too small.
+    """
+    epoch_key = hashed(hashed(seed, 0), epoch)
+    image_keys = hashed(epoch_key, np.arange(num_images))
+    order = np.argsort(image_keys, kind="stable")[: -(-num_images // repeats)]
+    batches = []
+    for images in np.array_split(order, min(steps_per_epoch(num_images, batch_size), len(order))):
+        # Tiled, not interleaved: neighbours are mixed with each other and must be different images.
+        repeat = np.repeat(np.arange(repeats), len(images))
+        indices = np.tile(images, repeats)
+        batches.append(Batch(indices, hashed(image_keys[indices], repeat)))
+    return batches
