@@ -1,0 +1,62 @@
+"""Fits a linear probe: a logistic regression on a frozen backbone's pooled features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Strengths of the squared-norm penalty that are tried, on standardised features.
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted head on raw features, and how it was chosen."""
+
+    head: nn.Linear
+    penalty: float
+    holdout_top1: float  # percent, on a fifth of the training images, with that penalty
+
+
+def fit_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Probe:
+    """features (V, N, F) of V views of N images, labels (N,) -> a linear head on raw features.
+
+    The penalty is chosen on a held-out fifth of the training images (all views of an image on one
+    side); the head is then fitted on all of them.
+    """
+    mean, std = features.mean((0, 1)), features.std((0, 1)) + 1e-6
+    x = (features - mean) / std
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held, kept = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
+    scores = []
+    for penalty in PENALTIES:
+        weight, bias = _fit(x[:, kept], labels[kept], num_classes, penalty)
+        right = (x[0, held] @ weight.T + bias).argmax(1) == labels[held]
+        scores.append(100 * right.float().mean().item())
+    best = max(range(len(PENALTIES)), key=lambda i: (scores[i], PENALTIES[i]))
+    weight, bias = _fit(x, labels, num_classes, PENALTIES[best])
+    head = nn.Linear(x.shape[-1], num_classes)
+    with torch.no_grad():
+        head.weight.copy_(weight / std)
+        head.bias.copy_(bias - (weight / std) @ mean)
+    return Probe(head.requires_grad_(False), PENALTIES[best], scores[best])
+
+
+def _fit(x: Tensor, labels: Tensor, num_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Logistic regression by L-BFGS: x (V, N, F), labels (N,) -> weight (K, F), bias (K,)."""
+    flat, y = x.flatten(0, 1), labels.repeat(x.shape[0])
+    weight = torch.zeros(num_classes, x.shape[-1], requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(flat @ weight.T + bias, y) + penalty * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weight.detach(), bias.detach()

@@ -1,0 +1,67 @@
+"""What a student is trained on: its labels, its teacher's answers, its teacher's feature maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..config import DistillationConfig
+from ..model import DeiT, DeiTOutput
+from ..teachers.teacher import TeacherAnswer
+
+
+class Guidance(nn.Module):
+    """Projections from two middle blocks' patch tokens to the teacher's two feature maps.
+
+    Locality Guidance (Li et al., ECCV 2022, arXiv 2207.10026). It lives beside the student while
+    that trains, and never ships with it.
+    """
+
+    def __init__(self, student: DeiT, map_channels: tuple[int, ...]):
+        super().__init__()
+        depth = len(student.blocks)
+        # The shallower map guides the block half way up, the deeper one that at five sixths.
+        self.blocks = (depth // 2 - 1, depth * 5 // 6 - 1)
+        self.grid = student.grid_size
+        self.projections = nn.ModuleList(nn.Linear(student.embed_dim, c) for c in map_channels)
+
+    def forward(self, output: DeiTOutput, answer: TeacherAnswer) -> Tensor:
+        """The sum over both blocks of the mean squared error between normalised features."""
+        terms = [
+            losses.guidance(project(tokens), features, self.grid)
+            for project, tokens, features in zip(
+                self.projections, output.patch_tokens, answer.maps, strict=True
+            )
+        ]
+        return torch.stack(terms).sum()
+
+
+def training_loss(
+    output: DeiTOutput,
+    targets: Tensor,
+    answer: TeacherAnswer | None,
+    config: DistillationConfig,
+    *,
+    smoothing: float,
+    guidance: Guidance | None,
+) -> dict[str, Tensor]:
+    """The parts of the loss and their weighted sum, `loss` (arXiv 2012.12877, equations 2 and 3).
+
+    targets (B, K) are soft. Without a teacher only the class term remains, at full weight.
+    """
+    base = losses.soft_target_cross_entropy(output.class_logits, losses.smooth(targets, smoothing))
+    parts = {"class": base}
+    if answer is None or config.mode == "none":
+        return {"loss": base, **parts}
+    student_logits = output.distill_logits if config.token == "distill" else output.class_logits
+    assert student_logits is not None, "the distillation token needs a distilled student"
+    if config.mode == "soft":
+        parts["distill"] = losses.soft_distillation(student_logits, answer.logits, config.temperature)
+    else:
+        parts["distill"] = losses.hard_distillation(student_logits, answer.logits)
+    total = (1 - config.alpha) * base + config.alpha * parts["distill"]
+    if guidance is not None:
+        parts["guidance"] = guidance(output, answer)
+        total = total + config.guidance * parts["guidance"]
+    return {"loss": total, **parts}
