@@ -120,7 +120,7 @@ def test_binary_cross_entropy_keeps_smoothed_targets():
 
 
 def resize_axis(x, size, axis):
-    """Average pooling into `size` bins where x is longer along `axis`, else bilinear with half-pixel centres."""
+    """Average pooling into `size` bins where x is longer along `axis`, else bilinear, half-pixel centres."""
     n = x.shape[axis]
     x = np.moveaxis(x, axis, 0)
     rows = []
