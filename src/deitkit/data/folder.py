@@ -1,0 +1,198 @@
+"""Finds images and classes in a folder, and splits them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DeitkitError
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm".split()
+)  # compared in lower case
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled image files: paths relative to `root`, labels (n,) that index `classes`."""
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def full_path(self, i: int) -> Path:
+        return self.root / self.paths[i]
+
+    def subset(self, indices: NDArray[np.int64]) -> ImageSet:
+        return ImageSet(self.root, tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each class, (K,)."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    def fingerprint(self) -> str:
+        """A hash of classes, paths, labels, sizes and modification times: the same pixels, in short."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for path, label in zip(self.paths, self.labels, strict=True):
+            stat = (self.root / path).stat()
+            digest.update(f"{path}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a data set, and in `how` a sentence on where they come from."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet | None
+    how: str
+
+    def write(self, path: Path) -> None:
+        """Lists every part's files as JSON."""
+        parts = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
+        listed = {name: list(part.paths) for name, part in parts.items()}
+        path.write_text(json.dumps({"how": self.how, **listed}, indent=1, ensure_ascii=False))
+
+
+def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Splits:
+    """The splits of a folder with train/ and val/ (test/ optional), or with one folder a class.
+
+    `split` decides how validation images are held out where there is no val/: "stratified" draws
+    them from each class; "blocks" keeps neighbours in name order together, for series of near-alike
+    shots. Raises DeitkitError for every folder that cannot be trained on.
+    """
+    if not data.exists():
+        raise DeitkitError(f"there is no folder {data}; give the folder that holds your classes")
+    if not data.is_dir():
+        raise DeitkitError(f"{data} is a file; give a folder with one sub-folder per class")
+    parts = {entry.name.lower(): Path(entry.path) for entry in _entries(data) if entry.is_dir()}
+    val = next((parts[name] for name in ("val", "valid", "validation") if name in parts), None)
+    if "train" in parts and val is not None:
+        train_set, val_set = scan(parts["train"], data), scan(val, data)
+        test_set = scan(parts["test"], data) if "test" in parts else None
+        for other in filter(None, (val_set, test_set)):
+            differing = sorted(set(train_set.classes) ^ set(other.classes))
+            if differing:
+                raise DeitkitError(
+                    f"the classes under {parts['train']} and {other.root / other.paths[0].split('/')[0]} differ "
+                    f"in {', '.join(map(repr, differing[:5]))}; give every part the same class folders"
+                )
+        return Splits(train_set, val_set, test_set, f"train/ and {val.name}/ as given")
+    images = scan(data, data)
+    few = [images.classes[k] for k in np.flatnonzero(images.counts() < 2)]
+    if few:
+        raise DeitkitError(
+            f"class {few[0]!r} in {data} has one image, and one each is needed to train and to validate; "
+            "add images or remove the class"
+        )
+    held = (_stratified if split == "stratified" else _blocks)(images, val_fraction, seed)
+    share = f"{100 * val_fraction:.0f} % held out, seed {seed}"
+    how = f"stratified, {share}" if split == "stratified" else f"blocks of consecutive names, {share}"
+    return Splits(images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held)), None, how)
+
+
+def scan(folder: Path, root: Path) -> ImageSet:
+    """All images under `folder`, one sub-folder a class, sorted by name; paths relative to `root`."""
+    classes, paths, labels = [], [], []
+    folders = sorted((e for e in _entries(folder) if e.is_dir()), key=lambda e: e.name)
+    empty = []
+    for entry in folders:
+        found = sorted(_images_under(entry.path))
+        if not found:
+            empty.append(entry.name)
+            continue
+        labels += [len(classes)] * len(found)
+        classes.append(entry.name)
+        paths += [os.path.relpath(path, root).replace(os.sep, "/") for path in found]
+    if not classes:
+        loose = any(_is_image(e.name) for e in _entries(folder) if e.is_file())
+        if loose:
+            raise DeitkitError(f"{folder} holds images but no class folders; make one sub-folder per class")
+        what = (
+            f"no images (its folders hold only other files: {empty[0]!r})" if empty else "nothing to train on"
+        )
+        raise DeitkitError(f"{folder} holds {what}; give a folder with one sub-folder of images per class")
+    if empty:
+        raise DeitkitError(
+            f"the folder {empty[0]!r} in {folder} holds no images; add images of that class or remove it"
+        )
+    if len(classes) == 1:
+        raise DeitkitError(f"{folder} has only one class, {classes[0]!r}; a classifier needs two or more")
+    by_case: dict[str, str] = {}
+    for name in classes:
+        if name.casefold() in by_case:
+            raise DeitkitError(
+                f"the classes {by_case[name.casefold()]!r} and {name!r} in {folder} differ only by case; "
+                "rename or merge them"
+            )
+        by_case[name.casefold()] = name
+    return ImageSet(root, tuple(paths), np.array(labels, np.int64), tuple(classes))
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [e for e in entries if not e.name.startswith(".")]
+    except OSError as error:
+        raise DeitkitError(
+            f"the folder {folder} cannot be read ({error.strerror}); check its rights"
+        ) from None
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _images_under(folder: str) -> list[str]:
+    found: list[str] = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            found += _images_under(entry.path)
+        elif _is_image(entry.name):
+            found.append(entry.path)
+    return found
+
+
+def _held_count(n: int, val_fraction: float) -> int:
+    return min(n - 1, max(1, round(n * val_fraction)))
+
+
+def _stratified(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
+    held = np.zeros(len(images), bool)
+    rng = np.random.RandomState(seed)  # a frozen stream: the same split with every NumPy
+    for k in range(len(images.classes)):
+        members = np.flatnonzero(images.labels == k)
+        held[rng.permutation(members)[: _held_count(len(members), val_fraction)]] = True
+    return held
+
+
+def _blocks(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """One run of neighbours in each class, at the same place in all; seed 0 holds out the last."""
+    held = np.zeros(len(images), bool)
+    places = max(1, round(1 / val_fraction))
+    place = places - 1 - seed % places
+    for k in range(len(images.classes)):
+        members = sorted(np.flatnonzero(images.labels == k), key=lambda i: _natural(images.paths[i]))
+        count = _held_count(len(members), val_fraction)
+        first = min(round(place * len(members) / places), len(members) - count)
+        if place == places - 1:
+            first = len(members) - count
+        held[members[first : first + count]] = True
+    return held
+
+
+def _natural(path: str) -> list[tuple[bool, int | str]]:
+    """Sorts shot-9 before shot-10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", path)]

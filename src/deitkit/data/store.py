@@ -1,0 +1,186 @@
+"""Decoded pixels at one size: decoded once and kept on disk, or decoded as needed.
+
+Both stores give the same pixels, bit for bit. A kept one is a plain memory-mapped array, written to
+the side and renamed, so that an interrupted write never looks whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DeitkitError
+from .decode import UnreadableImage, centre_view, open_rgb, squash
+from .folder import ImageSet
+
+_VERSION = 1  # of the pixels: a change in decoding makes old caches stale
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes an image to (3, H, W) uint8, and its width over height."""
+
+    size: tuple[int, int]
+    view: Literal["squashed", "centre"]
+    crop: float = 1.0
+
+    def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
+        image = open_rgb(path, at_least=round(2 * max(self.size) / self.crop))
+        if self.view == "squashed":
+            return squash(image, self.size), image.width / image.height
+        return centre_view(image, self.size, self.crop), image.width / image.height
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """Pixels of n images: `fetch` gives uint8; `aspects` (n,) are the originals' width over height."""
+
+    aspects: NDArray[np.float32]
+    read: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """(b,) indices -> (b, 3, H, W) uint8."""
+        return torch.from_numpy(self.read(self.rows[np.asarray(indices)]))
+
+    def subset(self, indices: NDArray[np.int64]) -> PixelStore:
+        return replace(self, aspects=self.aspects[indices], rows=self.rows[indices])
+
+
+def default_cache_dir() -> Path:
+    """DEITKIT_CACHE, or deitkit in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("DEITKIT_CACHE") or Path(base) / "deitkit")
+
+
+def open_store(
+    images: ImageSet,
+    decoder: Decoder,
+    *,
+    cache_dir: Path,
+    limit_bytes: int,
+    workers: int,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> tuple[PixelStore, list[tuple[int, str]]]:
+    """The store of all images, and the unreadable ones as (index, reason).
+
+    Pixels of up to `limit_bytes` are decoded at once by `workers` threads and kept in `cache_dir`;
+    a second call finds them there. Larger sets are decoded at each `fetch`.
+    """
+    if len(images) * 3 * decoder.size[0] * decoder.size[1] > limit_bytes:
+        return _decoding_store(images, decoder, workers, on_progress)
+    key = hashlib.sha256(f"{_VERSION} {images.root.resolve()} {images.fingerprint()} {decoder}".encode())
+    path = cache_dir / f"{key.hexdigest()[:24]}.pixels"
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        try:
+            facts = _decode_all(images, decoder, path, workers, on_progress)
+        except OSError as error:
+            raise DeitkitError(
+                f"decoded images cannot be kept in {cache_dir} ({error.strerror}); free some space there, "
+                "or set DEITKIT_CACHE to another folder"
+            ) from None
+    pixels = np.memmap(path, np.uint8, "r", shape=(len(images), 3, *decoder.size))
+    store = PixelStore(
+        np.array(facts["aspects"], np.float32), lambda rows: pixels[rows], np.arange(len(images))
+    )
+    return store, [(i, reason) for i, reason in facts["unreadable"]]
+
+
+def keep_readable(images: ImageSet, unreadable: list[tuple[int, str]], allowed: float = 0.01) -> NDArray:
+    """The indices of readable images; raises DeitkitError where more than `allowed` of all are not."""
+    if len(unreadable) > allowed * len(images):
+        first = "; ".join(f"{images.full_path(i)} ({reason})" for i, reason in unreadable[:3])
+        raise DeitkitError(
+            f"{len(unreadable)} of {len(images)} images cannot be read, more than {100 * allowed:.0f} %: "
+            f"{first}; repair or remove them"
+        )
+    return np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
+
+
+def _decode_all(
+    images: ImageSet, decoder: Decoder, path: Path, workers: int, on_progress: Callable[[int], None]
+) -> dict:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_suffix(f".{os.getpid()}.part")
+    size = len(images) * 3 * decoder.size[0] * decoder.size[1]
+    aspects, unreadable = [1.0] * len(images), []
+    try:
+        with open(side, "wb") as file:
+            # Space is claimed now: a memory map on a full disk would end the process instead.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        pixels = np.memmap(side, np.uint8, "r+", shape=(len(images), 3, *decoder.size))
+
+        def work(i: int) -> tuple[float, str | None]:
+            try:
+                pixels[i], aspect = decoder(images.full_path(i))
+            except UnreadableImage as error:
+                return 1.0, error.reason
+            return aspect, None
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for i, (aspect, reason) in enumerate(pool.map(work, range(len(images)))):
+                aspects[i] = aspect
+                if reason is not None:
+                    unreadable.append((i, reason))
+                on_progress(1)
+        pixels.flush()
+        side.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            side.unlink(missing_ok=True)
+    facts = {"aspects": aspects, "unreadable": unreadable}
+    note = path.with_suffix(".json.part")
+    note.write_text(json.dumps(facts))
+    note.replace(path.with_suffix(".json"))
+    return facts
+
+
+def _decoding_store(
+    images: ImageSet, decoder: Decoder, workers: int, on_progress: Callable[[int], None]
+) -> tuple[PixelStore, list[tuple[int, str]]]:
+    from PIL import Image
+
+    def header(i: int) -> tuple[float, str | None]:
+        on_progress(1)
+        try:
+            with Image.open(images.full_path(i)) as image:
+                width, height = image.size
+                turned = image.getexif().get(0x0112, 1) >= 5
+                return (height / width if turned else width / height), None
+        except Exception as error:  # any broken header
+            return 1.0, f"not an image: {type(error).__name__}"
+
+    pool = ThreadPoolExecutor(max(1, workers))
+    checked = list(pool.map(header, range(len(images))))
+
+    def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        try:
+            return np.stack([pixels for pixels, _ in pool.map(lambda i: decoder(images.full_path(i)), rows)])
+        except UnreadableImage as error:
+            raise DeitkitError(
+                f"{error.path} cannot be read ({error.reason}); remove it and resume"
+            ) from None
+
+    aspects = np.array([aspect for aspect, _ in checked], np.float32)
+    bad = [(i, reason) for i, (_, reason) in enumerate(checked) if reason is not None]
+    return PixelStore(aspects, read, np.arange(len(images))), bad
