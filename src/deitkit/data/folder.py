@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import DeitkitError
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm".split()
+    [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
 )  # compared in lower case
 
 

@@ -247,5 +247,3 @@ def seconds_per_step(trainer: Trainer, steps: Iterable[int]) -> float:
         trainer.update(trainer.make(plan[i % len(plan)]))
         times.append(time.monotonic() - started)
     return sorted(times)[len(times) // 2]
-
-

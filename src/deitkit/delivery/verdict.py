@@ -1,0 +1,2 @@
+def verdict(student, teacher, control, val_images):
+    return ""

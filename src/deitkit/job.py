@@ -1,0 +1,286 @@
+"""The main job: a folder of images in, a run folder with a distilled student out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import console, recipes, results
+from .config import Config
+from .data.loader import TrainingViews
+from .data.plan import Batch, plan_epoch
+from .delivery.report import write_report
+from .errors import DeitkitError
+from .prepare import (
+    Data,
+    Part,
+    build_model,
+    choose_student,
+    evaluate,
+    find_splits,
+    normalise,
+    open_data,
+    settle_device,
+)
+from .teachers.teacher import Teacher, fit_teacher, load_teacher, save_teacher
+from .training.loop import Trainer, seconds_per_step
+
+# Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
+_RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, and what `results.json` holds."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+def train(
+    data: str | Path, out: str | Path, *, recipe: str = "small-data", resume: bool = False, **settings: Any
+) -> Run:
+    """Trains a student on `data` and writes the run folder `out`.
+
+    settings: "section.key" (written section__key, as in `train__epochs=30`) to value, over the
+    recipe's. Raises DeitkitError for anything the caller can mend, Interrupted when a signal
+    stopped training after its state was saved.
+    """
+    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    return run_job(Path(data), Path(out), recipes.get(recipe).override(changes), resume=resume)
+
+
+def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
+    """`train` with the settings in one Config."""
+    started = time.monotonic()
+    device = settle_device(config.train.device)
+    splits = find_splits(data, config)
+    config, why = choose_student(config, splits, device)
+    _claim_folder(out, config, resume)
+    console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
+    console.say(why)
+    total = len(splits.train) + len(splits.val) + (len(splits.test) if splits.test else 0)
+    with console.bar("decoding", total) as advance:
+        opened = open_data(splits, config, advance)
+    splits.write(out / "split.json")
+    _write_json(out / "skipped.json", [{"path": p, "reason": r} for p, r in opened.skipped])
+    if opened.skipped:
+        console.say(
+            f"{len(opened.skipped)} unreadable images were skipped; {out / 'skipped.json'} lists them"
+        )
+
+    teacher = _prepare_teacher(out, config, opened, device)
+    teacher_facts = results.measure_teacher(teacher, opened.val, device) if teacher else None
+    if teacher and teacher_facts:
+        console.say(
+            f"teacher {teacher.card.name} ({teacher.card.how}): {teacher_facts['top1']:.1f} % on validation, "
+            f"{teacher_facts['images_per_s']:.0f} images/s with {teacher.backend.name}"
+        )
+        results.warn_of_weak_teacher(teacher_facts["top1"], opened.val)
+
+    trainer = _trainer(out, config, opened, teacher, device)
+    control = None
+    if config.train.control:
+        control = _trainer(out / "control", _without_teacher(config), opened, None, device)
+    epochs = _planned_epochs(out, trainer, control, config, started)
+    plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
+    _write_json(out / "config.json", results.describe_run(config, opened, trainer.model, teacher, plan, data))
+    student_facts = _train_one(trainer, epochs, opened, device, resume, "training")
+    if control is not None:
+        _write_json(
+            out / "control" / "config.json",
+            results.describe_run(control.config, opened, control.model, None, plan, data),
+        )
+        student_facts["control"] = _train_one(control, epochs, opened, device, resume, "control")["student"]
+        _write_json(out / "control" / "results.json", {"student": student_facts["control"]})
+    found = results.assemble(student_facts, teacher_facts, opened, time.monotonic() - started)
+    results.write_predictions(out / "predictions.csv", trainer.model, teacher, opened, device)
+    _write_json(out / "results.json", found)
+    write_report(out)
+    return Run(out, found)
+
+
+def _claim_folder(out: Path, config: Config, resume: bool) -> None:
+    """Makes the run folder; a folder with another run in it is refused, its settings when resuming too."""
+    settings = out / "settings.json"
+    if settings.exists():
+        if not resume:
+            raise DeitkitError(
+                f"{out} holds a run already; add --resume to continue it, or choose another --out"
+            )
+        saved = Config.from_dict(json.loads(settings.read_text()))
+        different = saved.differences(config)
+        if different:
+            key, (was, now) = next(iter(different.items()))
+            raise DeitkitError(
+                f"cannot resume {out}: {key} was {was} and is now {now}; give the run's own settings, "
+                "or choose another --out"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise DeitkitError(f"{out} is not empty and holds no run; choose an empty or a new folder for --out")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(settings, config.to_dict())
+
+
+def _prepare_teacher(out: Path, config: Config, data: Data, device: torch.device) -> Teacher | None:
+    """The fitted teacher, from the run's folder where it lies there already."""
+    if config.distillation.mode == "none" or config.teacher.spec == "none":
+        return None
+    size = config.student.image_size
+    assert size is not None
+    folder = out / "teacher"
+    if (folder / "teacher.json").exists():
+        return load_teacher(folder, config.teacher, student_size=size, device=device)
+    # Seen by the probe: the student's own views, without mixing, so that every view has one label.
+    augment = replace(config.augment, mixup=0.0, cutmix=0.0, erasing=0.0)
+    maker = _views(replace(config, augment=augment), data, device)
+    n = len(data.train.images)
+
+    def batches(v: int) -> Any:
+        if v == 0:  # the whole image, no augmentation
+            maker_v = _views(replace(config, augment=results.PLAIN), data, device)
+        else:
+            maker_v = maker
+        [keys] = [
+            b.keys[b.indices.argsort()] for b in plan_epoch(n, batch_size=n, repeats=1, seed=7, epoch=v)
+        ]
+        order = torch.arange(n).numpy()
+        for first in range(0, n, 64):
+            advance(min(64, n - first))
+            yield maker_v.make(Batch(order[first : first + 64], keys[first : first + 64])).images
+
+    def training(epoch: int) -> Any:
+        for batch in plan_epoch(n, batch_size=32, repeats=1, seed=config.train.seed, epoch=epoch):
+            made = maker.make(batch)
+            yield made.images, made.targets
+
+    with console.bar("fitting the teacher", config.teacher.probe_views * n) as advance:
+        teacher, network = fit_teacher(
+            config.teacher,
+            batches,
+            data.train.labels,
+            data.classes,
+            student_size=size,
+            device=device,
+            seed=config.train.seed,
+            finetune_batches=training,
+        )
+    save_teacher(folder, teacher, network)
+    return teacher
+
+
+def _views(config: Config, data: Data, device: torch.device) -> TrainingViews:
+    assert config.student.image_size is not None
+    return TrainingViews(
+        data.train.store,
+        data.train.images.labels,
+        len(data.classes),
+        config.augment,
+        config.student.image_size,
+        device,
+    )
+
+
+def _without_teacher(config: Config) -> Config:
+    """The same training of the same student on labels alone."""
+    return replace(config, distillation=replace(config.distillation, mode="none", guidance=0.0))
+
+
+def _trainer(
+    folder: Path, config: Config, data: Data, teacher: Teacher | None, device: torch.device
+) -> Trainer:
+    if teacher is None:
+        config = _without_teacher(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build_model(config, len(data.classes)).to(device)
+    workers = config.data.workers
+    return Trainer(
+        config=config,
+        model=model,
+        make=_views(config, data, device).make,
+        num_images=len(data.train.images),
+        normalise=normalise,
+        teacher=teacher,
+        device=device,
+        folder=folder,
+        evaluate=lambda m: evaluate(m, data.val, device).to_dict(),
+        name_of=data.train.images.paths.__getitem__,
+        # On a CPU the model uses every core itself; a thread beside it would only take turns.
+        workers=workers if workers is not None else (0 if device.type == "cpu" else 4),
+        facts={"data": data.train.images.fingerprint(), "settings": config.to_dict()},
+    )
+
+
+def _planned_epochs(
+    out: Path, trainer: Trainer, control: Trainer | None, config: Config, started: float
+) -> int:
+    """The configured epochs; under a budget, as many as fit, measured on a student that is thrown away."""
+    saved = out / "plan.json"
+    if saved.exists():  # a resumed run keeps its plan
+        return int(json.loads(saved.read_text())["epochs"])
+    epochs = config.train.epochs
+    if config.train.budget_s is not None:
+        per_epoch = 0.0
+        for each in (trainer, control):
+            if each is not None:
+                probe = replace(each, model=copy.deepcopy(each.model))
+                per_epoch += seconds_per_step(probe, range(12)) * each.steps_per_epoch
+        spent = time.monotonic() - started
+        left = config.train.budget_s * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
+        epochs = int(left / (per_epoch * 1.05))  # a twentieth for measuring after epochs
+        if epochs < 1:
+            raise DeitkitError(
+                f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one epoch "
+                f"takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s"
+            )
+        console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
+    _write_json(saved, {"epochs": epochs})
+    return epochs
+
+
+def _train_one(
+    trainer: Trainer, epochs: int, data: Data, device: torch.device, resume: bool, title: str
+) -> dict[str, Any]:
+    """Trains to the end and keeps the better of raw and averaged weights."""
+    trainer.epochs = epochs
+    done = trainer.resume() if resume else 0
+    images = epochs * sum(len(b.indices) for b in trainer._plan(0))
+    started = time.monotonic()
+    with console.bar(title, images) as advance:
+        advance(done * images // trainer.total_steps)
+        trainer.run(console.TrainingDisplay(advance, epochs))
+    seconds = time.monotonic() - started
+    weights = _keep_better_weights(trainer, data.val, device)
+    results.save_model(trainer.folder / "model.safetensors", trainer.model)
+    facts = results.measure_student(trainer.model, trainer.config.student.name, data, device)
+    ran = (trainer.total_steps - done) * images / trainer.total_steps
+    speed = {"seconds": seconds, "images_per_s": ran / seconds, "epochs": epochs, "images": images}
+    return {"student": facts, "train": speed, "weights": weights}
+
+
+def _keep_better_weights(trainer: Trainer, val: Part, device: torch.device) -> str:
+    """Leaves the better weights in the model, by validation loss, which moves less by chance than top-1."""
+    raw = evaluate(trainer.model, val, device).loss
+    with trainer.averaged_weights():
+        averaged = evaluate(trainer.model, val, device).loss
+    if averaged <= raw:
+        trainer.model.load_state_dict(trainer.state.ema.weights)
+        return "ema"
+    return "raw"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    side = path.with_name(path.name + ".part")
+    side.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    side.replace(path)

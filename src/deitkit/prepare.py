@@ -1,0 +1,203 @@
+"""Before training: the data opened and checked, the student chosen, the device settled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import Config
+from .data.decode import UnreadableImage, open_rgb
+from .data.folder import ImageSet, Splits, load_splits
+from .data.store import Decoder, PixelStore, default_cache_dir, keep_readable, open_store
+from .errors import DeitkitError
+from .evaluation.metrics import HeadMetrics, Tally
+from .model import VARIANTS, DeiT, create_model
+
+# Of the student's input; the teacher has its own.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split with its pixels; unreadable images are already gone."""
+
+    images: ImageSet
+    store: PixelStore
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.from_numpy(self.images.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """All splits: training images squashed and stored larger, the others as evaluation sees them."""
+
+    splits: Splits
+    train: Part
+    val: Part
+    test: Part | None
+    skipped: tuple[tuple[str, str], ...]  # (path, reason)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.splits.train.classes
+
+
+def settle_device(name: str) -> torch.device:
+    """The named device, or the best one for `auto`; raises DeitkitError where it is not there."""
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name not in ("cpu", "cuda", "mps"):
+        raise DeitkitError(f"there is no device {name!r}; choose auto, cpu, cuda or mps")
+    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not has_mps):
+        raise DeitkitError(f"this machine has no {name} device; use --device cpu or auto")
+    return torch.device(name)
+
+
+def find_splits(data: Path, config: Config) -> Splits:
+    """The splits of `data` as the settings ask."""
+    return load_splits(
+        data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.train.seed
+    )
+
+
+def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:
+    """Fills in the student's name, image and patch size, the batches; and a sentence that says why."""
+    student, images = config.student, splits.train
+    side = _median_side(images)
+    name = student.name
+    if name == "auto":
+        name = "nano" if device.type == "cpu" else "tiny" if len(images) < 20_000 else "small"
+    if name not in VARIANTS:
+        raise DeitkitError(f"there is no student {name!r}; choose auto, {', '.join(VARIANTS)}")
+    if device.type == "cpu":
+        # 64 patches keep a CPU's epoch short; a smaller picture for pictures that hold no more.
+        chosen = 32 if side <= 40 else 64 if side <= 80 else 96
+    else:
+        chosen = 32 if side <= 40 else 64 if side <= 80 else 128 if side <= 160 else 224
+    image_size = student.image_size or (chosen, chosen)
+    default_patch = (
+        max(4, round(max(image_size) / 8)) if device.type == "cpu" else max(4, min(16, chosen // 14))
+    )
+    patch = student.patch_size or (
+        _divisor(image_size[0], default_patch),
+        _divisor(image_size[1], default_patch),
+    )
+    if image_size[0] % patch[0] or image_size[1] % patch[1]:
+        raise DeitkitError(
+            f"image size {image_size[0]}x{image_size[1]} is no multiple of patch size {patch[0]}x{patch[1]}; "
+            "choose sizes that divide evenly"
+        )
+    why = (
+        f"student {name} at {image_size[0]}x{image_size[1]} in patches of {patch[0]}x{patch[1]}: "
+        f"{len(images)} training images of about {side} pixels, on {device.type}"
+    )
+    batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
+    micro = config.train.micro_batch_size or (min(32, batch) if device.type == "cpu" else batch)
+    config = replace(
+        config,
+        student=replace(student, name=name, image_size=image_size, patch_size=patch),
+        train=replace(config.train, batch_size=batch, micro_batch_size=micro),
+    )
+    return config, why
+
+
+def _divisor(size: int, near: int) -> int:
+    """The divisor of `size` nearest to `near`."""
+    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - near), d))
+
+
+def _median_side(images: ImageSet) -> int:
+    """The median shorter side, in pixels, of up to 32 images spread over the set."""
+    sides = []
+    for i in np.linspace(0, len(images) - 1, min(32, len(images))).astype(int):
+        try:
+            sides.append(min(open_rgb(images.full_path(i)).size))
+        except UnreadableImage:
+            continue
+    return int(np.median(sides)) if sides else 0
+
+
+def open_data(splits: Splits, config: Config, on_progress: Callable[[int], None]) -> Data:
+    """Decodes every split once; unreadable images are dropped up to 1 % of all, beyond that refused."""
+    size = config.student.image_size
+    assert size is not None, "choose_student comes first"
+    stored = (round(size[0] * _CACHE_SCALE), round(size[1] * _CACHE_SCALE))
+    evaluated = Decoder(size, "centre", config.data.eval_crop)
+    skipped: list[tuple[str, str]] = []
+
+    def part(images: ImageSet, decoder: Decoder) -> Part:
+        store, unreadable = open_store(
+            images,
+            decoder,
+            cache_dir=default_cache_dir(),
+            limit_bytes=int(config.data.cache_gb * 1e9),
+            workers=config.data.workers or os.cpu_count() or 1,
+            on_progress=on_progress,
+        )
+        kept = keep_readable(images, unreadable)
+        skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
+        return Part(images.subset(kept), store.subset(kept))
+
+    train = part(splits.train, Decoder(stored, "squashed"))
+    val = part(splits.val, evaluated)
+    test = part(splits.test, evaluated) if splits.test is not None else None
+    return Data(splits, train, val, test, tuple(skipped))
+
+
+def build_model(config: Config, num_classes: int) -> DeiT:
+    """The student, initialised from the run's seed; plain where no distillation token is trained."""
+    assert config.student.image_size is not None and config.student.patch_size is not None
+    torch.manual_seed(config.train.seed)
+    distilled = config.distillation.mode != "none" and config.distillation.token == "distill"
+    return create_model(
+        config.student.name,
+        num_classes=num_classes,
+        image_size=config.student.image_size,
+        patch_size=config.student.patch_size,
+        drop_path_rate=config.student.drop_path_rate,
+        distilled=distilled,
+    )
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> the student's input."""
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return (images - mean) / std
+
+
+def plain_views(store: PixelStore, device: torch.device, batch_size: int = 64) -> Callable[[], object]:
+    """An iterator function over all images of `store`, in order, as views in [0, 1]."""
+
+    def views():
+        for first in range(0, len(store), batch_size):
+            indices: NDArray = np.arange(first, min(first + batch_size, len(store)))
+            yield store.fetch(indices).to(device).float().div_(255.0)
+
+    return views
+
+
+@torch.inference_mode()
+def tally(model: DeiT, part: Part, device: torch.device) -> Tally:
+    """All outputs of `model` over a split."""
+    model.eval()
+    total, first = Tally(), 0
+    for views in plain_views(part.store, device)():
+        total.add(model(normalise(views)), part.labels[first : first + len(views)])
+        first += len(views)
+    return total
+
+
+def evaluate(model: DeiT, part: Part, device: torch.device) -> HeadMetrics:
+    """Class head, distillation head and joint over a split."""
+    return tally(model, part, device).metrics()
