@@ -176,7 +176,7 @@ class DeiT(nn.Module):
         self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
         num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, r) for r in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -184,13 +184,19 @@ class DeiT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal of std 0.02 for tokens and matrices, zero biases, as published."""
+        """Truncated normal of std 0.02 for tokens and matrices, zero biases, as published.
+
+        The patch projection takes a convolution's default, bias included, as published too.
+        """
+        self.patch_embed.proj.reset_parameters()
         for name, p in self.named_parameters():
+            if name.startswith("patch_embed."):
+                continue
             if name.endswith("bias"):
                 nn.init.zeros_(p)
             elif ".norm" in name or name.startswith("norm"):
                 nn.init.ones_(p)
-            elif name != "patch_embed.proj.weight":  # the convolution keeps its own default
+            else:
                 nn.init.trunc_normal_(p, std=0.02)
 
     def embed(self, images: Tensor) -> Tensor:
