@@ -67,7 +67,7 @@ def settle_device(name: str) -> torch.device:
 def find_splits(data: Path, config: Config) -> Splits:
     """The splits of `data` as the settings ask."""
     return load_splits(
-        data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.train.seed
+        data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
     )
 
 

@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         self.model, self.image_size = model, image_size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.map_indices = _map_indices(list(model.feature_info.reduction()))
+        self.map_indices = _map_indices([level["reduction"] for level in model.feature_info])
         self.eval().requires_grad_(False)
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,179 @@
+"""The command line: a verb a function. Heavy imports stay inside the verbs, so --help is instant."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import DeitkitError
+
+app = typer.Typer(
+    help="A folder of images in, a small, fast, accurate image classifier out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of `90s`, `10m`, `1.5h` or a plain number of seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise DeitkitError(f"--budget {text!r} is no time; give one such as 90s, 10m or 1.5h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the run.")],
+    student: Annotated[str | None, typer.Option(help="auto, nano, tiny, small or base.")] = None,
+    image_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
+    patch_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
+    distillation: Annotated[str | None, typer.Option(help="none, soft or hard.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="auto, none or timm:NAME[@WEIGHTS].")] = None,
+    recipe: Annotated[str, typer.Option(help="small-data, deit or finetune.")] = "small-data",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Threads that prepare batches ahead.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    control: Annotated[bool, typer.Option("--control", help="Also train without a teacher.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+) -> None:
+    """Train a distilled student on a folder of images."""
+    if epochs is not None and budget is not None:
+        raise DeitkitError("--epochs and --budget both say how long to train; give one of them")
+    named: dict[str, Any] = {
+        "student.name": student,
+        "student.image_size": image_size,
+        "student.patch_size": patch_size,
+        "train.epochs": epochs,
+        "train.budget_s": parse_budget(budget) if budget else None,
+        "distillation.mode": distillation,
+        "teacher.spec": teacher,
+        "train.batch_size": batch_size,
+        "train.device": device,
+        "data.workers": workers,
+        "train.seed": seed,
+        "train.control": control or None,
+    }
+    settings = {key: value for key, value in named.items() if value is not None}
+    for item in set_ or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise DeitkitError(f"--set {item!r} has no value; give it as section.key=value")
+        settings[key.strip()] = value.strip()
+
+    from . import job
+    from .training.loop import Interrupted
+
+    try:
+        run = job.train(data, out, recipe=recipe, resume=resume, **settings)
+    except Interrupted:
+        command = " ".join(sys.argv if resume else [*sys.argv, "--resume"])
+        print(f"stopped and saved; to go on: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _print_summary(run.results, run.report)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    data: Annotated[Path, typer.Argument(help="Folder with one sub-folder per class.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a run on a folder: class head, distillation head and joint."""
+    import json
+
+    from .evaluate import evaluate_folder
+
+    metrics = evaluate_folder(run, data)
+    if json_:
+        print(json.dumps(metrics, indent=1))
+        return
+    heads = [("joint", "top1"), ("class head", "top1_class"), ("distillation head", "top1_distill")]
+    shown = ", ".join(f"{name} {metrics[key]:.1f} %" for name, key in heads if metrics[key] is not None)
+    print(f"{metrics['images']} images: {shown}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    paths: Annotated[list[str], typer.Argument(help="Pictures, folders, patterns.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Classify pictures with a run."""
+    from .data.decode import UnreadableImage
+    from .delivery import predict as delivery
+    from .delivery.classifier import load
+
+    pictures = delivery.expand(paths)
+    answers = list(load(run).predict_all(pictures))
+    write = delivery.write_json if json_ else delivery.write_csv if csv_ else delivery.write_text
+    write(answers, top)
+    if any(isinstance(a, UnreadableImage) for a in answers):
+        raise typer.Exit(1)
+
+
+def _print_summary(results: dict[str, Any], report: Path) -> None:
+    """The small table at the end of a training."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "top-1 %", "parameters", "images/s")
+
+    def row(name: str, top1: float | None, facts: dict[str, Any]) -> None:
+        if top1 is not None:
+            speed = f"{facts['images_per_s']:.0f}"
+            table.add_row(name, f"{top1:.1f}", f"{facts['params'] / 1e6:.1f} M", speed)
+
+    student = results["student"]
+    if results["teacher"]:
+        row(f"teacher, {results['teacher']['name']}", results["teacher"]["top1"], results["teacher"])
+    row(f"student {student['name']}, joint", student["top1"], student)
+    if student["top1_distill"] is not None:
+        row("  class head", student["top1_class"], student)
+        row("  distillation head", student["top1_distill"], student)
+    if results["control"]:
+        row("control, no teacher", results["control"]["top1"], results["control"])
+    console = Console()
+    console.print(table)
+    console.print(results["verdict"], markup=False)
+    console.print(f"report: {report}", markup=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command line; a mistake the user can mend ends in one sentence and status 2."""
+    try:
+        app(arguments)
+    except DeitkitError as error:
+        print(f"deitkit: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"deitkit: cannot write{where} ({error.strerror}); free space or choose another --out, then --resume",
+            file=sys.stderr,
+        )
+    else:
+        return
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A finished run put to use: pictures in, classes out, with the run's own preprocessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..data.decode import UnreadableImage, centre_view, open_rgb
+from ..errors import DeitkitError
+from ..model import DeiT, DeiTOutput, joint_probabilities
+
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run says of one picture: the joint classifier's class, and both heads' own."""
+
+    source: str
+    label: str
+    probability: float
+    class_label: str
+    distill_label: str | None
+    probabilities: dict[str, float]  # of every class, most likely first
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The k most likely classes."""
+        return list(self.probabilities.items())[:k]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained student with its classes and preprocessing."""
+
+    model: DeiT
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    crop: float
+    device: torch.device
+
+    def pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        """One picture as (3, H, W) uint8, the way the run's validation saw its images."""
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
+        if isinstance(picture, Image.Image):
+            image = picture.convert("RGB")
+        else:
+            image = open_rgb(Path(picture), at_least=round(2 * max(self.model.image_size) / self.crop))
+        return centre_view(image, self.model.image_size, self.crop)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> DeiTOutput:
+        """(B, 3, H, W) uint8 -> both heads' logits."""
+        views = pixels.to(self.device).float() / 255.0
+        return self.model((views - self.mean) / self.std)
+
+    def predict(self, pictures: Sequence[Picture], batch_size: int = 32) -> list[Prediction]:
+        """Classifies paths, PIL images and (H, W, 3) uint8 arrays, of any size and mixed at will.
+
+        Raises UnreadableImage for a file that holds no picture; `predict_all` goes on past it.
+        """
+        found = []
+        for answer in self.predict_all(pictures, batch_size):
+            if isinstance(answer, UnreadableImage):
+                raise answer
+            found.append(answer)
+        return found
+
+    def predict_all(
+        self, pictures: Sequence[Picture], batch_size: int = 32
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """One answer a picture, in order: a prediction, or why there is none."""
+        for first in range(0, len(pictures), batch_size):
+            answers: list[NDArray[np.uint8] | UnreadableImage] = []
+            chunk = pictures[first : first + batch_size]
+            for picture in chunk:
+                try:
+                    answers.append(self.pixels(picture))
+                except UnreadableImage as error:
+                    answers.append(error)
+            readable = [a for a in answers if isinstance(a, np.ndarray)]
+            predictions = iter(self._predict_pixels(readable) if readable else [])
+            for picture, answer in zip(chunk, answers, strict=True):
+                if isinstance(answer, UnreadableImage):
+                    yield answer
+                else:
+                    source = str(picture) if isinstance(picture, str | Path) else "picture"
+                    yield Prediction(source=source, **next(predictions))
+
+    def _predict_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[dict]:
+        output = self.forward(torch.from_numpy(np.stack(pixels)))
+        joint = joint_probabilities(output).cpu()
+        by_class = output.class_logits.argmax(1).tolist()
+        by_distill = output.distill_logits.argmax(1).tolist() if output.distill_logits is not None else None
+        rows = []
+        for i, row in enumerate(joint):
+            order = row.argsort(descending=True).tolist()
+            rows.append(
+                {
+                    "label": self.classes[order[0]],
+                    "probability": float(row[order[0]]),
+                    "class_label": self.classes[by_class[i]],
+                    "distill_label": self.classes[by_distill[i]] if by_distill else None,
+                    "probabilities": {self.classes[k]: float(row[k]) for k in order},
+                }
+            )
+        return rows
+
+
+def load(run: str | Path, device: str = "auto") -> Classifier:
+    """The classifier of a finished run folder; raises DeitkitError where it is not whole."""
+    run = Path(run)
+    if not (run / "config.json").exists() or not (run / "model.safetensors").exists():
+        raise DeitkitError(f"{run} holds no finished run; give the --out folder of a training that ended")
+    try:
+        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(run / "model.safetensors")
+    except Exception as error:  # a cut file fails in many ways
+        raise DeitkitError(
+            f"the run in {run} cannot be read ({type(error).__name__}); train it again"
+        ) from None
+    student, view = saved["student"], saved["preprocessing"]
+    model = DeiT(
+        image_size=tuple(student["image_size"]),
+        patch_size=tuple(student["patch_size"]),
+        num_classes=len(saved["classes"]),
+        embed_dim=student["embed_dim"],
+        depth=student["depth"],
+        num_heads=student["num_heads"],
+        distilled=student["distilled"],
+    )
+    model.load_state_dict(weights)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    mean, std = (torch.tensor(view[k], device=chosen).view(1, 3, 1, 1) for k in ("mean", "std"))
+    return Classifier(
+        model.to(chosen).eval(), tuple(saved["classes"]), mean, std, view["crop"], torch.device(chosen)
+    )

@@ -1,0 +1,77 @@
+"""What `deitkit predict` reads and prints."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..data.decode import UnreadableImage
+from ..data.folder import SUFFIXES
+from ..errors import DeitkitError
+from .classifier import Prediction
+
+Answers = Sequence[Prediction | UnreadableImage]
+
+
+def expand(paths: Iterable[str]) -> list[Path]:
+    """Files as they are, folders with all images below them, globs with what they match."""
+    found: list[Path] = []
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = sorted(glob.glob(text, recursive=True))
+            if not matches:
+                raise DeitkitError(f"there is no file {text}; give pictures, folders or patterns that exist")
+            found += [Path(m) for m in matches if Path(m).is_file()]
+    if not found:
+        raise DeitkitError(f"no images in {', '.join(paths)}; give pictures or folders that hold some")
+    return found
+
+
+def write_json(answers: Answers, top: int) -> None:
+    """A JSON list to stdout, one object a picture."""
+    rows = [
+        {"path": str(a.path), "error": a.reason}
+        if isinstance(a, UnreadableImage)
+        else {
+            "path": a.source,
+            "label": a.label,
+            "probability": a.probability,
+            "class_label": a.class_label,
+            "distill_label": a.distill_label,
+            "top": [{"label": label, "probability": p} for label, p in a.top(top)],
+        }
+        for a in answers
+    ]
+    json.dump(rows, sys.stdout, indent=1, ensure_ascii=False)
+    print()
+
+
+def write_csv(answers: Answers, top: int) -> None:
+    """CSV to stdout: path, the top classes with their probabilities, and the error if there is one."""
+    writer = csv.writer(sys.stdout)
+    columns = [f"{what}{k + 1}" for k in range(top) for what in ("label", "probability")]
+    writer.writerow(["path", *columns, "error"])
+    for a in answers:
+        if isinstance(a, UnreadableImage):
+            writer.writerow([a.path, *[""] * len(columns), a.reason])
+        else:
+            cells = [cell for label, p in a.top(top) for cell in (label, f"{p:.4f}")]
+            writer.writerow([a.source, *cells, *[""] * (len(columns) - len(cells)), ""])
+
+
+def write_text(answers: Answers, top: int) -> None:
+    """One line a picture to stdout."""
+    for a in answers:
+        if isinstance(a, UnreadableImage):
+            print(f"{a.path}: cannot be read ({a.reason})")
+        else:
+            print(f"{a.source}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in a.top(top)))

@@ -1,0 +1,54 @@
+"""`deitkit eval`: a run measured on a folder of labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import console
+from .data.decode import UnreadableImage
+from .data.folder import scan
+from .data.store import keep_readable
+from .delivery.classifier import load
+from .errors import DeitkitError
+from .evaluation.metrics import Tally, wilson_interval
+
+
+def evaluate_folder(run: str | Path, data: str | Path, batch_size: int = 32) -> dict[str, Any]:
+    """Metrics of class head, distillation head and joint over all images of `data`, in percent.
+
+    `data` has one sub-folder per class, named as the run's classes (a part of them is enough).
+    Raises DeitkitError for a class that the run does not know.
+    """
+    data = Path(data)
+    if not data.is_dir():
+        raise DeitkitError(f"there is no folder {data}; give the folder that holds the classes")
+    classifier = load(run)
+    images = scan(data, data)
+    unknown = [name for name in images.classes if name not in classifier.classes]
+    if unknown:
+        raise DeitkitError(
+            f"{data} has the class {unknown[0]!r}, which the run does not know; "
+            f"it knows {', '.join(classifier.classes[:8])}"
+        )
+    to_run = np.array([classifier.classes.index(name) for name in images.classes])
+    tally, unreadable = Tally(), []
+    with console.bar("evaluating", len(images)) as advance:
+        for first in range(0, len(images), batch_size):
+            pixels, labels = [], []
+            for i in range(first, min(first + batch_size, len(images))):
+                try:
+                    pixels.append(classifier.pixels(images.full_path(i)))
+                    labels.append(int(to_run[images.labels[i]]))
+                except UnreadableImage as error:
+                    unreadable.append((i, error.reason))
+            if pixels:
+                tally.add(classifier.forward(torch.from_numpy(np.stack(pixels))), torch.tensor(labels))
+            advance(min(batch_size, len(images) - first))
+    keep_readable(images, unreadable)
+    metrics = tally.metrics()
+    interval = wilson_interval(metrics.top1 / 100, metrics.images)
+    return metrics.to_dict() | {"interval": interval, "skipped": [images.paths[i] for i, _ in unreadable]}

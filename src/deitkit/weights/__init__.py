@@ -1,0 +1,20 @@
+"""Weights in from other projects, fitted to a model of another shape, and out again.
+
+`read` gives published keys whatever the file's style; `load_into` fits them to a model and says what
+it changed; `export` writes what timm, transformers and the official code load.
+"""
+
+from .exporting import export
+from .fitting import load_into, resize_positions
+from .keys import published_keys, transformers_keys
+from .sources import Weights, read
+
+__all__ = [
+    "Weights",
+    "export",
+    "load_into",
+    "published_keys",
+    "read",
+    "resize_positions",
+    "transformers_keys",
+]

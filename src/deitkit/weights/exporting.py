@@ -1,0 +1,165 @@
+"""Weights out, in the formats of other projects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import DeitkitError
+from ..model import DeiT
+from .keys import transformers_keys
+
+Format = Literal["deitkit", "timm", "transformers", "official"]
+
+
+def export(
+    model: DeiT, destination: Path, to: Format, preprocessing: dict[str, Any], classes: Sequence[str]
+) -> list[Path]:
+    """Writes the model into the folder `destination` for another project; returns the files.
+
+    preprocessing: `image_size` (height, width) in pixels, `mean` and `std` of three channels in
+    [0, 1], `interpolation` ("bicubic" or "bilinear"), `crop` (share of the shorter side that the
+    centre crop keeps). classes: their names in the order of the logits.
+
+    | to           | files                                                    | loads with |
+    |--------------|----------------------------------------------------------|------------|
+    | deitkit      | model.safetensors, model.json                            | weights.read |
+    | timm         | model.safetensors, config.json                           | timm.create_model("local-dir:FOLDER", pretrained=True), or the architecture and model_args of config.json with checkpoint_path=FILE |
+    | transformers | model.safetensors, config.json, preprocessor_config.json | AutoModelForImageClassification and AutoImageProcessor .from_pretrained(FOLDER) |
+    | official     | checkpoint.pth                                           | --finetune or --resume --eval |
+
+    timm, transformers and the official code answer with `joint_logits` for a distilled model. A plain
+    model becomes a ViT for transformers, whose DeiT always has a distillation token; its image
+    processor enlarges a non-square crop's shorter side to the crop's longer one.
+    Raises DeitkitError for an unknown format, or class names that are not as many as the logits.
+    """
+    if len(classes) != model.num_classes:
+        raise DeitkitError(
+            f"{len(classes)} class names for {model.num_classes} outputs; give one name an output"
+        )
+    destination.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    configs: dict[str, dict[str, Any]]
+    if to == "official":
+        path = destination / "checkpoint.pth"
+        torch.save({"model": state}, path)
+        return [path]
+    if to == "deitkit":
+        configs = {"model.json": _deitkit(model, preprocessing, classes)}
+    elif to == "timm":
+        configs = {"config.json": _timm(model, preprocessing, classes)}
+    elif to == "transformers":
+        configs = {
+            "config.json": _transformers(model, classes),
+            "preprocessor_config.json": _image_processor(model, preprocessing),
+        }
+        state = {k: v.contiguous() for k, v in transformers_keys(state).items()}
+    else:
+        raise DeitkitError(f"cannot export to {to!r}; choose one of {', '.join(Format.__args__)}")
+    files = [save(state, model, destination / "model.safetensors")]
+    for name, config in configs.items():
+        (destination / name).write_text(json.dumps(config, indent=2) + "\n")
+        files.append(destination / name)
+    return files
+
+
+def save(state: dict[str, Tensor], model: DeiT, path: Path) -> Path:
+    """`state` as safetensors, with the patch grid in the header, which `read` finds again."""
+    save_file(state, path, metadata={"format": "pt", "grid_size": json.dumps(model.grid_size)})
+    return path
+
+
+def _shape(model: DeiT) -> dict[str, Any]:
+    """The arguments that build the model again, `num_classes` and `distilled` apart."""
+    return {
+        "patch_size": list(model.patch_embed.patch_size),
+        "embed_dim": model.embed_dim,
+        "depth": len(model.blocks),
+        "num_heads": model.blocks[0].attn.num_heads,
+        "mlp_ratio": model.blocks[0].mlp.fc1.out_features / model.embed_dim,
+    }
+
+
+def _deitkit(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    arguments = {
+        "image_size": list(model.image_size),
+        **_shape(model),
+        "in_channels": model.patch_embed.proj.in_channels,
+        "num_classes": model.num_classes,
+        "distilled": model.dist_token is not None,
+    }
+    return {"model": arguments, "preprocessing": preprocessing, "classes": list(classes)}
+
+
+def _timm(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    size = {192: "tiny", 384: "small", 768: "base"}.get(model.embed_dim, "tiny")
+    distilled = model.dist_token is not None
+    return {
+        "architecture": f"deit_{size}{'_distilled' if distilled else ''}_patch16_224",
+        "num_classes": model.num_classes,
+        "num_features": model.embed_dim,
+        "model_args": {"img_size": list(model.image_size), **_shape(model)},
+        "label_names": list(classes),
+        "pretrained_cfg": {
+            "num_classes": model.num_classes,
+            "input_size": [model.patch_embed.proj.in_channels, *model.image_size],
+            "fixed_input_size": True,
+            "mean": list(preprocessing["mean"]),
+            "std": list(preprocessing["std"]),
+            "interpolation": preprocessing["interpolation"],
+            "crop_pct": preprocessing["crop"],
+            "crop_mode": "center",
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if distilled else "head",
+        },
+    }
+
+
+def _transformers(model: DeiT, classes: Sequence[str]) -> dict[str, Any]:
+    shape, distilled = _shape(model), model.dist_token is not None
+    name = "DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"
+    return {
+        "model_type": "deit" if distilled else "vit",
+        "architectures": [name],
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": shape["depth"],
+        "num_attention_heads": shape["num_heads"],
+        "intermediate_size": model.blocks[0].mlp.fc1.out_features,
+        "hidden_act": "gelu",
+        "layer_norm_eps": model.norm.eps,  # transformers' default is another
+        "image_size": _one_or_two(model.image_size),
+        "patch_size": _one_or_two(model.patch_embed.patch_size),
+        "num_channels": model.patch_embed.proj.in_channels,
+        "qkv_bias": True,
+        "id2label": {str(i): name for i, name in enumerate(classes)},
+        "label2id": {name: i for i, name in enumerate(classes)},
+    }
+
+
+def _image_processor(model: DeiT, preprocessing: dict[str, Any]) -> dict[str, Any]:
+    H, W = model.image_size
+    return {
+        # transformers' DeiT processor gives up the aspect ratio; CLIP's keeps it, then cuts the centre.
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(max(H, W) / preprocessing["crop"])},
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing["interpolation"]],
+        "do_center_crop": True,
+        "crop_size": {"height": H, "width": W},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing["mean"]),
+        "image_std": list(preprocessing["std"]),
+    }
+
+
+def _one_or_two(size: tuple[int, int]) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)

@@ -1,0 +1,147 @@
+"""Weights fitted to a model of another shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import DeitkitError
+from ..model import DeiT
+
+
+def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = False) -> list[str]:
+    """Loads `weights` (published keys) into `model`, fitted to its shape; returns what was changed.
+
+    Each sentence of the result names one change; the list is empty where every tensor fitted. A
+    distillation token that is missing starts, with its position and its head, as a copy of the
+    class token's; one too many is left out. Heads for another number of classes start afresh. Position
+    embeddings and patch kernels are resized, bicubic as published, `antialias` as the official code
+    (False) or timm (True) has it. Raises DeitkitError for another width, depth, or kind of model.
+    """
+    state = dict(weights)
+    _check_body(model, state)
+    changes: list[str] = []
+    _fit_distillation(model, state, changes)
+    _fit_heads(model, state, changes)
+    _fit_patches(model, state, changes, antialias)
+    _fit_positions(model, state, changes, antialias, getattr(weights, "grid_size", None))
+    model.load_state_dict(state)
+    return changes
+
+
+def resize_positions(
+    pos_embed: Tensor,
+    num_prefix: int,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    antialias: bool = False,
+) -> Tensor:
+    """Position embeddings for another patch grid: (1, num_prefix + gh gw, D) -> (1, num_prefix + gh' gw', D).
+
+    Bicubic, align_corners False, as the published code fine-tunes at 384 px (arXiv 2012.12877,
+    section 3, "Fixing the positional encoding across resolutions"); the prefix tokens' stay as they are.
+    """
+    prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    patches = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, gh, gw)
+    if old_grid != new_grid:
+        patches = F.interpolate(patches, new_grid, mode="bicubic", align_corners=False, antialias=antialias)
+    return torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
+    """What cannot be adapted: width, depth, MLP, input channels, layers that the model does not have."""
+    own = model.state_dict()
+    depth = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
+    width = state["cls_token"].shape[-1]
+    if (width, depth) != (model.embed_dim, len(model.blocks)):
+        raise DeitkitError(
+            f"the weights are of a model {width} wide and {depth} deep, the student is {model.embed_dim} wide "
+            f"and {len(model.blocks)} deep; choose the student that matches them, or other weights"
+        )
+    adapted = ("head", "dist_token", "pos_embed", "patch_embed.proj.weight")
+    foreign = [k for k in state if k not in own and not k.startswith(adapted)]
+    absent = [k for k in own if k not in state and not k.startswith(adapted)]
+    if foreign or absent:
+        what = f"an extra {foreign[0]!r}" if foreign else f"no {absent[0]!r}"
+        raise DeitkitError(f"the weights are of another architecture: they have {what}; give those of a DeiT")
+    for k, v in own.items():
+        shapes = (state[k].shape, v.shape) if not k.startswith(adapted) else ((), ())
+        if k == "patch_embed.proj.weight":
+            shapes = (state[k].shape[:2], v.shape[:2])
+        if shapes[0] != shapes[1]:
+            raise DeitkitError(
+                f"the weights' {k!r} is {tuple(shapes[0])} and the student's is {tuple(shapes[1])}; "
+                "choose the student that matches them, or other weights"
+            )
+
+
+def _fit_distillation(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> None:
+    if model.dist_token is None and "dist_token" in state:
+        positions = state["pos_embed"]
+        state["pos_embed"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+        for key in ("dist_token", "head_dist.weight", "head_dist.bias"):
+            state.pop(key, None)
+        changes.append("the distillation token, its position and its head were left out")
+    elif model.dist_token is not None and "dist_token" not in state:
+        positions = state["pos_embed"]
+        state["dist_token"] = state["cls_token"].clone()
+        state["pos_embed"] = torch.cat([positions[:, :1], positions], dim=1)
+        if "head.weight" in state:
+            state |= {f"head_dist.{k}": state[f"head.{k}"].clone() for k in ("weight", "bias")}
+        changes.append(
+            "the distillation token, its position and its head start as copies of the class token's"
+        )
+
+
+def _fit_heads(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> None:
+    for name, head in (("head", model.head), ("head_dist", model.head_dist)):
+        weight = state.get(f"{name}.weight")
+        if head is None or (weight is not None and weight.shape == head.weight.shape):
+            continue
+        why = "the weights have none" if weight is None else f"the weights know {weight.shape[0]} classes"
+        changes.append(f"{name} starts afresh for {model.num_classes} classes: {why}")
+        state[f"{name}.weight"] = nn.init.trunc_normal_(torch.empty_like(head.weight), std=0.02)
+        state[f"{name}.bias"] = torch.zeros_like(head.bias)
+
+
+def _fit_patches(model: DeiT, state: dict[str, Tensor], changes: list[str], antialias: bool) -> None:
+    kernel, new = state["patch_embed.proj.weight"], model.patch_embed.patch_size
+    old = (kernel.shape[-2], kernel.shape[-1])
+    if old == new:
+        return
+    resized = F.interpolate(kernel, new, mode="bicubic", align_corners=False, antialias=antialias)
+    # A kernel sums over its pixels: with fewer of them each must weigh more, or the tokens would fade.
+    state["patch_embed.proj.weight"] = resized * (old[0] * old[1] / (new[0] * new[1]))
+    changes.append(f"the patch kernels were resized from {old[0]}x{old[1]} to {new[0]}x{new[1]} pixels")
+
+
+def _fit_positions(
+    model: DeiT,
+    state: dict[str, Tensor],
+    changes: list[str],
+    antialias: bool,
+    grid: tuple[int, int] | None,
+) -> None:
+    count, new = state["pos_embed"].shape[1] - model.num_prefix_tokens, model.grid_size
+    guessed = grid is None or grid[0] * grid[1] != count
+    old = _likely_grid(count, new) if guessed else grid
+    if old != new:
+        state["pos_embed"] = resize_positions(
+            state["pos_embed"], model.num_prefix_tokens, old, new, antialias
+        )
+        taken = " (taken to be so from their number)" if guessed else ""
+        changes.append(
+            f"the position embeddings were resized from {old[0]}x{old[1]}{taken} to {new[0]}x{new[1]} patches"
+        )
+
+
+def _likely_grid(count: int, target: tuple[int, int]) -> tuple[int, int]:
+    """The grid of `count` patches: square where possible, as published, else the nearest to `target`'s shape."""
+    side = math.isqrt(count)
+    if side * side == count:
+        return side, side
+    grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    return min(grids, key=lambda g: abs(math.log(g[0] / g[1] * target[1] / target[0])))

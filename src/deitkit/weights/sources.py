@@ -1,0 +1,136 @@
+"""Weights from files, folders and hubs. Nothing is unpickled beyond tensors and plain values."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import DeitkitError
+from .keys import published_keys
+
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
+
+
+class Weights(dict[str, Tensor]):
+    """A state dict under the published keys, with the patch grid (rows, columns) where the source tells it."""
+
+    grid_size: tuple[int, int] | None = None
+
+
+def read(source: str | Path) -> Weights:
+    """Weights from a file, a folder or a hub, under the published keys, on the CPU.
+
+    source: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file (bare, or under "model" or
+    "state_dict", as the official code and timm save); a folder that holds one, such as a run of
+    deitkit or a folder of transformers or timm; `timm:NAME`; `hf:OWNER/NAME`.
+
+    LayerScale (DeiT III, arXiv 2204.07118) has no place in the model, so each gamma is multiplied into
+    the weight and bias of the projection before it, which is mathematically equal. Position embeddings
+    without prefix tokens (DeiT III again) get zeros there, equal as well.
+
+    Raises DeitkitError where nothing is found, readable or reachable, or where it is no DeiT.
+    """
+    text = str(source)
+    if text.startswith("timm:"):
+        state, grid = _from_timm(text[5:]), None
+    else:
+        path = _from_hugging_face(text[3:]) if text.startswith("hf:") else _file_of(Path(source))
+        state, grid = _read_file(path), _saved_grid(path)
+    weights = Weights(published_keys(state))
+    weights.grid_size = grid
+    lacking = [k for k in ("cls_token", "pos_embed", "patch_embed.proj.weight") if k not in weights]
+    if lacking:
+        raise DeitkitError(
+            f"{source} holds no DeiT: it lacks {lacking[0]!r}; give the weights of a DeiT or ViT"
+        )
+    return weights
+
+
+def _file_of(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise DeitkitError(
+            f"there are no weights at {path}; give a file, a folder, timm:NAME or hf:OWNER/NAME"
+        )
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise DeitkitError(f"the folder {path} holds no {', '.join(_FOLDER_FILES)}; give the weights file itself")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The state dict in a file, its wrapping and the prefixes of parallel and compiled models taken off."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # The official training code saves its argument namespace beside the weights; that class only
+        # holds values, so allowing it keeps the promise that no code in the file runs.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        for wrapper in ("model", "state_dict"):
+            state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+        return {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in state.items()}
+    except Exception as error:  # a cut, foreign or unsafe file fails in many ways
+        raise DeitkitError(
+            f"the weights file {path} cannot be read ({type(error).__name__}); "
+            "give a .safetensors file, or a .pth that holds tensors only"
+        ) from None
+
+
+def _saved_grid(path: Path) -> tuple[int, int] | None:
+    """The patch grid from a file's header (deitkit) or from the config.json beside it (timm, transformers)."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as opened:
+            header = opened.metadata() or {}
+        if "grid_size" in header:
+            rows, columns = json.loads(header["grid_size"])
+            return rows, columns
+    config_path = path.parent / "config.json"
+    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
+    config = config.get("model_args", config)
+    image, patch = config.get("img_size", config.get("image_size")), config.get("patch_size")
+    if image is None or patch is None:
+        return None
+    image, patch = ([x, x] if isinstance(x, int) else x for x in (image, patch))
+    return image[0] // patch[0], image[1] // patch[1]
+
+
+def _unreachable(source: str, error: Exception) -> DeitkitError:
+    return DeitkitError(
+        f"the hub could not give {source!r} ({type(error).__name__}); check the name and the network, or "
+        "download the weights where there is a network and give the file's path"
+    )
+
+
+def _from_timm(name: str) -> dict[str, Tensor]:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise DeitkitError(f"timm has no model {name!r}; give a name such as deit_tiny_distilled_patch16_224")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # each hub client has errors of its own
+        raise _unreachable(f"timm:{name}", error) from None
+
+
+def _from_hugging_face(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(name, "config.json")
+        try:
+            return Path(hf_hub_download(name, "model.safetensors"))
+        except EntryNotFoundError:
+            return Path(hf_hub_download(name, "pytorch_model.bin"))
+    except Exception as error:
+        raise _unreachable(f"hf:{name}", error) from None
