@@ -32,9 +32,8 @@ class StudentConfig:
 class DataConfig:
     """Where views come from."""
 
-    split: Literal["stratified", "blocks"] = (
-        "stratified"  # blocks: runs of consecutive file names stay together
-    )
+    split: Literal["stratified", "blocks"] = "stratified"  # blocks: consecutive file names stay together
+    split_seed: int = 0  # which images are held out; apart from train.seed, so that seeds compare
     val_fraction: float = 0.25  # held out where the folder has no val/
     eval_crop: float = 1.0  # share of the shorter side that evaluation's centre crop keeps
     repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509)

@@ -1,4 +1,4 @@
-"""The same numbers as transformers' DeiT and ViT: logits of both heads, every block's tokens, every gradient."""
+"""The same numbers as transformers' DeiT and ViT: logits of both heads, blocks' tokens, gradients."""
 
 import pytest
 import torch

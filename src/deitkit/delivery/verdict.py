@@ -1,2 +1,41 @@
-def verdict(student, teacher, control, val_images):
-    return ""
+"""One sentence at the end of a training: which model to deploy, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def verdict(
+    student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None, val_images: int
+) -> str:
+    """Weighs accuracy, with its 95 % interval from the number of validation images, speed and size.
+
+    The facts are those of `results.json`; top-1 in percent.
+    """
+    low, high = student["interval"]
+    found = f"{student['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f}, {val_images} images)"
+    if teacher is None:
+        return f"Deploy the student: {found}; there is no teacher to compare it with."
+    gap = student["top1"] - teacher["top1"]
+    speed = student["images_per_s"] / teacher["images_per_s"]
+    size = f"{student['params'] / 1e6:.1f} against {teacher['params'] / 1e6:.1f} million parameters"
+    pace = f"{speed:.1f}x its speed" if speed >= 1 else f"{speed:.2f}x its speed"
+    margin = high - student["top1"]
+    if gap >= 0:
+        certainty = "more than" if gap > margin else "no less than, within chance,"
+        return (
+            f"Deploy the student: {found}, {certainty} the teacher's {teacher['top1']:.1f} %, "
+            f"at {pace}, {size}."
+        )
+    if -gap <= margin and speed >= 1:
+        return (
+            f"Deploy the student: {found} is within chance of the teacher's {teacher['top1']:.1f} %, "
+            f"and it runs at {pace}, {size}."
+        )
+    helped = ""
+    if control is not None and student["top1"] > control["top1"]:
+        helped = f" (distillation lifted it from {control['top1']:.1f} %)"
+    return (
+        f"Deploy the teacher: its {teacher['top1']:.1f} % are ahead of the student's {found}{helped}, "
+        f"which runs at {pace}; train longer (--epochs or --budget) before choosing the student."
+    )

@@ -27,12 +27,12 @@ def export(
     [0, 1], `interpolation` ("bicubic" or "bilinear"), `crop` (share of the shorter side that the
     centre crop keeps). classes: their names in the order of the logits.
 
-    | to           | files                                                    | loads with |
-    |--------------|----------------------------------------------------------|------------|
-    | deitkit      | model.safetensors, model.json                            | weights.read |
-    | timm         | model.safetensors, config.json                           | timm.create_model("local-dir:FOLDER", pretrained=True), or the architecture and model_args of config.json with checkpoint_path=FILE |
-    | transformers | model.safetensors, config.json, preprocessor_config.json | AutoModelForImageClassification and AutoImageProcessor .from_pretrained(FOLDER) |
-    | official     | checkpoint.pth                                           | --finetune or --resume --eval |
+    deitkit: model.safetensors and config.json, which `predict`, `eval` and `read` take like a run.
+    timm: model.safetensors and config.json; `timm.create_model("local-dir:FOLDER", pretrained=True)`, or
+      `timm.create_model(architecture, checkpoint_path=FILE, num_classes=..., **model_args)`.
+    transformers: model.safetensors, config.json and preprocessor_config.json; `from_pretrained(FOLDER)` of
+      AutoModelForImageClassification and AutoImageProcessor.
+    official: checkpoint.pth, {"model": state}; the training code's `--finetune FILE`.
 
     timm, transformers and the official code answer with `joint_logits` for a distilled model. A plain
     model becomes a ViT for transformers, whose DeiT always has a distillation token; its image
@@ -41,17 +41,17 @@ def export(
     """
     if len(classes) != model.num_classes:
         raise DeitkitError(
-            f"{len(classes)} class names for {model.num_classes} outputs; give one name an output"
+            f"there are {len(classes)} class names for {model.num_classes} outputs; give one name an output"
         )
     destination.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state: dict[str, Tensor] = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     configs: dict[str, dict[str, Any]]
     if to == "official":
         path = destination / "checkpoint.pth"
         torch.save({"model": state}, path)
         return [path]
     if to == "deitkit":
-        configs = {"model.json": _deitkit(model, preprocessing, classes)}
+        configs = {"config.json": _run(model, preprocessing, classes)}
     elif to == "timm":
         configs = {"config.json": _timm(model, preprocessing, classes)}
     elif to == "transformers":
@@ -59,42 +59,34 @@ def export(
             "config.json": _transformers(model, classes),
             "preprocessor_config.json": _image_processor(model, preprocessing),
         }
-        state = {k: v.contiguous() for k, v in transformers_keys(state).items()}
+        state = transformers_keys(state)
     else:
         raise DeitkitError(f"cannot export to {to!r}; choose one of {', '.join(Format.__args__)}")
-    files = [save(state, model, destination / "model.safetensors")]
+    files = [destination / "model.safetensors"]
+    save_file({k: v.contiguous() for k, v in state.items()}, files[0], metadata={"format": "pt"})
     for name, config in configs.items():
         (destination / name).write_text(json.dumps(config, indent=2) + "\n")
         files.append(destination / name)
     return files
 
 
-def save(state: dict[str, Tensor], model: DeiT, path: Path) -> Path:
-    """`state` as safetensors, with the patch grid in the header, which `read` finds again."""
-    save_file(state, path, metadata={"format": "pt", "grid_size": json.dumps(model.grid_size)})
-    return path
-
-
 def _shape(model: DeiT) -> dict[str, Any]:
-    """The arguments that build the model again, `num_classes` and `distilled` apart."""
+    """The arguments that timm and deitkit name alike."""
+    block: Any = model.blocks[0]
     return {
         "patch_size": list(model.patch_embed.patch_size),
         "embed_dim": model.embed_dim,
         "depth": len(model.blocks),
-        "num_heads": model.blocks[0].attn.num_heads,
-        "mlp_ratio": model.blocks[0].mlp.fc1.out_features / model.embed_dim,
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
     }
 
 
-def _deitkit(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    arguments = {
-        "image_size": list(model.image_size),
-        **_shape(model),
-        "in_channels": model.patch_embed.proj.in_channels,
-        "num_classes": model.num_classes,
-        "distilled": model.dist_token is not None,
-    }
-    return {"model": arguments, "preprocessing": preprocessing, "classes": list(classes)}
+def _run(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """What a run's config.json says of its model; a run says more, of its data and settings."""
+    shape = {k: v for k, v in _shape(model).items() if k != "mlp_ratio"}
+    student = {"image_size": list(model.image_size), **shape, "distilled": model.dist_token is not None}
+    return {"classes": list(classes), "preprocessing": preprocessing, "student": student}
 
 
 def _timm(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +122,7 @@ def _transformers(model: DeiT, classes: Sequence[str]) -> dict[str, Any]:
         "hidden_size": model.embed_dim,
         "num_hidden_layers": shape["depth"],
         "num_attention_heads": shape["num_heads"],
-        "intermediate_size": model.blocks[0].mlp.fc1.out_features,
+        "intermediate_size": int(model.embed_dim * shape["mlp_ratio"]),
         "hidden_act": "gelu",
         "layer_norm_eps": model.norm.eps,  # transformers' default is another
         "image_size": _one_or_two(model.image_size),

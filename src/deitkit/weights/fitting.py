@@ -19,9 +19,10 @@ def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = Fals
     distillation token that is missing starts, with its position and its head, as a copy of the
     class token's; one too many is left out. Heads for another number of classes start afresh. Position
     embeddings and patch kernels are resized, bicubic as published, `antialias` as the official code
-    (False) or timm (True) has it. Raises DeitkitError for another width, depth, or kind of model.
+    (False) or timm (True) has it. The number of attention heads leaves no trace in weights and is not
+    checked. Raises DeitkitError for another width, depth, or kind of model.
     """
-    state = dict(weights)
+    state = {k: v.to(model.pos_embed) for k, v in weights.items()}
     _check_body(model, state)
     changes: list[str] = []
     _fit_distillation(model, state, changes)
@@ -58,8 +59,9 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
     width = state["cls_token"].shape[-1]
     if (width, depth) != (model.embed_dim, len(model.blocks)):
         raise DeitkitError(
-            f"the weights are of a model {width} wide and {depth} deep, the student is {model.embed_dim} wide "
-            f"and {len(model.blocks)} deep; choose the student that matches them, or other weights"
+            f"the weights are of a model {width} wide and {depth} deep, the student is "
+            f"{model.embed_dim} wide and {len(model.blocks)} deep; "
+            "choose the student that matches them, or other weights"
         )
     adapted = ("head", "dist_token", "pos_embed", "patch_embed.proj.weight")
     foreign = [k for k in state if k not in own and not k.startswith(adapted)]
@@ -67,13 +69,13 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
     if foreign or absent:
         what = f"an extra {foreign[0]!r}" if foreign else f"no {absent[0]!r}"
         raise DeitkitError(f"the weights are of another architecture: they have {what}; give those of a DeiT")
-    for k, v in own.items():
-        shapes = (state[k].shape, v.shape) if not k.startswith(adapted) else ((), ())
-        if k == "patch_embed.proj.weight":
-            shapes = (state[k].shape[:2], v.shape[:2])
-        if shapes[0] != shapes[1]:
+    shapes = {k: (state[k].shape, v.shape) for k, v in own.items() if not k.startswith(adapted)}
+    kernel = "patch_embed.proj.weight"
+    shapes[kernel] = (state[kernel].shape[:2], own[kernel].shape[:2])  # width and input channels only
+    for key, (theirs, ours) in shapes.items():
+        if theirs != ours:
             raise DeitkitError(
-                f"the weights' {k!r} is {tuple(shapes[0])} and the student's is {tuple(shapes[1])}; "
+                f"{key!r} is {tuple(theirs)} in the weights and {tuple(ours)} in the student; "
                 "choose the student that matches them, or other weights"
             )
 
@@ -126,8 +128,8 @@ def _fit_positions(
     grid: tuple[int, int] | None,
 ) -> None:
     count, new = state["pos_embed"].shape[1] - model.num_prefix_tokens, model.grid_size
-    guessed = grid is None or grid[0] * grid[1] != count
-    old = _likely_grid(count, new) if guessed else grid
+    guessed = grid is None
+    old = grid or _likely_grid(count, new)
     if old != new:
         state["pos_embed"] = resize_positions(
             state["pos_embed"], model.num_prefix_tokens, old, new, antialias
@@ -139,7 +141,7 @@ def _fit_positions(
 
 
 def _likely_grid(count: int, target: tuple[int, int]) -> tuple[int, int]:
-    """The grid of `count` patches: square where possible, as published, else the nearest to `target`'s shape."""
+    """The grid of `count` patches: square if it can be, as published, else of a shape near `target`'s."""
     side = math.isqrt(count)
     if side * side == count:
         return side, side

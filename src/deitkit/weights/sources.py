@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,9 +21,9 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
 
 
 class Weights(dict[str, Tensor]):
-    """A state dict under the published keys, with the patch grid (rows, columns) where the source tells it."""
+    """A state dict under the published keys; `grid_size` is the patch grid where the source tells it."""
 
-    grid_size: tuple[int, int] | None = None
+    grid_size: tuple[int, int] | None = None  # rows, columns
 
 
 def read(source: str | Path) -> Weights:
@@ -51,6 +52,7 @@ def read(source: str | Path) -> Weights:
         raise DeitkitError(
             f"{source} holds no DeiT: it lacks {lacking[0]!r}; give the weights of a DeiT or ViT"
         )
+    _pad_positions(weights)
     return weights
 
 
@@ -87,21 +89,29 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _saved_grid(path: Path) -> tuple[int, int] | None:
-    """The patch grid from a file's header (deitkit) or from the config.json beside it (timm, transformers)."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as opened:
-            header = opened.metadata() or {}
-        if "grid_size" in header:
-            rows, columns = json.loads(header["grid_size"])
-            return rows, columns
+    """The patch grid, where a config.json beside the weights tells it (a run's, timm's, transformers')."""
     config_path = path.parent / "config.json"
-    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
-    config = config.get("model_args", config)
+    if not config_path.is_file():
+        return None
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DeitkitError(f"{config_path} is not JSON; mend it, or move the weights away from it") from None
+    config = config.get("model_args") or config.get("student") or config
     image, patch = config.get("img_size", config.get("image_size")), config.get("patch_size")
     if image is None or patch is None:
         return None
     image, patch = ([x, x] if isinstance(x, int) else x for x in (image, patch))
     return image[0] // patch[0], image[1] // patch[1]
+
+
+def _pad_positions(weights: Weights) -> None:
+    """DeiT III adds its positions before the prefix tokens join, which is to say zeros to those."""
+    positions, num_prefix = weights["pos_embed"], 2 if "dist_token" in weights else 1
+    count = positions.shape[1]
+    patches = math.prod(weights.grid_size) if weights.grid_size else None
+    if patches == count or (patches is None and math.isqrt(count) ** 2 == count):
+        weights["pos_embed"] = F.pad(positions, (0, 0, num_prefix, 0))
 
 
 def _unreachable(source: str, error: Exception) -> DeitkitError:
