@@ -43,6 +43,9 @@ def train(
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
     distillation: Annotated[str | None, typer.Option(help="none, soft or hard.")] = None,
     teacher: Annotated[str | None, typer.Option(help="auto, none or timm:NAME[@WEIGHTS].")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to start from: a run, a file, timm: or hf:NAME.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="small-data, deit or finetune.")] = "small-data",
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update.")] = None,
@@ -63,6 +66,7 @@ def train(
         "train.budget_s": parse_budget(budget) if budget else None,
         "distillation.mode": distillation,
         "teacher.spec": teacher,
+        "student.init": init,
         "train.batch_size": batch_size,
         "train.device": device,
         "data.workers": workers,
@@ -106,6 +110,43 @@ def evaluate(
     heads = [("joint", "top1"), ("class head", "top1_class"), ("distillation head", "top1_distill")]
     shown = ", ".join(f"{name} {metrics[key]:.1f} %" for name, key in heads if metrics[key] is not None)
     print(f"{metrics['images']} images: {shown}")
+
+
+@app.command()
+def convert(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the files.")],
+    to: Annotated[str, typer.Option(help="deitkit, timm, transformers or official.")],
+) -> None:
+    """Write a run's model in another project's format."""
+    import json
+
+    from .delivery.classifier import load
+    from .weights import export
+
+    classifier = load(run)
+    preprocessing = json.loads((run / "config.json").read_text(encoding="utf-8"))["preprocessing"]
+    for file in export(classifier.model, destination, to, preprocessing, classifier.classes):  # type: ignore[arg-type]
+        print(file)
+
+
+@app.command("recipes")
+def list_recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe, with its settings.")] = None,
+) -> None:
+    """List the recipes, or print one in full."""
+    import inspect
+    import json
+
+    from . import recipes
+
+    if name is None:
+        for key, function in recipes.RECIPES.items():
+            print(f"{key}: {(function.__doc__ or '').splitlines()[0]}")
+        return
+    config = recipes.get(name)
+    print(inspect.getdoc(recipes.RECIPES[name]))
+    print(json.dumps(config.to_dict(), indent=1))
 
 
 @app.command()

@@ -14,7 +14,7 @@ _console = Console(stderr=True, highlight=False)
 
 def say(sentence: str) -> None:
     """One line for the person at the terminal."""
-    _console.print(sentence, markup=False)
+    _console.print(sentence, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -145,13 +145,11 @@ def _prepare_teacher(out: Path, config: Config, data: Data, device: torch.device
     # Seen by the probe: the student's own views, without mixing, so that every view has one label.
     augment = replace(config.augment, mixup=0.0, cutmix=0.0, erasing=0.0)
     maker = _views(replace(config, augment=augment), data, device)
+    plain = _views(replace(config, augment=results.PLAIN), data, device)
     n = len(data.train.images)
 
     def batches(v: int) -> Any:
-        if v == 0:  # the whole image, no augmentation
-            maker_v = _views(replace(config, augment=results.PLAIN), data, device)
-        else:
-            maker_v = maker
+        maker_v = plain if v == 0 else maker
         [keys] = [
             b.keys[b.indices.argsort()] for b in plan_epoch(n, batch_size=n, repeats=1, seed=7, epoch=v)
         ]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import console
 from .config import Config
 from .data.decode import UnreadableImage, open_rgb
 from .data.folder import ImageSet, Splits, load_splits
@@ -19,6 +20,7 @@ from .data.store import Decoder, PixelStore, default_cache_dir, keep_readable, o
 from .errors import DeitkitError
 from .evaluation.metrics import HeadMetrics, Tally
 from .model import VARIANTS, DeiT, create_model
+from .weights import load_into, read
 
 # Of the student's input; the teacher has its own.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,9 +88,8 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
     else:
         chosen = 32 if side <= 40 else 64 if side <= 80 else 128 if side <= 160 else 224
     image_size = student.image_size or (chosen, chosen)
-    default_patch = (
-        max(4, round(max(image_size) / 8)) if device.type == "cpu" else max(4, min(16, chosen // 14))
-    )
+    on_cpu = device.type == "cpu"
+    default_patch = max(4, round(max(image_size) / 8) if on_cpu else min(16, chosen // 14))
     patch = student.patch_size or (
         _divisor(image_size[0], default_patch),
         _divisor(image_size[1], default_patch),
@@ -160,7 +161,7 @@ def build_model(config: Config, num_classes: int) -> DeiT:
     assert config.student.image_size is not None and config.student.patch_size is not None
     torch.manual_seed(config.train.seed)
     distilled = config.distillation.mode != "none" and config.distillation.token == "distill"
-    return create_model(
+    model = create_model(
         config.student.name,
         num_classes=num_classes,
         image_size=config.student.image_size,
@@ -168,6 +169,10 @@ def build_model(config: Config, num_classes: int) -> DeiT:
         drop_path_rate=config.student.drop_path_rate,
         distilled=distilled,
     )
+    if config.student.init is not None:
+        for change in load_into(model, read(config.student.init)):
+            console.say(f"initial weights: {change}")
+    return model
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Both backends take (B, 3, H, W) float views in [0, 1] and give (logits (B, K), t
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from typing import Protocol
 
 import numpy as np
@@ -63,7 +64,9 @@ class OpenVINOBackend:
 
         # batch of two: a batch of one would be folded into the graph as a constant
         example = torch.zeros(2, 3, *view_size)
-        model = openvino.convert_model(network.cpu().eval(), example_input=example)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of the constant input size, which is meant
+            model = openvino.convert_model(network.cpu().eval(), example_input=example)
         model.reshape([-1, 3, *view_size])
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         self.compiled = openvino.Core().compile_model(model, "CPU", options)

@@ -1,0 +1,39 @@
+# Each target sets up what it needs in .venv; no environment has to be active.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench small-data parity clean
+
+demo: .venv/demo
+	$(BIN)/python examples/elpv.py
+
+test: .venv/dev
+	$(BIN)/python -m pytest -q
+
+check: .venv/dev
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+
+parity: .venv/dev
+	$(BIN)/python -m pytest -q tests/parity tests/test_weights.py -m ""
+
+# The training loop beside timm's, on a quiet machine.
+bench: .venv/dev
+	$(BIN)/python benchmarks/train_throughput.py
+
+# Student against control over three seeds; SIGNDIGITS is the folder of Sign Language Digits.
+small-data: .venv/dev
+	$(BIN)/python examples/elpv.py --only-data
+	$(BIN)/python benchmarks/small_data.py --data runs/elpv-data/images --name elpv --epochs 8
+	$(BIN)/python benchmarks/small_data.py --data $(SIGNDIGITS) --name signdigits64 --split blocks --epochs 14
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf .venv runs
