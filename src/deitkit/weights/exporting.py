@@ -122,7 +122,7 @@ def _transformers(model: DeiT, classes: Sequence[str]) -> dict[str, Any]:
         "hidden_size": model.embed_dim,
         "num_hidden_layers": shape["depth"],
         "num_attention_heads": shape["num_heads"],
-        "intermediate_size": int(model.embed_dim * shape["mlp_ratio"]),
+        "intermediate_size": round(model.embed_dim * shape["mlp_ratio"]),
         "hidden_act": "gelu",
         "layer_norm_eps": model.norm.eps,  # transformers' default is another
         "image_size": _one_or_two(model.image_size),

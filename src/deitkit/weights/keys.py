@@ -39,7 +39,7 @@ _TO_TRANSFORMERS = [
     (r"\.mlp\.fc2\.", ".output.dense."),
     (r"^blocks\.", "encoder.layer."),
 ]
-_NOT_THE_MODEL = re.compile(r"^(pooler|pre_logits|mask_token|decoder)\b|attn\.relative_position")
+_NOT_THE_MODEL = re.compile(r"^(pooler|pre_logits|mask_token|decoder)\b")
 
 
 def _rename(key: str, table: list[tuple[str, str]]) -> str:
