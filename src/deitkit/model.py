@@ -167,7 +167,8 @@ class DeiT(nn.Module):
                 f"image size {image_size[0]}x{image_size[1]} is not a multiple of patch size "
                 f"{patch_size[0]}x{patch_size[1]}; choose sizes that divide evenly"
             )
-        self.image_size, self.num_classes, self.embed_dim = image_size, num_classes, embed_dim
+        self.image_size, self.num_classes = image_size, num_classes
+        self.embed_dim, self.num_heads = embed_dim, num_heads
         self.grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
         self.num_prefix_tokens = 2 if distilled else 1
 

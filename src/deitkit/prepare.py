@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from . import console
@@ -181,15 +180,11 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def plain_views(store: PixelStore, device: torch.device, batch_size: int = 64) -> Callable[[], object]:
-    """An iterator function over all images of `store`, in order, as views in [0, 1]."""
-
-    def views():
-        for first in range(0, len(store), batch_size):
-            indices: NDArray = np.arange(first, min(first + batch_size, len(store)))
-            yield store.fetch(indices).to(device).float().div_(255.0)
-
-    return views
+def plain_views(store: PixelStore, device: torch.device, batch_size: int = 64) -> Iterator[Tensor]:
+    """All images of `store`, in order, as views (B, 3, H, W) in [0, 1]."""
+    for first in range(0, len(store), batch_size):
+        indices = np.arange(first, min(first + batch_size, len(store)))
+        yield store.fetch(indices).to(device).float().div_(255.0)
 
 
 @torch.inference_mode()
@@ -197,7 +192,7 @@ def tally(model: DeiT, part: Part, device: torch.device) -> Tally:
     """All outputs of `model` over a split."""
     model.eval()
     total, first = Tally(), 0
-    for views in plain_views(part.store, device)():
+    for views in plain_views(part.store, device):
         total.add(model(normalise(views)), part.labels[first : first + len(views)])
         first += len(views)
     return total

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,14 @@ _SPEED_BATCH = 32
 
 def teacher_logits(teacher: Teacher, part: Part, device: torch.device) -> Tensor:
     """The teacher's logits over a split, seen as the student sees it: (n, K)."""
-    views: Iterator[Tensor] = plain_views(part.store, device)()
+    views = plain_views(part.store, device)
     return torch.cat([teacher(batch).logits.float().cpu() for batch in views])
 
 
 def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> dict[str, Any]:
     """Accuracy on validation, speed at batch 32, size; accuracies in percent."""
     top1 = top_k(teacher_logits(teacher, val, device), val.labels, 1)
-    batch = next(iter(plain_views(val.store, device, min(_SPEED_BATCH, len(val.images)))()))
+    batch = next(plain_views(val.store, device, _SPEED_BATCH))
     return {
         "name": teacher.card.name,
         "top1": top1,
@@ -71,7 +70,7 @@ def measure_student(model: DeiT, name: str, data: Data, device: torch.device) ->
     measured = tally(model, data.val, device)
     metrics = measured.metrics()
     output, labels = measured.output()
-    batch = next(iter(plain_views(data.val.store, device, min(_SPEED_BATCH, len(data.val.images)))()))
+    batch = next(plain_views(data.val.store, device, _SPEED_BATCH))
     images = normalise(batch)
     model.eval()
     with torch.inference_mode():
@@ -138,7 +137,7 @@ def describe_run(
             "patch_size": list(model.patch_embed.patch_size),
             "embed_dim": model.embed_dim,
             "depth": len(model.blocks),
-            "num_heads": model.blocks[0].attn.num_heads,
+            "num_heads": model.num_heads,
             "distilled": model.head_dist is not None,
             "params": sum(p.numel() for p in model.parameters()),
         },

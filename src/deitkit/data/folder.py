@@ -86,7 +86,7 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
             differing = sorted(set(train_set.classes) ^ set(other.classes))
             if differing:
                 raise DeitkitError(
-                    f"the classes under {parts['train']} and {other.root / other.paths[0].split('/')[0]} differ "
+                    f"the classes of the parts of {data} differ "
                     f"in {', '.join(map(repr, differing[:5]))}; give every part the same class folders"
                 )
         return Splits(train_set, val_set, test_set, f"train/ and {val.name}/ as given")
@@ -105,7 +105,9 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
 
 def scan(folder: Path, root: Path) -> ImageSet:
     """All images under `folder`, one sub-folder a class, sorted by name; paths relative to `root`."""
-    classes, paths, labels = [], [], []
+    classes: list[str] = []
+    paths: list[str] = []
+    labels: list[int] = []
     folders = sorted((e for e in _entries(folder) if e.is_dir()), key=lambda e: e.name)
     empty = []
     for entry in folders:

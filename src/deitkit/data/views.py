@@ -21,6 +21,7 @@ from .plan import normal, uniform
 
 Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
+Operation = tuple[NDArray[np.str_], Array, Array]  # names, magnitudes, signs; each (B,)
 
 # Slots of a view's random numbers. Each use has its own range, so a new use never shifts another.
 _CROP, _FLIP, _JITTER, _RANDAUGMENT, _ERASE = 0, 100, 110, 200, 300
@@ -55,7 +56,7 @@ class ViewMaker:
             self._erase(views, keys)
         return views.div_(255.0)
 
-    def _affine(self, aspects: Array, keys: Keys, drawn: list[tuple[Array, Array, Array]]) -> Array:
+    def _affine(self, aspects: Array, keys: Keys, drawn: list[Operation]) -> Array:
         """(B, 2, 3) maps from a view's coordinates to its image's, both in [-1, 1]."""
         H, W = self.image_size
         left, top, width, height = _crop_boxes(self.augment, aspects, W / H, keys)
@@ -137,7 +138,7 @@ def _crop_boxes(
     return left * (1 - width), top * (1 - height), width, height
 
 
-def _draw_operations(augment: AugmentConfig, keys: Keys) -> list[tuple[Array, Array, Array]]:
+def _draw_operations(augment: AugmentConfig, keys: Keys) -> list[Operation]:
     """RandAugment's draw, one entry a round: operation names (B,), magnitudes in [0, 1] (B,), signs (B,).
 
     An operation that was drawn but not applied has an empty name.

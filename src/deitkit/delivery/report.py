@@ -132,7 +132,12 @@ def _confusion(counts: list[list[int]], classes: list[str]) -> Figure:
             for j, n in enumerate(row):
                 if n:
                     axes.text(
-                        j, i, n, ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black"
+                        j,
+                        i,
+                        str(n),
+                        ha="center",
+                        va="center",
+                        color="white" if shares[i][j] > 0.5 else "black",
                     )
     return figure
 

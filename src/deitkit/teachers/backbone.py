@@ -8,9 +8,11 @@ points of top-1 on ImageNet, silently).
 from __future__ import annotations
 
 import difflib
+import importlib.resources
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,7 +39,10 @@ class Backbone(nn.Module):
     has one stride only, they are taken half way and five sixths up.
     """
 
-    def __init__(self, model: nn.Module, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.model, self.image_size = model, image_size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -66,7 +71,7 @@ def find_source(spec: str) -> Source:
     if spec == "auto":
         if importlib.util.find_spec(_LITE) is None:
             return Source("tf_efficientnet_lite0.in1k", None)
-        [weights] = (Path(str(importlib.util.find_spec(_LITE).origin)).parent / "models").glob("*.pth")
+        [weights] = (Path(str(importlib.resources.files(_LITE))) / "models").glob("*.pth")
         return Source("tf_efficientnet_lite0", weights)
     kind, _, rest = spec.partition(":")
     if kind != "timm" or not rest:
@@ -82,7 +87,7 @@ def find_source(spec: str) -> Source:
 
 def open_backbone(source: Source, image_size: int) -> Backbone:
     """The backbone with its trained weights; never with random ones. `image_size` in pixels a side."""
-    model = timm.create_model(source.name)
+    model: Any = timm.create_model(source.name)
     _load_weights(model, source)
     config = model.default_cfg
     mean, std = config["mean"], config["std"]
@@ -94,10 +99,11 @@ def open_backbone(source: Source, image_size: int) -> Backbone:
 
 def native_image_size(source: Source) -> int:
     """The side, in pixels, of the images that the backbone was trained on."""
-    return int(timm.get_pretrained_cfg(source.name).input_size[-1])
+    config = timm.get_pretrained_cfg(source.name)
+    return int(config.input_size[-1]) if config is not None else 224
 
 
-def _load_weights(model: nn.Module, source: Source) -> None:
+def _load_weights(model: Any, source: Source) -> None:
     if source.weights is None:
         try:
             pretrained = timm.create_model(source.name, pretrained=True)

@@ -21,7 +21,7 @@ Answer = tuple[Tensor, tuple[Tensor, ...]]
 class Network(nn.Module):
     """A backbone with the head of the user's classes: views -> logits and maps."""
 
-    def __init__(self, backbone: Backbone, head: nn.Linear):
+    def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
@@ -44,7 +44,7 @@ class PyTorchBackend:
     name = "pytorch"
 
     def __init__(self, network: nn.Module, device: torch.device):
-        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.device = device
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import DeitkitError
 from .ema import EMA
+from .task import Guidance
 
 
 @dataclass
@@ -22,7 +23,7 @@ class TrainingState:
     """Everything that an update changes. Randomness is not here: it is a function of seed and step."""
 
     model: nn.Module
-    guidance: nn.Module | None
+    guidance: Guidance | None
     ema: EMA
     optimizer: torch.optim.Optimizer
     step: int = 0  # updates done

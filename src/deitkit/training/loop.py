@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Config
 from ..data.loader import ViewBatch, made_ahead
@@ -62,10 +62,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         distillation = self.config.distillation
-        guided = self.teacher is not None and distillation.guidance > 0
-        torch.manual_seed(self.config.train.seed + 1)
-        guidance = Guidance(self.model, self.teacher.card.map_channels).to(self.device) if guided else None
-        modules = [self.model] if guidance is None else [self.model, guidance]
+        guidance: Guidance | None = None
+        if self.teacher is not None and distillation.guidance > 0:
+            torch.manual_seed(self.config.train.seed + 1)
+            guidance = Guidance(self.model, self.teacher.card.map_channels).to(self.device)
+        modules: list[nn.Module] = [self.model] if guidance is None else [self.model, guidance]
         optimizer = create_optimizer(modules, self.config.optim)
         self.state = TrainingState(
             self.model, guidance, EMA(self.model, self.config.optim.ema_decay), optimizer
@@ -227,7 +228,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, note)
     except ValueError:  # not in the main thread: the caller owns the signals
         before.clear()

@@ -17,7 +17,8 @@ _NO_DECAY = ("cls_token", "dist_token", "pos_embed")
 
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
     """Two groups for the optimizer: with and without weight decay."""
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for module in modules:
         for name, p in module.named_parameters():
             matrix = p.ndim > 1 and name.rsplit(".", 1)[-1] not in _NO_DECAY
