@@ -208,7 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         where = f" at {error.filename}" if error.filename else ""
         print(
-            f"deitkit: cannot write{where} ({error.strerror}); free space or choose another --out, then --resume",
+            f"deitkit: cannot write{where} ({error.strerror}); "
+            "free space and add --resume, or choose another --out",
             file=sys.stderr,
         )
     else:

@@ -239,8 +239,8 @@ def _planned_epochs(
         epochs = int(left / (per_epoch * 1.05))  # a twentieth for measuring after epochs
         if epochs < 1:
             raise DeitkitError(
-                f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one epoch "
-                f"takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s"
+                f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one "
+                f"epoch takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s"
             )
         console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
     _write_json(saved, {"epochs": epochs})
