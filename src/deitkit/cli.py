@@ -51,7 +51,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that prepare batches ahead.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
     control: Annotated[bool, typer.Option("--control", help="Also train without a teacher.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:

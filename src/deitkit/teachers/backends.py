@@ -68,7 +68,11 @@ class OpenVINOBackend:
             warnings.simplefilter("ignore")  # tracing warns of the constant input size, which is meant
             model = openvino.convert_model(network.cpu().eval(), example_input=example)
         model.reshape([-1, 3, *view_size])
-        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # no more than PyTorch was given
+        }
         self.compiled = openvino.Core().compile_model(model, "CPU", options)
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
