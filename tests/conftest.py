@@ -1,0 +1,44 @@
+"""Small generated pictures, and a cache of their own for the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# The smallest job that has every part: no teacher, two 16-pixel patches a side.
+TINY = [
+    "--teacher=none",
+    "--image-size=16",
+    "--patch-size=8",
+    "--batch-size=8",
+    "--epochs=2",
+    "--device=cpu",
+]
+
+
+def write_pictures(
+    folder: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 12, side: int = 24
+) -> Path:
+    """Pictures whose mean colour tells the class, with noise."""
+    rng = np.random.RandomState(0)
+    for k, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.randint(0, 120, (side, side + i % 5, 3)) + np.array(
+                [130 * (k % 2), 60, 130 * (k // 2)]
+            )
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEITKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "pictures")

