@@ -88,6 +88,8 @@ def open_store(
     path = cache_dir / f"{key.hexdigest()[:24]}.pixels"
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
+        if path.stat().st_size != len(images) * 3 * decoder.size[0] * decoder.size[1]:
+            raise ValueError("cut short")
     except (OSError, ValueError):
         try:
             facts = _decode_all(images, decoder, path, workers, on_progress)

@@ -41,7 +41,10 @@ class ViewMaker:
     image_size: tuple[int, int]
 
     def __call__(self, pixels: Tensor, aspects: NDArray[np.float32], keys: Keys) -> Tensor:
-        """(B, 3, S, T) uint8 whole images, squashed, their width/height -> (B, 3, H, W) float in [0, 1]."""
+        """(B, 3, S, T) uint8 whole images, squashed, their width/height -> (B, 3, H, W) float.
+
+        Views lie in [0, 1]; only the noise of random erasing goes beyond.
+        """
         drawn = _draw_operations(self.augment, keys)
         views = self._warp(pixels, self._affine(aspects.astype(np.float64), keys, drawn))
         if self.augment.color_jitter:

@@ -1,0 +1,80 @@
+"""Imports run one way, and asking for help loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deitkit
+
+PACKAGE = Path(deitkit.__file__).parent
+
+# From the top down; a part may import those of lower layers only, never a neighbour of its own.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("cli",),
+    ("job", "evaluate"),
+    ("results",),
+    ("prepare",),
+    ("delivery", "evaluation", "training"),
+    ("teachers", "data"),
+    ("losses", "weights"),
+    ("model",),
+    ("recipes",),
+    ("config",),
+    ("errors", "console"),
+)
+LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a module imports, wherever in it the import stands."""
+    package = ("deitkit", *path.relative_to(PACKAGE).parts[:-1])
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[tuple[str, ...]] = []
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module or "").split(".")) if node.module else base
+            names = [(*module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        found |= {name[1] for name in names if name[0] == "deitkit" and len(name) > 1}
+    return found - {part_of(path)}
+
+
+def test_every_part_has_a_layer():
+    assert {part_of(p) for p in MODULES} == set(LEVEL)
+
+
+def test_imports_are_read_at_all():
+    assert imported_parts(PACKAGE / "training" / "task.py") == {"losses", "config", "model", "teachers"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downwards(path: Path):
+    own = LEVEL[part_of(path)]
+    assert [part for part in imported_parts(path) if LEVEL.get(part, -1) <= own] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import deitkit",
+        "from deitkit import cli\ntry: cli.main(['train', '--help'])\nexcept SystemExit: pass",
+    ],
+    ids=["import", "help"],
+)
+def test_loads_nothing_heavy(code: str):
+    heavy = "{'torch', 'torchvision', 'timm', 'matplotlib', 'PIL', 'numpy', 'openvino'}"
+    check = f"{code}\nimport sys\nfound = {heavy} & set(sys.modules)\nassert not found, found"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
