@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("runs/elpv-data"), help="where to put the pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/elpv"), help="where to put the run")
-    parser.add_argument("--budget", default="9m", help="time for the whole job")
+    parser.add_argument("--budget", default="7m", help="time for the whole job")
     parser.add_argument("--only-data", action="store_true", help="write the pictures and stop")
     options = parser.parse_args()
     print(ORIGIN)
@@ -45,7 +45,8 @@ def main() -> None:
     # After the line above: a stranger reads the data's terms before torch has loaded.
     from deitkit.cli import main as deitkit
 
-    deitkit(["train", str(data), "--out", str(options.out), "--budget", options.budget, "--control"])
+    arguments = ["train", str(data), "--out", str(options.out), "--budget", options.budget, "--control"]
+    deitkit(arguments + (["--resume"] if (options.out / "settings.json").exists() else []))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,229 @@
+"""Images/s of the whole training loop, beside timm's own token distillation, on a CPU.
+
+    python benchmarks/train_throughput.py [--data FOLDER] [--batches 6] [--rounds 3]
+
+The same student (128 wide, 6 deep, 128 px in patches of 16), teacher (EfficientNet-Lite0 at 128 px),
+batch (64), optimizer, moving average, data and augmentation (crop, mirror, RandAugment 9/0.5, erasing,
+mixup, CutMix). timm's side is its loader with two workers and its TokenDistillationTask. Both sides take
+turns in one process; a round is `batches` updates after a warm-up. Run it on a quiet machine. The table
+goes to stderr; the last line of stdout is JSON, with medians, extremes and the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import Mixup, create_dataset, create_loader
+from timm.loss import SoftTargetCrossEntropy
+from timm.task.token_distillation import TokenDistillationTask
+from timm.utils import ModelEmaV3
+
+from deitkit import recipes
+from deitkit.data.loader import TrainingViews
+from deitkit.data.plan import plan_epoch
+from deitkit.prepare import build_model, choose_student, find_splits, normalise, open_data
+from deitkit.teachers.backbone import find_source, open_backbone
+from deitkit.teachers.backends import Network, choose_backend
+from deitkit.teachers.teacher import Teacher, TeacherCard
+from deitkit.training.loop import Trainer
+
+SIZE, BATCH = 128, 64
+Steps = Callable[[int], None]  # runs so many updates
+
+
+def generated(folder: Path) -> Path:
+    """512 JPEGs of 160 x 160 in train/ and 8 in val/, four classes."""
+    rng = np.random.RandomState(0)
+    for part, count in (("train", 128), ("val", 2)):
+        for k in range(4):
+            (folder / part / str(k)).mkdir(parents=True)
+            for i in range(count):
+                coarse = Image.fromarray(rng.randint(0, 255, (20, 20, 3), dtype=np.uint8))
+                coarse.resize((160, 160)).save(folder / part / str(k) / f"{i}.jpg", quality=90)
+    return folder
+
+
+def teacher_network(classes: int) -> Network:
+    source = find_source("auto")
+    backbone = open_backbone(source, SIZE)
+    return Network(backbone, torch.nn.Linear(1280, classes))
+
+
+def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> Steps:
+    config = recipes.get("deit").override(
+        {
+            "student.name": "nano",
+            "student.image_size": SIZE,
+            "data.repeats": 1,
+            "train.batch_size": BATCH,
+            "distillation.guidance": guidance,
+            "distillation.mode": "hard" if with_teacher else "none",
+        }
+    )
+    device = torch.device("cpu")
+    splits = find_splits(data, config)
+    config, _ = choose_student(config, splits, device)
+    opened = open_data(splits, config, lambda n: None)
+    classes = opened.classes
+    teacher = None
+    if with_teacher:
+        network = teacher_network(len(classes))
+        card = TeacherCard("lite0", None, SIZE, classes, "", 0, (40, 112), False)
+        teacher = Teacher(card, choose_backend(network, (SIZE, SIZE), device, "auto"))
+    views = TrainingViews(
+        opened.train.store, opened.train.images.labels, len(classes), config.augment, (SIZE, SIZE), device
+    )
+    trainer = Trainer(
+        config=config,
+        model=build_model(config, len(classes)),
+        make=views.make,
+        num_images=len(opened.train.images),
+        normalise=normalise,
+        teacher=teacher,
+        device=device,
+        folder=out,
+        evaluate=lambda model: {},
+        name_of=str,
+        epochs=1000,
+    )
+
+    def batches() -> Iterator:
+        for epoch in range(1000):
+            plan = plan_epoch(trainer.num_images, batch_size=BATCH, repeats=1, seed=0, epoch=epoch)
+            yield from (b for b in plan if len(b.indices) == BATCH)
+
+    planned = batches()
+
+    def steps(n: int) -> None:
+        for _ in range(n):
+            trainer.update(trainer.make(next(planned)))
+
+    return steps
+
+
+def timm_side(data: Path, with_teacher: bool) -> Steps:
+    train = create_dataset("", root=str(data), split="train")
+    classes = len(train.reader.class_to_idx)
+    loader = create_loader(
+        train,
+        input_size=(3, SIZE, SIZE),
+        batch_size=BATCH,
+        is_training=True,
+        use_prefetcher=False,
+        re_prob=0.25,
+        re_mode="pixel",
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        num_workers=2,
+        device=torch.device("cpu"),
+        persistent_workers=True,
+    )
+    mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
+    shape = {"img_size": SIZE, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    student = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=classes, **shape)
+    criterion = SoftTargetCrossEntropy()
+    task = None
+    if with_teacher:
+        teacher = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
+        source = open_backbone(find_source("auto"), SIZE).model.state_dict()
+        teacher.load_state_dict(source, strict=False)
+        options = {"criterion": criterion, "distill_type": "hard", "device": torch.device("cpu")}
+        task = TokenDistillationTask(student, teacher, verbose=False, **options)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=5e-4, weight_decay=0.05)
+    ema = ModelEmaV3(student, decay=0.99996)
+
+    def endless() -> Iterator:
+        while True:
+            yield from loader
+
+    stream = endless()
+
+    def steps(n: int) -> None:
+        for _ in range(n):
+            images, labels = mixup(*next(stream))
+            student.train()
+            if task is not None:
+                loss = task(images, labels)["loss"]
+            else:
+                output = student(images)
+                loss = criterion(output[0] if isinstance(output, tuple) else output, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            ema.update(student)
+            loss.item()
+
+    return steps
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 1),
+        "min": round(min(values), 1),
+        "max": round(max(values), 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: generated pictures")
+    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or generated(Path(folder) / "data")
+        out = Path(folder) / "run"
+        sides = {
+            "deitkit, teacher": deitkit_side(data, out, True, 0.0),
+            "timm, teacher": timm_side(data, True),
+            "deitkit, teacher and guidance": deitkit_side(data, out, True, 2.5),
+            "deitkit, no teacher": deitkit_side(data, out, False, 0.0),
+            "timm, no teacher": timm_side(data, False),
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in sides}
+        for steps in sides.values():
+            steps(2)
+        for _ in range(options.rounds):
+            for name, steps in sides.items():
+                # timm's workers decode ahead while another side runs: two updates use that up.
+                steps(2)
+                started = time.perf_counter()
+                steps(options.batches)
+                speeds[name].append(options.batches * BATCH / (time.perf_counter() - started))
+    found = {name: summary(values) for name, values in speeds.items()}
+    for name, row in found.items():
+        print(f"{name:32} {row['median']:7.1f} images/s  ({row['min']} to {row['max']})", file=sys.stderr)
+
+    def ratio(a: str, b: str) -> float:
+        return round(found[a]["median"] / found[b]["median"], 2)
+
+    print(
+        json.dumps(
+            found
+            | {
+                "ratio_with_teacher": ratio("deitkit, teacher", "timm, teacher"),
+                "ratio_without_teacher": ratio("deitkit, no teacher", "timm, no teacher"),
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                "versions": {"torch": torch.__version__, "timm": timm.__version__},
+                "date": datetime.date.today().isoformat(),
+                "command": " ".join(["python", *sys.argv]),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
