@@ -10,7 +10,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from deitkit.cli import main as command_line
 
@@ -116,6 +118,27 @@ def test_many_unreadable_images_are_refused(pictures, tmp_path, capsys):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_one_unreadable_image_in_a_hundred_and_twenty_is_no_reason_to_stop(tmp_path):
+    data = write_pictures(tmp_path / "d", ("cat", "dog"), count=60, side=8)
+    (data / "cat" / "0.png").write_bytes(b"")
+    main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--batch-size=64"])
+    assert len(json.loads((tmp_path / "run" / "skipped.json").read_text())) == 1
+
+
+def test_a_refused_folder_can_be_used_again(pictures, tmp_path, capsys):
+    whole = (pictures / "cat" / "0.png").read_bytes()
+    (pictures / "cat" / "0.png").write_bytes(b"")
+    assert "cannot be read" in train(capsys, pictures, tmp_path / "run")
+    (pictures / "cat" / "0.png").write_bytes(whole)
+    main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--seed=3"])
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["train"]["seed"] == 3
+
+
+def test_a_misspelt_teacher_leaves_no_folder(pictures, tmp_path, capsys):
+    train(capsys, pictures, tmp_path / "run", "--teacher=timm:resnet81")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["zero.png", "text.jpg", "cut.png", "huge.png"])
 def test_few_unreadable_images_are_listed(tmp_path, name, capsys):
     data = write_pictures(tmp_path / "d", ("cat", "dog"), count=140, side=8)
@@ -131,6 +154,7 @@ def test_odd_names_train_and_predict(tmp_path, capsys):
     classes = ("a b", 'it\'s "so"', "猫", "$x_1$ & <b>")
     data = write_pictures(tmp_path / "data with space", classes)
     main(["train", str(data), "--out", str(tmp_path / "run ü"), *TINY])
+    assert ">猫</text>" in (tmp_path / "run ü" / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     main(["predict", str(tmp_path / "run ü"), str(data / "猫" / "0.png"), "--json"])
     [row] = json.loads(capsys.readouterr().out)
@@ -158,22 +182,38 @@ def test_full_disk_while_decoding(pictures, tmp_path, capsys, monkeypatch):
 
 
 def test_full_disk_at_a_checkpoint(pictures, tmp_path, capsys, monkeypatch):
-    from deitkit.training import checkpoint
+    from deitkit import files
 
     calls = []
 
     def full(tensors, path, metadata):
         calls.append(path)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if len(calls) == 2:  # word for word what a full disk gives
+            path.write_bytes(b"a part of it")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         real(tensors, path, metadata)
 
-    real = checkpoint.save_file
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    real = files.save_file
+    monkeypatch.setattr(files, "save_file", full)
     assert "No space left" in train(capsys, pictures, tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+    monkeypatch.setattr(files, "save_file", real)
     main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY, "--resume"])
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_write_past_a_limit_is_an_os_error(tmp_path):
+    resource = pytest.importorskip("resource")
+    from deitkit.files import write_tensors
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("recipes",),
     ("config",),
-    ("errors", "console"),
+    ("errors", "files", "console"),
 )
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)

@@ -19,6 +19,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+_CANNOT_WRITE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+}
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -204,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeitkitError as error:
         print(f"deitkit: {error}", file=sys.stderr)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno not in _CANNOT_WRITE:
             raise
         where = f" at {error.filename}" if error.filename else ""
         print(

@@ -11,7 +11,7 @@ import torch
 from . import console
 from .data.decode import UnreadableImage
 from .data.folder import scan
-from .data.store import keep_readable
+from .data.store import refuse_many_unreadable
 from .delivery.classifier import load
 from .errors import DeitkitError
 from .evaluation.metrics import Tally, wilson_interval
@@ -48,7 +48,7 @@ def evaluate_folder(run: str | Path, data: str | Path, batch_size: int = 32) -> 
             if pixels:
                 tally.add(classifier.forward(torch.from_numpy(np.stack(pixels))), torch.tensor(labels))
             advance(min(batch_size, len(images) - first))
-    keep_readable(images, unreadable)
+    refuse_many_unreadable([(str(images.full_path(i)), why) for i, why in unreadable], len(images))
     metrics = tally.metrics()
     interval = wilson_interval(metrics.top1 / 100, metrics.images)
     return metrics.to_dict() | {"interval": interval, "skipped": [images.paths[i] for i, _ in unreadable]}

@@ -28,6 +28,7 @@ from .prepare import (
     open_data,
     settle_device,
 )
+from .teachers.backbone import find_source
 from .teachers.teacher import Teacher, fit_teacher, load_teacher, save_teacher
 from .training.loop import Trainer, seconds_per_step
 
@@ -66,6 +67,8 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     device = settle_device(config.train.device)
     splits = find_splits(data, config)
     config, why = choose_student(config, splits, device)
+    if config.distillation.mode != "none" and config.teacher.spec != "none":
+        find_source(config.teacher.spec)  # a misspelt teacher is refused before hours of decoding
     _claim_folder(out, config, resume)
     console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
     console.say(why)
@@ -113,7 +116,8 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 def _claim_folder(out: Path, config: Config, resume: bool) -> None:
     """Makes the run folder; a folder with another run in it is refused, its settings when resuming too."""
     settings = out / "settings.json"
-    if settings.exists():
+    begun = any((out / name).exists() for name in ("teacher", "plan.json"))
+    if settings.exists() and begun:
         if not resume:
             raise DeitkitError(
                 f"{out} holds a run already; add --resume to continue it, or choose another --out"
@@ -127,7 +131,7 @@ def _claim_folder(out: Path, config: Config, resume: bool) -> None:
                 "or choose another --out"
             )
         return
-    if out.exists() and any(out.iterdir()):
+    if not settings.exists() and out.exists() and any(p.suffix != ".part" for p in out.iterdir()):
         raise DeitkitError(f"{out} is not empty and holds no run; choose an empty or a new folder for --out")
     out.mkdir(parents=True, exist_ok=True)
     _write_json(settings, config.to_dict())

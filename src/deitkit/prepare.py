@@ -15,7 +15,7 @@ from . import console
 from .config import Config
 from .data.decode import UnreadableImage, open_rgb
 from .data.folder import ImageSet, Splits, load_splits
-from .data.store import Decoder, PixelStore, default_cache_dir, keep_readable, open_store
+from .data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
 from .errors import DeitkitError
 from .evaluation.metrics import HeadMetrics, Tally
 from .model import VARIANTS, DeiT, create_model
@@ -145,13 +145,15 @@ def open_data(splits: Splits, config: Config, on_progress: Callable[[int], None]
             workers=config.data.workers or os.cpu_count() or 1,
             on_progress=on_progress,
         )
-        kept = keep_readable(images, unreadable)
+        kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
         skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
         return Part(images.subset(kept), store.subset(kept))
 
     train = part(splits.train, Decoder(stored, "squashed"))
     val = part(splits.val, evaluated)
     test = part(splits.test, evaluated) if splits.test is not None else None
+    total = sum(len(images) for images in (splits.train, splits.val, splits.test) if images is not None)
+    refuse_many_unreadable(skipped, total)
     return Data(splits, train, val, test, tuple(skipped))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from . import console
@@ -18,6 +17,7 @@ from .config import AugmentConfig, Config
 from .delivery.verdict import verdict
 from .evaluation.metrics import confusion, top_k, wilson_interval
 from .evaluation.throughput import images_per_s
+from .files import write_tensors
 from .model import DeiT, joint_probabilities
 from .prepare import MEAN, STD, Data, Part, normalise, plain_views, tally
 from .teachers.teacher import Teacher
@@ -156,10 +156,8 @@ def describe_run(
 
 
 def save_model(path: Path, model: DeiT) -> None:
-    """Weights under the published keys, written to the side and renamed."""
-    side = path.with_suffix(".part")
-    save_file({k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}, side)
-    side.replace(path)
+    """Weights under the published keys."""
+    write_tensors(path, model.state_dict())
 
 
 def write_predictions(

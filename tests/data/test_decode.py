@@ -11,7 +11,7 @@ from PIL import Image
 
 from deitkit.data.decode import UnreadableImage, centre_view, open_rgb, squash
 from deitkit.data.folder import ImageSet, scan
-from deitkit.data.store import Decoder, PixelStore, keep_readable, open_store
+from deitkit.data.store import Decoder, PixelStore, open_store, refuse_many_unreadable
 from deitkit.errors import DeitkitError
 
 from ..conftest import write_pictures
@@ -238,7 +238,7 @@ def test_unreadable_images_are_reported_with_their_index(images, tmp_path, limit
     assert [i for i, _ in unreadable] == [3]
 
 
-def test_keep_readable_allows_one_in_a_hundred(images):
-    assert keep_readable(images, [(3, "cut")], allowed=0.1).tolist() == [0, 1, 2, *range(4, 14)]
-    with pytest.raises(DeitkitError, match=r"1 of 14 images cannot be read.*cut"):
-        keep_readable(images, [(3, "cut")])
+def test_one_unreadable_image_in_a_hundred_is_allowed():
+    refuse_many_unreadable([("a.png", "cut")], 100)
+    with pytest.raises(DeitkitError, match=r"1 of 99 images cannot be read.*a\.png \(cut\)"):
+        refuse_many_unreadable([("a.png", "cut")], 99)

@@ -105,15 +105,16 @@ def open_store(
     return store, [(i, reason) for i, reason in facts["unreadable"]]
 
 
-def keep_readable(images: ImageSet, unreadable: list[tuple[int, str]], allowed: float = 0.01) -> NDArray:
-    """The indices of readable images; raises DeitkitError where more than `allowed` of all are not."""
-    if len(unreadable) > allowed * len(images):
-        first = "; ".join(f"{images.full_path(i)} ({reason})" for i, reason in unreadable[:3])
+def refuse_many_unreadable(
+    unreadable: Sequence[tuple[str, str]], num_images: int, allowed: float = 0.01
+) -> None:
+    """Raises DeitkitError where more than `allowed` of all images are in `unreadable`: (path, reason)."""
+    if len(unreadable) > allowed * num_images:
+        first = "; ".join(f"{path} ({reason})" for path, reason in unreadable[:3])
         raise DeitkitError(
-            f"{len(unreadable)} of {len(images)} images cannot be read, more than {100 * allowed:.0f} %: "
+            f"{len(unreadable)} of {num_images} images cannot be read, more than {100 * allowed:.0f} %: "
             f"{first}; repair or remove them"
         )
-    return np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
 
 
 def _decode_all(
@@ -180,7 +181,7 @@ def _decoding_store(
             return np.stack([pixels for pixels, _ in pool.map(lambda i: decoder(images.full_path(i)), rows)])
         except UnreadableImage as error:
             raise DeitkitError(
-                f"{error.path} cannot be read ({error.reason}); remove it and resume"
+                f"{error.path} cannot be read ({error.reason}); remove it and start a new run"
             ) from None
 
     aspects = np.array([aspect for aspect, _ in checked], np.float32)

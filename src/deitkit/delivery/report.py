@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
 
-matplotlib.rcParams.update({"svg.hashsalt": "deitkit", "font.size": 9})
+matplotlib.rcParams.update({"svg.hashsalt": "deitkit", "svg.fonttype": "none", "font.size": 9})
 _WORST = 24  # mistakes shown as pictures
 _LABELLED = 30  # classes up to which the confusion matrix names its rows
 
@@ -148,9 +149,11 @@ def _plain(name: str) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    figure.tight_layout()
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has the fonts that are missing here
+        figure.tight_layout()
+        figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

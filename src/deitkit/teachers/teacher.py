@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import TeacherConfig
 from ..errors import DeitkitError
+from ..files import write_tensors
 from .backbone import Backbone, Source, find_source, native_image_size, open_backbone
 from .backends import Backend, Network, choose_backend
 from .finetune import FineTuneBatches, finetune
@@ -117,8 +118,10 @@ def save_teacher(folder: Path, teacher: Teacher, network: Network) -> None:
     """Writes `teacher.json`, and the head (all weights, where they were fine-tuned) as safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict() if teacher.card.finetuned else network.head.state_dict()
-    save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "teacher.safetensors")
-    (folder / "teacher.json").write_text(json.dumps(dataclasses.asdict(teacher.card), indent=2))
+    write_tensors(folder / "teacher.safetensors", state)
+    card = folder / "teacher.json"  # last, and whole: it says that the teacher is there
+    card.with_suffix(".part").write_text(json.dumps(dataclasses.asdict(teacher.card), indent=2))
+    card.with_suffix(".part").replace(card)
 
 
 def load_teacher(

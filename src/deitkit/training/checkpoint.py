@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import DeitkitError
+from ..files import write_tensors
 from .ema import EMA
 from .task import Guidance
 
@@ -62,12 +61,7 @@ def save_checkpoint(folder: Path, state: TrainingState, facts: dict[str, Any]) -
     """Writes `step-N.safetensors` with `facts` in its header, and drops all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state.step:08d}.safetensors"
-    side = path.with_suffix(".part")
-    tensors = {k: v.detach().contiguous().cpu() for k, v in state.tensors().items()}
-    save_file(tensors, side, metadata={"facts": json.dumps(facts | {"step": state.step})})
-    with open(side, "rb") as written:
-        os.fsync(written.fileno())
-    side.replace(path)
+    write_tensors(path, state.tensors(), {"facts": json.dumps(facts | {"step": state.step})})
     for old in sorted(folder.glob("step-*.safetensors"))[:-2]:
         old.unlink()
     return path

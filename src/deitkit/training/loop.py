@@ -92,9 +92,8 @@ class Trainer:
         load_checkpoint(self.folder / "checkpoints", self.state, self._facts())
         log = self.folder / "metrics.jsonl"
         if log.exists():  # lines of updates that the checkpoint does not know are made again
-            lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-            kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= self.state.step]
-            log.write_text("".join(kept))
+            whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            log.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.state.step))
         return self.state.step
 
     def run(self, watcher: Watcher) -> None:
@@ -185,9 +184,10 @@ class Trainer:
             line["val"] = self.evaluate(self.model)
             with self.averaged_weights():
                 line["val_ema"] = self.evaluate(self.model)
-        self._save()
+        # Before the checkpoint: a line too many is dropped when resuming, a lost one would stay lost.
         with open(self.folder / "metrics.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
+        self._save()
         watcher.on_epoch(line)
 
     @contextmanager

