@@ -125,7 +125,8 @@ def timm_side(data: Path, with_teacher: bool) -> Steps:
         use_prefetcher=False,
         re_prob=0.25,
         re_mode="pixel",
-        auto_augment="rand-m9-mstd0.5-inc1",
+        # mmax9: at level 10 timm 1.0.31 asks Pillow 12 for 0 bits, which it refuses.
+        auto_augment="rand-m9-mstd0.5-mmax9-inc1",
         interpolation="bicubic",
         num_workers=2,
         device=torch.device("cpu"),
