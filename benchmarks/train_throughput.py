@@ -4,9 +4,10 @@
 
 The same student (128 wide, 6 deep, 128 px in patches of 16), teacher (EfficientNet-Lite0 at 128 px),
 batch (64), optimizer, moving average, data and augmentation (crop, mirror, RandAugment 9/0.5, erasing,
-mixup, CutMix). timm's side is its loader with two workers and its TokenDistillationTask. Both sides take
-turns in one process; a round is `batches` updates after a warm-up. Run it on a quiet machine. The table
-goes to stderr; the last line of stdout is JSON, with medians, extremes and the ratio of the medians.
+mixup, CutMix). timm's side is its loader with two workers and its TokenDistillationTask. The sides take
+turns, each round in a process of its own, so that no side's workers run in another's time; a round is
+`batches` updates after a warm-up. Run it on a quiet machine. The table goes to stderr; the last line of
+stdout is JSON, with medians, extremes and the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -178,32 +181,44 @@ def summary(values: list[float]) -> dict[str, float]:
     }
 
 
+SIDES: dict[str, Callable[[Path, Path], Steps]] = {
+    "deitkit, teacher": lambda data, out: deitkit_side(data, out, True, 0.0),
+    "timm, teacher": lambda data, out: timm_side(data, True),
+    "deitkit, teacher and guidance": lambda data, out: deitkit_side(data, out, True, 2.5),
+    "deitkit, no teacher": lambda data, out: deitkit_side(data, out, False, 0.0),
+    "timm, no teacher": lambda data, out: timm_side(data, False),
+}
+
+
+def measure(name: str, data: Path, out: Path, batches: int) -> None:
+    """Prints one side's images/s, and leaves without waiting for anybody's workers."""
+    steps = SIDES[name](data, out)
+    steps(5)  # warms up, and uses up what a loader has decoded ahead
+    started = time.perf_counter()
+    steps(batches)
+    print(batches * BATCH / (time.perf_counter() - started), flush=True)
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: generated pictures")
-    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or generated(Path(folder) / "data")
         out = Path(folder) / "run"
-        sides = {
-            "deitkit, teacher": deitkit_side(data, out, True, 0.0),
-            "timm, teacher": timm_side(data, True),
-            "deitkit, teacher and guidance": deitkit_side(data, out, True, 2.5),
-            "deitkit, no teacher": deitkit_side(data, out, False, 0.0),
-            "timm, no teacher": timm_side(data, False),
-        }
-        speeds: dict[str, list[float]] = {name: [] for name in sides}
-        for steps in sides.values():
-            steps(2)
+        if options.side is not None:
+            measure(options.side, data, out, options.batches)
+        speeds: dict[str, list[float]] = {name: [] for name in SIDES}
+        arguments = ["--data", str(data), "--batches", str(options.batches)]
         for _ in range(options.rounds):
-            for name, steps in sides.items():
-                # timm's workers decode ahead while another side runs: two updates use that up.
-                steps(2)
-                started = time.perf_counter()
-                steps(options.batches)
-                speeds[name].append(options.batches * BATCH / (time.perf_counter() - started))
+            for name in SIDES:
+                command = [sys.executable, __file__, *arguments, "--side", name]
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+                speeds[name].append(float(done.stdout.split()[-1]))
     found = {name: summary(values) for name, values in speeds.items()}
     for name, row in found.items():
         print(f"{name:32} {row['median']:7.1f} images/s  ({row['min']} to {row['max']})", file=sys.stderr)
