@@ -1,116 +1,41 @@
-"""Which model to deploy, and why, in one sentence."""
+"""One sentence at the end of a training: which model to deploy, and why."""
 
 from __future__ import annotations
 
 from typing import Any
 
-SMALL_GAP = 1.0  # points of top-1 that at least twice the speed is worth
-CLEARLY_FASTER = 1.1  # speed ratios nearer to 1 than this are noise
-
 
 def verdict(
     student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None, val_images: int
 ) -> str:
-    """One plain sentence that names the model to deploy and the numbers behind it.
+    """Weighs accuracy, with its 95 % interval from the number of validation images, speed and size.
 
-    The dicts are those of `results.json` (top1 and interval in percent). Two accuracies count as
-    different only where their 95 % intervals do not overlap; where they do, the sentence says so
-    and the faster model is named. The teacher is named where it is clearly more accurate and the
-    student does not repay that with speed.
+    The facts are those of `results.json`; top-1 in percent.
     """
-    if control is not None and _clearly_better(control, student):
-        gain = control["top1"] - student["top1"]
-        return (
-            f"Deploy the control in control/, trained without a teacher: it gets {_accuracy(control)} of "
-            f"{val_images:,} validation images right, {gain:.1f} points more than the distilled student's "
-            f"{student['top1']:.1f} %{_beside_teacher(control, teacher)}."
-        )
+    low, high = student["interval"]
+    found = f"{student['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f}, {val_images} images)"
     if teacher is None:
+        return f"Deploy the student: {found}; there is no teacher to compare it with."
+    gap = student["top1"] - teacher["top1"]
+    speed = student["images_per_s"] / teacher["images_per_s"]
+    size = f"{student['params'] / 1e6:.1f} against {teacher['params'] / 1e6:.1f} million parameters"
+    pace = f"{speed:.1f}x its speed" if speed >= 1 else f"{speed:.2f}x its speed"
+    margin = high - student["top1"]
+    if gap >= 0:
+        certainty = "more than" if gap > margin else "no less than, within chance,"
         return (
-            f"Deploy the student: it gets {_accuracy(student)} of {val_images:,} validation images right"
-            f"{_cost(student)}{_worth(student, control)}."
+            f"Deploy the student: {found}, {certainty} the teacher's {teacher['top1']:.1f} %, "
+            f"at {pace}, {size}."
         )
-    return _against_teacher(student, teacher, val_images) + _worth(student, control) + "."
-
-
-def _against_teacher(student: dict[str, Any], teacher: dict[str, Any], val_images: int) -> str:
-    ratio = _speed_ratio(student, teacher)
-    gap = teacher["top1"] - student["top1"]
-    numbers = f"{_accuracy(student)} against the teacher's {_accuracy(teacher)} on {val_images:,} images"
-    trade = _trade(student, teacher)
-    if _clearly_better(student, teacher):
-        joined = "but" if ratio and ratio * CLEARLY_FASTER < 1 else "and"
-        return f"Deploy the student: it is more accurate, {numbers}, {joined} {trade}"
-    if not _clearly_better(teacher, student):
-        same = f"{val_images:,} validation images cannot tell their accuracies apart ({numbers})"
-        same = same.replace(f" on {val_images:,} images", "")
-        if _prefer_student(student, teacher):
-            return f"Deploy the student: {trade}, and {same}"
-        return f"Deploy the teacher: {same}, and the student {trade.removeprefix('it ')}"
-    if gap <= SMALL_GAP and ratio and ratio >= 2:
-        return f"Deploy the student: {trade} for {gap:.1f} points of accuracy, {numbers}"
-    faster = ratio is not None and ratio >= CLEARLY_FASTER
-    price = f"the student {trade.removeprefix('it ')}" + (
-        f" and is the choice only where that counts for more than {gap:.1f} points" if faster else ""
+    if -gap <= margin and speed >= 1:
+        return (
+            f"Deploy the student: {found} is within chance of the teacher's {teacher['top1']:.1f} %, "
+            f"and it runs at {pace}, {size}."
+        )
+    helped = ""
+    if control is not None and student["top1"] > control["top1"]:
+        helped = f" (distillation lifted it from {control['top1']:.1f} %)"
+    return (
+        f"Deploy the teacher: its {teacher['top1']:.1f} % are ahead of the student's {found}{helped}, "
+        f"which runs at {pace}; train longer (--epochs or --budget) before choosing the student."
     )
-    reverse = f"{_accuracy(teacher)} against the student's {_accuracy(student)} on {val_images:,} images"
-    return f"Deploy the teacher: it is more accurate, {reverse}; {price}"
-
-
-def _prefer_student(student: dict[str, Any], teacher: dict[str, Any]) -> bool:
-    """Between equals, whether the student is the faster or, at equal speed, the smaller one."""
-    ratio = _speed_ratio(student, teacher)
-    if ratio is None or 1 / CLEARLY_FASTER < ratio < CLEARLY_FASTER:
-        return student["params"] <= teacher["params"]
-    return ratio > 1
-
-
-def _trade(student: dict[str, Any], teacher: dict[str, Any]) -> str:
-    """What the student's speed and size are, seen from the teacher: "it is 4.2x as fast and ..."."""
-    parts = []
-    ratio = _speed_ratio(student, teacher)
-    if ratio is not None:
-        parts.append(
-            "is as fast" if 1 / CLEARLY_FASTER < ratio < CLEARLY_FASTER else f"runs at {ratio:.2g}x the speed"
-        )
-    share = student["params"] / teacher["params"]
-    parts.append(f"has {share:.2g}x the parameters")
-    return "it " + " and ".join(parts)
-
-
-def _worth(student: dict[str, Any], control: dict[str, Any] | None) -> str:
-    """What the teacher added, where a control was trained to tell."""
-    if control is None:
-        return ""
-    gain = student["top1"] - control["top1"]
-    if _clearly_better(student, control):
-        return f"; learning from the teacher was worth {gain:.1f} points over the control's {control['top1']:.1f} %"
-    return f"; the control without a teacher reaches {control['top1']:.1f} %, which is no measurable difference"
-
-
-def _beside_teacher(model: dict[str, Any], teacher: dict[str, Any] | None) -> str:
-    if teacher is None:
-        return ""
-    if _clearly_better(teacher, model):
-        return f", though the teacher, with {_accuracy(teacher)}, is more accurate where its speed will do"
-    return f", and the teacher's {_accuracy(teacher)} is not clearly better"
-
-
-def _accuracy(model: dict[str, Any]) -> str:
-    low, high = model["interval"]
-    return f"{model['top1']:.1f} % ({low:.1f} to {high:.1f})"
-
-
-def _cost(student: dict[str, Any]) -> str:
-    size = f" in {student['bytes'] / 1e6:.1f} MB" if student.get("bytes") else ""
-    speed = student.get("images_per_s")
-    return f" at {speed:,.0f} images/s{size}" if speed else size
-
-
-def _clearly_better(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a["interval"][0] > b["interval"][1]
-
-
-def _speed_ratio(student: dict[str, Any], teacher: dict[str, Any]) -> float | None:
-    mine, theirs = student.get("images_per_s"), teacher.get("images_per_s")
-    return mine / theirs if mine and theirs else None
