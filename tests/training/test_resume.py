@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -41,8 +43,13 @@ def start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def wait_for_checkpoint(out: Path, child: subprocess.Popen[str]) -> None:
-    while child.poll() is None and not list((out / "checkpoints").glob("step-*.safetensors")):
+def checkpoints(out: Path) -> set[str]:
+    return {path.name for path in (out / "checkpoints").glob("step-*.safetensors")}
+
+
+def wait_for_checkpoint(out: Path, child: subprocess.Popen[str], known: Collection[str] = ()) -> None:
+    """Returns once the child has written a checkpoint that is not `known`, or has ended."""
+    while child.poll() is None and checkpoints(out) <= set(known):
         time.sleep(0.01)
 
 
@@ -67,17 +74,20 @@ def test_killed_at_random_points(stage):
     print("delays drawn with seed", seed)
     delays = random.Random(seed)
     child = start(data, folder / "killed", "--epochs=12")
-    kills = 0
-    for _ in range(3):
-        wait_for_checkpoint(folder / "killed", child)
-        time.sleep(delays.uniform(0, 0.6))
+    kills, known = 0, set()
+    for _ in range(2):
+        wait_for_checkpoint(folder / "killed", child, known)
+        time.sleep(delays.uniform(0, 0.2))
         if child.poll() is None:
             child.kill()
             kills += 1
         child.communicate()
+        known = checkpoints(folder / "killed")
         child = start(data, folder / "killed", "--epochs=12", "--resume")
     finish(child)
     assert kills > 0
+    lines = (folder / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))
     assert (folder / "killed" / "model.safetensors").read_bytes() == whole
 
 
