@@ -52,10 +52,12 @@ def _open(source: Path | BinaryIO, at_least: int | None) -> Image.Image:
         if at_least is not None and image.format == "JPEG":
             image.draft("RGB", (at_least, at_least))
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An open picture of any mode as 8-bit RGB, upright, transparency over white."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float64)
         # 16-bit files use the whole range or a part of it; wider ones have no agreed white.

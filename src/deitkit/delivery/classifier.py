@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..data.decode import UnreadableImage, centre_view, open_rgb
+from ..data.decode import UnreadableImage, centre_view, open_rgb, to_rgb
 from ..errors import DeitkitError
 from ..model import DeiT, DeiTOutput, joint_probabilities
 
@@ -53,7 +53,7 @@ class Classifier:
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
-            image = picture.convert("RGB")
+            image = to_rgb(picture)
         else:
             image = open_rgb(Path(picture), at_least=round(2 * max(self.model.image_size) / self.crop))
         return centre_view(image, self.model.image_size, self.crop)
@@ -69,6 +69,8 @@ class Classifier:
 
         Raises UnreadableImage for a file that holds no picture; `predict_all` goes on past it.
         """
+        if isinstance(pictures, str | Path):
+            raise DeitkitError(f"predict takes a list of pictures; give [{str(pictures)!r}]")
         found = []
         for answer in self.predict_all(pictures, batch_size):
             if isinstance(answer, UnreadableImage):
@@ -129,6 +131,8 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
         raise DeitkitError(
             f"the run in {run} cannot be read ({type(error).__name__}); train it again"
         ) from None
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise DeitkitError(f"there is no device {device!r}; choose auto, cpu, cuda or mps")
     student, view = saved["student"], saved["preprocessing"]
     model = DeiT(
         image_size=tuple(student["image_size"]),
@@ -139,7 +143,13 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
         num_heads=student["num_heads"],
         distilled=student["distilled"],
     )
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise DeitkitError(
+            f"{run / 'model.safetensors'} and {run / 'config.json'} are of different models; "
+            "train the run again"
+        ) from None
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     mean, std = (torch.tensor(view[k], device=chosen).view(1, 3, 1, 1) for k in ("mean", "std"))
     return Classifier(

@@ -21,13 +21,19 @@ def verdict(
     size = f"{student['params'] / 1e6:.1f} against {teacher['params'] / 1e6:.1f} million parameters"
     pace = f"{speed:.1f}x its speed" if speed >= 1 else f"{speed:.2f}x its speed"
     margin = high - student["top1"]
+    if control is not None and control["top1"] > max(student["top1"], teacher["top1"]):
+        return (
+            f"Deploy the control: trained without a teacher it reaches {control['top1']:.1f} %, more than "
+            f"the student's {found} and the teacher's {teacher['top1']:.1f} %; train with --teacher none."
+        )
     if gap >= 0:
         certainty = "more than" if gap > margin else "no less than, within chance,"
         return (
             f"Deploy the student: {found}, {certainty} the teacher's {teacher['top1']:.1f} %, "
             f"at {pace}, {size}."
         )
-    if -gap <= margin and speed >= 1:
+    # Two intervals that overlap do not tell the two apart: then the faster one is the better buy.
+    if teacher["interval"][0] <= high and speed >= 1:
         return (
             f"Deploy the student: {found} is within chance of the teacher's {teacher['top1']:.1f} %, "
             f"and it runs at {pace}, {size}."
