@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # Above this a picture would take over a gigabyte of memory: refused by its header.
 _MAX_PIXELS = 300_000_000
@@ -29,37 +32,85 @@ def open_rgb(source: Path | BinaryIO, *, at_least: int | None = None) -> Image.I
     With `at_least`, a JPEG may be decoded at a reduced scale whose sides are no shorter than that
     many pixels. Raises UnreadableImage.
     """
+    return open_with_aspect(source, at_least=at_least)[0]
+
+
+def open_with_aspect(source: Path | BinaryIO, *, at_least: int | None = None) -> tuple[Image.Image, float]:
+    """As `open_rgb`, with the width over height of the file's own picture, which a reduced scale rounds."""
+    with _opened(source) as image:
+        aspect = image.width / image.height
+        if at_least is not None and image.format == "JPEG":
+            image.draft("RGB", (at_least, at_least))
+        image.load()
+        return to_rgb(image), 1 / aspect if _lies_on_its_side(image) else aspect
+
+
+def read_aspect(source: Path) -> float:
+    """The upright picture's width over height, from the file's header; raises UnreadableImage."""
+    with _opened(source) as image:
+        aspect = image.width / image.height
+        return 1 / aspect if _lies_on_its_side(image) else aspect
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+
+
+class _PillowSettings:
+    """Pillow's warnings and its own limit on pixels, both off while any thread is inside.
+
+    They belong to the whole process: each thread that saved and restored them on its own would
+    restore what another one had set. So the first one in and the last one out do it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters, self._limit = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; the size is checked here
+                Image.MAX_IMAGE_PIXELS = None
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_pillow_settings = _PillowSettings()
+
+
+@contextlib.contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+    """The file with its header read; whatever fails in here or in the caller is UnreadableImage."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of odd metadata; the size is checked below
-            return _open(source, at_least)
+        with _pillow_settings, Image.open(source) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise UnreadableImage(source, f"too large: {image.width} x {image.height} pixels")
+            yield image
     except UnreadableImage:
         raise
-    except Image.DecompressionBombError:
-        raise UnreadableImage(source, "the picture is too large") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImage(source, "not an image, or an empty or unknown kind of file") from None
+    except FileNotFoundError:
+        raise UnreadableImage(source, "the file is not there") from None
     except PermissionError:
         raise UnreadableImage(source, "no right to read the file") from None
     except Exception as error:  # a broken file can fail anywhere in a decoder
         raise UnreadableImage(source, f"broken: {error}") from None
 
 
-def _open(source: Path | BinaryIO, at_least: int | None) -> Image.Image:
-    with Image.open(source) as image:
-        if image.width * image.height > _MAX_PIXELS:
-            raise UnreadableImage(source, f"{image.width} x {image.height} pixels are too many")
-        if at_least is not None and image.format == "JPEG":
-            image.draft("RGB", (at_least, at_least))
-        image.load()
-        return to_rgb(image)
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """An open picture of any mode as 8-bit RGB, upright, transparency over white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, np.float64)
+        pixels = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
         # 16-bit files use the whole range or a part of it; wider ones have no agreed white.
         white = 65535.0 if image.mode.startswith("I") and pixels.max() <= 65535 else max(pixels.max(), 1e-9)
         grey = (pixels.clip(0) / white * 255).round().astype(np.uint8)

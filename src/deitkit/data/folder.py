@@ -45,8 +45,8 @@ class ImageSet:
         """A hash of classes, paths, labels, sizes and modification times: the same pixels, in short."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for path, label in zip(self.paths, self.labels, strict=True):
-            stat = (self.root / path).stat()
-            digest.update(f"{path}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            size, changed = _size_and_time(self.root / path)
+            digest.update(f"{path}\0{label}\0{size}\0{changed}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 
 
@@ -63,7 +63,9 @@ class Splits:
         """Lists every part's files as JSON."""
         parts = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
         listed = {name: list(part.paths) for name, part in parts.items()}
-        path.write_text(json.dumps({"how": self.how, **listed}, indent=1, ensure_ascii=False))
+        text = json.dumps({"how": self.how, **listed}, indent=1, ensure_ascii=False)
+        # A name that is no UTF-8 holds surrogates, whose backslash form is JSON's own.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Splits:
@@ -73,11 +75,7 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
     them from each class; "blocks" keeps neighbours in name order together, for series of near-alike
     shots. Raises DeitkitError for every folder that cannot be trained on.
     """
-    if not data.exists():
-        raise DeitkitError(f"there is no folder {data}; give the folder that holds your classes")
-    if not data.is_dir():
-        raise DeitkitError(f"{data} is a file; give a folder with one sub-folder per class")
-    parts = {entry.name.lower(): Path(entry.path) for entry in _entries(data) if entry.is_dir()}
+    parts = {entry.name.lower(): Path(entry.path) for entry in _entries(data) if _is_folder(entry)}
     val = next((parts[name] for name in ("val", "valid", "validation") if name in parts), None)
     if "train" in parts and val is not None:
         train_set, val_set = scan(parts["train"], data), scan(val, data)
@@ -90,6 +88,20 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
                     f"in {', '.join(map(repr, differing[:5]))}; give every part the same class folders"
                 )
         return Splits(train_set, val_set, test_set, f"train/ and {val.name}/ as given")
+    if (
+        "train" in parts
+        and set(parts) <= {"train", "test"}
+        and any(map(_is_folder, _entries(parts["train"])))
+    ):
+        raise DeitkitError(
+            f"{data} has {parts['train'].name}/ but no val/; add val/ with the same class folders, "
+            f"or give {parts['train']} to hold a part of it out"
+        )
+    if not 0 < val_fraction < 1:
+        raise DeitkitError(
+            f"data.val_fraction is {val_fraction:g}, and {data} has no val/; "
+            "hold out more than 0 and less than 1"
+        )
     images = scan(data, data)
     few = [images.classes[k] for k in np.flatnonzero(images.counts() < 2)]
     if few:
@@ -108,7 +120,7 @@ def scan(folder: Path, root: Path) -> ImageSet:
     classes: list[str] = []
     paths: list[str] = []
     labels: list[int] = []
-    folders = sorted((e for e in _entries(folder) if e.is_dir()), key=lambda e: e.name)
+    folders = sorted((e for e in _entries(folder) if _is_folder(e)), key=lambda e: e.name)
     empty = []
     for entry in folders:
         found = sorted(_images_under(entry.path))
@@ -117,7 +129,8 @@ def scan(folder: Path, root: Path) -> ImageSet:
             continue
         labels += [len(classes)] * len(found)
         classes.append(entry.name)
-        paths += [os.path.relpath(path, root).replace(os.sep, "/") for path in found]
+        under = os.path.relpath(entry.path, root)  # once a class: a million calls take long
+        paths += [(under + path[len(entry.path) :]).replace(os.sep, "/") for path in found]
     if not classes:
         loose = any(_is_image(e.name) for e in _entries(folder) if e.is_file())
         if loose:
@@ -147,6 +160,10 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return [e for e in entries if not e.name.startswith(".")]
+    except FileNotFoundError:
+        raise DeitkitError(f"there is no folder {folder}; give the folder that holds your classes") from None
+    except NotADirectoryError:
+        raise DeitkitError(f"{folder} is a file; give a folder with one sub-folder per class") from None
     except OSError as error:
         raise DeitkitError(
             f"the folder {folder} cannot be read ({error.strerror}); check its rights"
@@ -157,11 +174,32 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _images_under(folder: str) -> list[str]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that cannot be entered
+        return False
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere: decoding will report it
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _images_under(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
+    """Images at any depth; a link back to one of the folders `above` is not followed again."""
     found: list[str] = []
-    for entry in _entries(folder):
-        if entry.is_dir():
-            found += _images_under(entry.path)
+    entries = _entries(folder)
+    stat = os.stat(folder)
+    here = (stat.st_dev, stat.st_ino)
+    if here in above:
+        return found
+    for entry in entries:
+        if _is_folder(entry):
+            found += _images_under(entry.path, above | {here})
         elif _is_image(entry.name):
             found.append(entry.path)
     return found
@@ -197,4 +235,5 @@ def _blocks(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool
 
 def _natural(path: str) -> list[tuple[bool, int | str]]:
     """Sorts shot-9 before shot-10."""
-    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", path)]
+    parts = re.split(r"(\d+)", path)  # every second part is digits
+    return [(i % 2 == 1, int(part) if i % 2 else part) for i, part in enumerate(parts)]

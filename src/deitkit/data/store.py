@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DeitkitError
-from .decode import UnreadableImage, centre_view, open_rgb, squash
+from .decode import UnreadableImage, centre_view, open_with_aspect, read_aspect, squash
 from .folder import ImageSet
 
-_VERSION = 1  # of the pixels: a change in decoding makes old caches stale
+_VERSION = 2  # of what is kept: a change in decoding makes old caches stale
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Decoder:
     crop: float = 1.0
 
     def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        image = open_rgb(path, at_least=round(2 * max(self.size) / self.crop))
+        image, aspect = open_with_aspect(path, at_least=round(2 * max(self.size) / self.crop))
         if self.view == "squashed":
-            return squash(image, self.size), image.width / image.height
-        return centre_view(image, self.size, self.crop), image.width / image.height
+            return squash(image, self.size), aspect
+        return centre_view(image, self.size, self.crop), aspect
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _decode_all(
         with contextlib.suppress(OSError):
             side.unlink(missing_ok=True)
     facts = {"aspects": aspects, "unreadable": unreadable}
-    note = path.with_suffix(".json.part")
+    note = path.with_suffix(f".{os.getpid()}.json.part")  # another run may keep the same images
     note.write_text(json.dumps(facts))
     note.replace(path.with_suffix(".json"))
     return facts
@@ -161,17 +161,12 @@ def _decode_all(
 def _decoding_store(
     images: ImageSet, decoder: Decoder, workers: int, on_progress: Callable[[int], None]
 ) -> tuple[PixelStore, list[tuple[int, str]]]:
-    from PIL import Image
-
     def header(i: int) -> tuple[float, str | None]:
         on_progress(1)
         try:
-            with Image.open(images.full_path(i)) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112, 1) >= 5
-                return (height / width if turned else width / height), None
-        except Exception as error:  # any broken header
-            return 1.0, f"not an image: {type(error).__name__}"
+            return read_aspect(images.full_path(i)), None
+        except UnreadableImage as error:
+            return 1.0, error.reason
 
     pool = ThreadPoolExecutor(max(1, workers))
     checked = list(pool.map(header, range(len(images))))
