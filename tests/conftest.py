@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +46,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def as_user() -> Iterator[Path]:
+    """An empty folder, and the test run without root's right to read everything."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("rights of this kind are POSIX's")
+    folder, own = Path(tempfile.mkdtemp()), os.geteuid()
+    if own == 0:
+        Image.init()  # Pillow's modules may lie where only root can read
+        os.chown(folder, 65534, -1)
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        os.seteuid(own)
+        for path in folder.rglob("*"):
+            path.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=own == 0)

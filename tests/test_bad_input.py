@@ -101,6 +101,53 @@ def test_parts_with_different_classes(tmp_path, capsys):
     assert "'bird'" in sentence and "'dog'" in sentence
 
 
+def test_train_without_val(tmp_path, capsys):
+    for part in ("train", "test"):
+        write_pictures(tmp_path / "d" / part)
+    assert "no val/" in train(capsys, tmp_path / "d", tmp_path / "run")
+
+
+@pytest.mark.parametrize("split", ["stratified", "blocks"])
+def test_nothing_held_out(pictures, tmp_path, capsys, split):
+    more = ["--set", "data.val_fraction=0", "--set", f"data.split={split}"]
+    assert "data.val_fraction is 0" in train(capsys, pictures, tmp_path / "run", *more)
+
+
+def test_folder_without_the_right_to_read(as_user, capsys):
+    data = write_pictures(as_user / "d")
+    (data / "cat").chmod(0)
+    sentence = train(capsys, data, as_user / "run")
+    assert "cannot be read" in sentence and "check its rights" in sentence
+
+
+def test_files_without_the_right_to_read(as_user, capsys, monkeypatch):
+    monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "cache"))
+    data = write_pictures(as_user / "d")
+    (data / "cat" / "0.png").chmod(0)
+    assert "0.png (no right to read the file)" in train(capsys, data, as_user / "run")
+
+
+def test_output_without_the_right_to_write(as_user, capsys, monkeypatch):
+    monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "cache"))
+    data = write_pictures(as_user / "d")
+    (as_user / "locked").mkdir(mode=0o500)
+    assert "cannot write" in train(capsys, data, as_user / "locked" / "run")
+
+
+def test_cache_without_the_right_to_write(as_user, capsys, monkeypatch):
+    (as_user / "locked").mkdir(mode=0o500)
+    monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "locked" / "cache"))
+    assert "DEITKIT_CACHE" in train(capsys, write_pictures(as_user / "d"), as_user / "run")
+
+
+def test_links_to_nowhere_are_listed(tmp_path):
+    data = write_pictures(tmp_path / "d", ("cat", "dog"), count=60, side=8)
+    (data / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--batch-size=64"])
+    [skipped] = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert skipped["path"].endswith("gone.png") and skipped["reason"] == "the file is not there"
+
+
 def broken_files(folder: Path) -> dict[str, str]:
     """Four broken pictures and a word of each one's reason."""
     whole = (folder / "0.png").read_bytes()

@@ -1,20 +1,19 @@
-"""Files of every kind come out as upright RGB; kept and on-demand pixels agree."""
+"""Files of every kind come out as upright RGB, and both views at the size that was asked for."""
 
 from __future__ import annotations
 
-import os
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deitkit.data.decode import UnreadableImage, centre_view, open_rgb, squash
-from deitkit.data.folder import ImageSet, scan
-from deitkit.data.store import Decoder, PixelStore, open_store, refuse_many_unreadable
-from deitkit.errors import DeitkitError
+from deitkit.data import decode
+from deitkit.data.decode import UnreadableImage, centre_view, open_rgb, read_aspect, squash
 
-from ..conftest import write_pictures
 from ..test_bad_input import huge_png
 
 RED, BLUE = (200, 40, 30), (30, 60, 210)
@@ -138,6 +137,76 @@ def test_a_cut_jpeg_is_unreadable(tmp_path):
         open_rgb(tmp_path / "a.jpg")
 
 
+def test_files_that_cannot_be_opened_say_why(as_user):
+    Image.new("RGB", (4, 4)).save(as_user / "a.png")
+    (as_user / "a.png").chmod(0)
+    with pytest.raises(UnreadableImage, match="no right to read"):
+        open_rgb(as_user / "a.png")
+    with pytest.raises(UnreadableImage, match="not there"):
+        open_rgb(as_user / "b.png")
+
+
+def test_the_limit_on_pixels_is_ours(tmp_path, monkeypatch):
+    Image.new("L", (60, 50)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own would refuse 3000 pixels
+    monkeypatch.setattr(decode, "_MAX_PIXELS", 3000)
+    assert open_rgb(tmp_path / "a.png").size == (60, 50)
+    monkeypatch.setattr(decode, "_MAX_PIXELS", 2999)
+    with pytest.raises(UnreadableImage, match="too large: 60 x 50 pixels"):
+        open_rgb(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_decoding_in_threads_leaves_warnings_and_limit_alone(tmp_path, monkeypatch):
+    """Threads enter in order and leave in the same order, the one that restores too much if each saves."""
+    Image.new("L", (60, 50)).save(tmp_path / "a.png")
+    first_may_leave, second_may_leave = threading.Event(), threading.Event()
+    second_is_in = threading.Event()
+
+    def slow(image: Image.Image) -> Image.Image:
+        if threading.current_thread().name == "first":
+            assert first_may_leave.wait(10)
+        else:
+            second_is_in.set()
+            assert second_may_leave.wait(10)
+        return image.convert("RGB")
+
+    monkeypatch.setattr(decode, "to_rgb", slow)
+    before, limit = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+    threads = [
+        threading.Thread(target=open_rgb, args=(tmp_path / "a.png",), name=n) for n in ("first", "second")
+    ]
+    threads[0].start()
+    threads[1].start()
+    assert second_is_in.wait(10)
+    first_may_leave.set()
+    threads[0].join()
+    second_may_leave.set()
+    threads[1].join()
+    assert warnings.filters == before and limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_no_warning_of_pillow_gets_out(tmp_path, monkeypatch):
+    Image.new("L", (60, 50)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(tmp_path / "a.png").close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(open_rgb, [tmp_path / "a.png"] * 8))
+        read_aspect(tmp_path / "a.png")
+
+
+def test_floats_without_a_value_are_black(tmp_path):
+    values = np.array([[0.0, 0.5], [1.0, np.nan], [np.inf, -np.inf]], np.float32)
+    assert reopened(Image.fromarray(values), tmp_path / "a.tif")[..., 0].tolist() == [
+        [0, 128],
+        [255, 0],
+        [0, 0],
+    ]
+
+
 @pytest.mark.parametrize("source", [(40, 20), (20, 40), (33, 33), (4000, 30), (30, 4000), (3, 2), (1, 500)])
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (32, 8)])
 @pytest.mark.parametrize("crop", [1.0, 0.875])
@@ -160,85 +229,3 @@ def test_centre_view_keeps_the_centre_and_the_aspect():
 def test_centre_view_without_a_crop_is_the_picture():
     pixels = np.random.RandomState(0).randint(0, 255, (20, 20, 3)).astype(np.uint8)
     assert np.array_equal(centre_view(Image.fromarray(pixels), (20, 20), 1.0), pixels.transpose(2, 0, 1))
-
-
-@pytest.fixture
-def images(tmp_path) -> ImageSet:
-    data = write_pictures(tmp_path / "data", count=6)
-    two_halves(60, 20).save(data / "cat" / "wide.jpg")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    two_halves(60, 20).save(data / "dog" / "turned.jpg", exif=exif)
-    return scan(data, data)
-
-
-def opened(images: ImageSet, cache: Path, view: str = "squashed", limit: int = 10**9) -> PixelStore:
-    decoder = Decoder((18, 22), view, 0.9)
-    store, unreadable = open_store(images, decoder, cache_dir=cache, limit_bytes=limit, workers=2)
-    assert unreadable == []
-    return store
-
-
-@pytest.mark.parametrize("view", ["squashed", "centre"])
-def test_kept_and_on_demand_pixels_are_the_same(images, tmp_path, view):
-    kept, fresh = opened(images, tmp_path / "c", view), opened(images, tmp_path / "d", view, limit=0)
-    assert not (tmp_path / "d").exists()
-    order = [5, 0, 13, 5, 7]
-    assert kept.fetch(order).equal(fresh.fetch(order))
-    assert kept.fetch(order).shape == (5, 3, 18, 22)
-    assert kept.aspects == pytest.approx(fresh.aspects)
-    assert kept.aspects[images.paths.index("cat/wide.jpg")] == pytest.approx(3, abs=0.1)
-    assert kept.aspects[images.paths.index("dog/turned.jpg")] == pytest.approx(1 / 3, abs=0.02)
-    some = np.array([2, 13, 4])
-    assert kept.subset(some).fetch([1, 0]).equal(kept.fetch([13, 2]))
-
-
-def test_a_second_call_decodes_nothing(images, tmp_path, monkeypatch):
-    first = opened(images, tmp_path / "c").fetch(range(len(images)))
-    monkeypatch.setattr(Decoder, "__call__", lambda self, path: pytest.fail("decoded again"))
-    assert opened(images, tmp_path / "c").fetch(range(len(images))).equal(first)
-
-
-def test_changed_images_are_decoded_again(images, tmp_path):
-    before = opened(images, tmp_path / "c").fetch([0])
-    two_halves().save(images.full_path(0))
-    assert not opened(images, tmp_path / "c").fetch([0]).equal(before)
-
-
-@pytest.mark.parametrize("what", ["no note", "half a note", "only the side file"])
-def test_an_interrupted_cache_is_made_again(images, tmp_path, what):
-    every = range(len(images))
-    whole = opened(images, tmp_path / "c").fetch(every)
-    [pixels], [note] = (list((tmp_path / "c").glob(f"*.{kind}")) for kind in ("pixels", "json"))
-    text = note.read_text()
-    note.unlink()
-    if what == "half a note":
-        note.write_text(text[: len(text) // 2])
-    pixels.write_bytes(b"\0" * pixels.stat().st_size)
-    if what == "only the side file":
-        pixels.rename(pixels.with_suffix(f".{os.getpid()}.part"))
-    assert opened(images, tmp_path / "c").fetch(every).equal(whole)
-    assert not list((tmp_path / "c").glob("*.part"))
-
-
-@pytest.mark.parametrize("what", [Path.unlink, lambda path: path.write_bytes(b"\0" * 100)])
-def test_pixels_that_went_missing_are_made_again(images, tmp_path, what):
-    every = range(len(images))
-    whole = opened(images, tmp_path / "c").fetch(every)
-    [pixels] = (tmp_path / "c").glob("*.pixels")
-    what(pixels)
-    assert opened(images, tmp_path / "c").fetch(every).equal(whole)
-
-
-@pytest.mark.parametrize("limit", [0, 10**9])
-def test_unreadable_images_are_reported_with_their_index(images, tmp_path, limit):
-    images.full_path(3).write_bytes(b"")
-    decoder = Decoder((18, 22), "squashed")
-    _, unreadable = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=limit, workers=1)
-    assert [i for i, _ in unreadable] == [3]
-
-
-def test_one_unreadable_image_in_a_hundred_is_allowed():
-    refuse_many_unreadable([("a.png", "cut")], 100)
-    with pytest.raises(DeitkitError, match=r"1 of 99 images cannot be read.*a\.png \(cut\)"):
-        refuse_many_unreadable([("a.png", "cut")], 99)

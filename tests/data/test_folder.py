@@ -1,0 +1,206 @@
+"""Folders of every shape are found, split and refused as a user would expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deitkit.data.folder import ImageSet, load_splits, scan
+from deitkit.errors import DeitkitError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """Empty files: a folder is listed without a look into them."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def numbered(folder: Path, **counts: int) -> Path:
+    return touch(folder, *(f"{name}/shot-{i}.png" for name, count in counts.items() for i in range(count)))
+
+
+def split(data: Path, how: str = "stratified", fraction: float = 0.25, seed: int = 0):
+    return load_splits(data, split=how, val_fraction=fraction, seed=seed)
+
+
+def numbers(images: ImageSet, name: str) -> list[int]:
+    """The numbers in the names of one class's files."""
+    return sorted(int(Path(p).stem.split("-")[1]) for p in images.paths if p.startswith(f"{name}/"))
+
+
+def test_images_are_found_at_any_depth_and_nothing_else(tmp_path):
+    touch(tmp_path, "LICENSE", "cover.jpg", ".git/a.jpg")
+    touch(tmp_path / "cat", "b.JPG", "a.jpeg", "day 2/c.TIFF", "day 2/deep/d.jfif", "notes.txt", "._b.jpg")
+    touch(tmp_path / "dog", "e.webp", "f.pgm", ".cache/g.png", "h.csv")
+    images = scan(tmp_path, tmp_path)
+    assert images.classes == ("cat", "dog")
+    assert images.paths == (
+        "cat/a.jpeg",
+        "cat/b.JPG",
+        "cat/day 2/c.TIFF",
+        "cat/day 2/deep/d.jfif",
+        "dog/e.webp",
+        "dog/f.pgm",
+    )
+    assert images.labels.tolist() == [0, 0, 0, 0, 1, 1] and images.labels.dtype == np.int64
+    assert images.counts().tolist() == [4, 2]
+    assert all(images.full_path(i).exists() for i in range(len(images)))
+
+
+def test_the_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
+    numbered(tmp_path, a=9, b=9)
+    before = scan(tmp_path, tmp_path).paths
+    real = os.scandir
+
+    class Backwards:
+        def __init__(self, folder):
+            self.entries = list(real(folder))[::-1]
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    assert scan(tmp_path, tmp_path).paths == before
+
+
+def test_paths_are_relative_whatever_the_working_directory(tmp_path, monkeypatch):
+    numbered(tmp_path / "d", a=3, b=3)
+    monkeypatch.chdir(tmp_path / "d")
+    assert scan(Path("."), Path(".")).paths == scan(tmp_path / "d", tmp_path / "d").paths
+
+
+def test_a_subset_keeps_classes_and_labels(tmp_path):
+    images = scan(numbered(tmp_path, a=3, b=3), tmp_path)
+    some = images.subset(np.array([5, 0]))
+    assert some.paths == ("b/shot-2.png", "a/shot-0.png") and some.labels.tolist() == [1, 0]
+    assert images.subset(np.array([0])).counts().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("how", ["stratified", "blocks"])
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
+def test_every_class_is_on_both_sides_and_no_image_twice(tmp_path, how, fraction):
+    data = numbered(tmp_path, a=2, b=40, c=7)
+    splits = split(data, how, fraction)
+    assert not set(splits.train.paths) & set(splits.val.paths)
+    assert set(splits.train.paths) | set(splits.val.paths) == set(scan(data, data).paths)
+    assert splits.train.counts().min() >= 1 and splits.val.counts().min() >= 1
+    assert splits.val.counts()[1] == round(40 * fraction)
+    assert splits.test is None
+
+
+def test_stratified_draws_by_its_seed(tmp_path):
+    data = numbered(tmp_path, a=40, b=40)
+    assert split(data, seed=3).val.paths == split(data, seed=3).val.paths != split(data, seed=4).val.paths
+    drawn = numbers(split(data).val, "a")
+    assert np.diff(drawn).max() > 1
+    assert split(data).how == "stratified, 25 % held out, seed 0"
+
+
+@pytest.mark.parametrize(("seed", "first"), [(0, 30), (1, 20), (2, 10), (3, 0), (4, 30)])
+def test_blocks_hold_out_one_run_of_neighbours_at_the_same_place_in_all(tmp_path, seed, first):
+    splits = split(numbered(tmp_path, a=40, b=20), "blocks", seed=seed)
+    assert numbers(splits.val, "a") == list(range(first, first + 10))
+    assert numbers(splits.val, "b") == list(range(first // 2, first // 2 + 5))
+    assert splits.how.startswith("blocks of consecutive names")
+
+
+def test_blocks_take_digits_that_are_no_numbers(tmp_path):
+    touch(numbered(tmp_path, a=4, b=4), "a/1\u00b22.png", "a/\u0663.png")
+    splits = split(tmp_path, "blocks")  # the last 2 of 6 and the last of 4
+    assert splits.val.counts().tolist() == [2, 1] and splits.train.counts().tolist() == [4, 3]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_given_parts_are_taken_as_they_are(tmp_path, name):
+    for part, count in (("train", 3), (name, 1), ("test", 2)):
+        numbered(tmp_path / part, a=count, b=count)
+    splits = split(tmp_path)
+    assert splits.val.paths == (f"{name}/a/shot-0.png", f"{name}/b/shot-0.png")
+    assert splits.test is not None and len(splits.test) == 4
+    assert splits.how == f"train/ and {name}/ as given"
+
+
+@pytest.mark.parametrize("more", [(), ("test",)])
+def test_train_without_val_is_not_taken_for_a_class(tmp_path, more):
+    for part in ("train", *more):
+        numbered(tmp_path / part, a=4, b=4)
+    with pytest.raises(DeitkitError, match=r"has train/ but no val/.*give .*train to hold"):
+        split(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    assert split(numbered(tmp_path / "vehicles", bus=4, train=4)).train.classes == ("bus", "train")
+    assert split(numbered(tmp_path / "nouns", test=4, train=4)).train.classes == ("test", "train")
+
+
+@pytest.mark.parametrize("how", ["stratified", "blocks"])
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5])
+def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, how, fraction):
+    with pytest.raises(DeitkitError, match=r"data\.val_fraction is .*more than 0 and less than 1"):
+        split(numbered(tmp_path, a=4, b=4), how, fraction)
+
+
+def test_a_class_folder_without_images_is_named(tmp_path):
+    touch(numbered(tmp_path, a=4, b=4), "masks/notes.txt")
+    with pytest.raises(DeitkitError, match=r"'masks' .*holds no images"):
+        split(tmp_path)
+
+
+def test_a_folder_without_the_right_to_read(as_user):
+    numbered(as_user, a=4, b=4)
+    (as_user / "a").chmod(0)
+    with pytest.raises(DeitkitError, match=r"a cannot be read \(Permission denied\); check its rights"):
+        split(as_user)
+    as_user.chmod(0)
+    for data in (as_user, as_user / "b"):
+        with pytest.raises(DeitkitError, match="cannot be read"):
+            split(data)
+
+
+def test_links_are_followed_but_never_round_and_round(tmp_path):
+    numbered(tmp_path / "d", a=3, b=3)
+    (tmp_path / "d" / "a" / "self").symlink_to(tmp_path / "d" / "a")
+    (tmp_path / "d" / "a" / "itself.png").symlink_to("itself.png")
+    touch(tmp_path / "elsewhere", "x.png")
+    (tmp_path / "d" / "b" / "more").symlink_to(tmp_path / "elsewhere")
+    images = scan(tmp_path / "d", tmp_path / "d")
+    assert images.paths[:4] == ("a/itself.png", "a/shot-0.png", "a/shot-1.png", "a/shot-2.png")
+    assert images.paths[4:] == ("b/more/x.png", "b/shot-0.png", "b/shot-1.png", "b/shot-2.png")
+
+
+def test_fingerprint_tells_every_change(tmp_path):
+    images = scan(numbered(tmp_path, a=3, b=3), tmp_path)
+    seen = {images.fingerprint(), scan(tmp_path, tmp_path).fingerprint()}
+    assert len(seen) == 1
+    seen.add(ImageSet(tmp_path, images.paths, 1 - images.labels, images.classes).fingerprint())
+    seen.add(ImageSet(tmp_path, images.paths, images.labels, ("a", "c")).fingerprint())
+    seen.add(images.subset(np.arange(5)).fingerprint())
+    images.full_path(0).write_text("x")
+    seen.add(images.fingerprint())
+    os.utime(images.full_path(0), ns=(1, 1))
+    seen.add(images.fingerprint())
+    assert len(seen) == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only here may a name be any bytes")
+def test_names_that_are_no_utf8_are_listed_and_come_back(tmp_path):
+    numbered(tmp_path / "d", a=3, 猫=3)
+    odd = os.fsdecode(b"caf\xe9.png")
+    touch(tmp_path / "d", f"a/{odd}")
+    splits = split(tmp_path / "d")
+    assert splits.train.fingerprint() != splits.val.fingerprint()
+    splits.write(tmp_path / "split.json")
+    text = (tmp_path / "split.json").read_text(encoding="utf-8")
+    listed = json.loads(text)
+    assert "猫/shot-" in text and listed["how"] == splits.how
+    assert set(listed["train"] + listed["val"]) == set(splits.train.paths + splits.val.paths)
