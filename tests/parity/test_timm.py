@@ -6,6 +6,8 @@ import torch
 
 from deitkit.model import DeiT, create_model
 
+from .models import randomise, tokens_of
+
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 
 CASES = [
@@ -18,22 +20,6 @@ CASES = [
     pytest.param("deit_base_patch16_224", "base", 224, id="B", marks=pytest.mark.slow),
     pytest.param("deit_base_distilled_patch16_384", "base", 384, id="B-384", marks=pytest.mark.slow),
 ]
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Every parameter away from its initial value, so that a swapped or missing one shows."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-
-
-def tokens_of(blocks: torch.nn.Module) -> list[torch.Tensor]:
-    """A list that fills with each block's output (B, prefix + N, D) in the next forward pass."""
-    seen: list[torch.Tensor] = []
-    for block in blocks:
-        block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    return seen
 
 
 def compare(ours: DeiT, theirs: torch.nn.Module, dtype: torch.dtype) -> dict[str, float]:

@@ -6,6 +6,8 @@ import torch
 from deitkit.model import DeiT, create_model
 from deitkit.weights import published_keys, transformers_keys
 
+from .models import randomise, tokens_of
+
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
@@ -27,21 +29,6 @@ def reference_model(model: DeiT, num_heads: int) -> torch.nn.Module:
     if model.dist_token is None:
         return transformers.ViTForImageClassification(transformers.ViTConfig(**config))
     return transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**config))
-
-
-def randomise(model: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-
-
-def tokens_of(blocks: torch.nn.Module) -> list[torch.Tensor]:
-    """A list that fills with each block's output (B, prefix + N, D) in the next forward pass."""
-    seen: list[torch.Tensor] = []
-    for block in blocks:
-        block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    return seen
 
 
 def assert_equal(ours: DeiT, theirs: torch.nn.Module, dtype: torch.dtype, record_property) -> None:
