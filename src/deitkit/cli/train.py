@@ -1,33 +1,16 @@
-"""The command line: a verb a function. Heavy imports stay inside the verbs, so --help is instant."""
+"""`deitkit train`: flags in, a run out, a small table at the end."""
 
 from __future__ import annotations
 
-import errno
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .errors import DeitkitError
+from ..errors import DeitkitError
 
-app = typer.Typer(
-    help="A folder of images in, a small, fast, accurate image classifier out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-_CANNOT_WRITE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EROFS,
-    errno.EPERM,
-    errno.ENOTDIR,
-}
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -39,7 +22,6 @@ def parse_budget(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-@app.command()
 def train(
     data: Annotated[
         Path, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
@@ -89,8 +71,8 @@ def train(
             raise DeitkitError(f"--set {item!r} has no value; give it as section.key=value")
         settings[key.strip()] = value.strip()
 
-    from . import job
-    from .training.loop import Interrupted
+    from .. import job
+    from ..training.loop import Interrupted
 
     try:
         run = job.train(data, out, recipe=recipe, resume=resume, **settings)
@@ -99,84 +81,6 @@ def train(
         print(f"stopped and saved; to go on: {command}", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_summary(run.results, run.report)
-
-
-@app.command("eval")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    data: Annotated[Path, typer.Argument(help="Folder with one sub-folder per class.")],
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure a run on a folder: class head, distillation head and joint."""
-    import json
-
-    from .evaluate import evaluate_folder
-
-    metrics = evaluate_folder(run, data)
-    if json_:
-        print(json.dumps(metrics, indent=1))
-        return
-    heads = [("joint", "top1"), ("class head", "top1_class"), ("distillation head", "top1_distill")]
-    shown = ", ".join(f"{name} {metrics[key]:.1f} %" for name, key in heads if metrics[key] is not None)
-    print(f"{metrics['images']} images: {shown}")
-
-
-@app.command()
-def convert(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    destination: Annotated[Path, typer.Argument(help="Folder for the files.")],
-    to: Annotated[str, typer.Option(help="deitkit, timm, transformers or official.")],
-) -> None:
-    """Write a run's model in another project's format."""
-    import json
-
-    from .delivery.classifier import load
-    from .weights import export
-
-    classifier = load(run)
-    preprocessing = json.loads((run / "config.json").read_text(encoding="utf-8"))["preprocessing"]
-    for file in export(classifier.model, destination, to, preprocessing, classifier.classes):  # type: ignore[arg-type]
-        print(file)
-
-
-@app.command("recipes")
-def list_recipes(
-    name: Annotated[str | None, typer.Argument(help="One recipe, with its settings.")] = None,
-) -> None:
-    """List the recipes, or print one in full."""
-    import inspect
-    import json
-
-    from . import recipes
-
-    if name is None:
-        for key, function in recipes.RECIPES.items():
-            print(f"{key}: {(function.__doc__ or '').splitlines()[0]}")
-        return
-    config = recipes.get(name)
-    print(inspect.getdoc(recipes.RECIPES[name]))
-    print(json.dumps(config.to_dict(), indent=1))
-
-
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    paths: Annotated[list[str], typer.Argument(help="Pictures, folders, patterns.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 1,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-) -> None:
-    """Classify pictures with a run."""
-    from .data.decode import UnreadableImage
-    from .delivery import predict as delivery
-    from .delivery.classifier import load
-
-    pictures = delivery.expand(paths)
-    answers = list(load(run).predict_all(pictures))
-    write = delivery.write_json if json_ else delivery.write_csv if csv_ else delivery.write_text
-    write(answers, top)
-    if any(isinstance(a, UnreadableImage) for a in answers):
-        raise typer.Exit(1)
 
 
 def _print_summary(results: dict[str, Any], report: Path) -> None:
@@ -204,27 +108,3 @@ def _print_summary(results: dict[str, Any], report: Path) -> None:
     console.print(table)
     console.print(results["verdict"], markup=False)
     console.print(f"report: {report}", markup=False, soft_wrap=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command line; a mistake the user can mend ends in one sentence and status 2."""
-    try:
-        app(arguments)
-    except DeitkitError as error:
-        print(f"deitkit: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(
-            f"deitkit: cannot write{where} ({error.strerror}); "
-            "free space and add --resume, or choose another --out",
-            file=sys.stderr,
-        )
-    else:
-        return
-    raise SystemExit(2)
-
-
-if __name__ == "__main__":
-    main()

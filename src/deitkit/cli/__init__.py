@@ -1,0 +1,60 @@
+"""The command line: a verb a file. Heavy imports stay inside the verbs, so --help is instant."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from ..errors import DeitkitError
+from .convert import convert
+from .evaluate import evaluate
+from .predict import predict
+from .recipes import list_recipes
+from .train import parse_budget, train
+
+__all__ = ["app", "main", "parse_budget"]
+
+app = typer.Typer(
+    help="A folder of images in, a small, fast, accurate image classifier out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("predict")(predict)
+app.command("convert")(convert)
+app.command("recipes")(list_recipes)
+
+_CANNOT_WRITE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command line; a mistake the user can mend ends in one sentence and status 2."""
+    try:
+        app(arguments)
+    except DeitkitError as error:
+        print(f"deitkit: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"deitkit: cannot write{where} ({error.strerror}); "
+            "free space and add --resume, or choose another --out",
+            file=sys.stderr,
+        )
+    else:
+        return
+    raise SystemExit(2)

@@ -1,0 +1,28 @@
+"""`deitkit predict`: pictures classified with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    paths: Annotated[list[str], typer.Argument(help="Pictures, folders, patterns.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Classify pictures with a run."""
+    from ..data.decode import UnreadableImage
+    from ..delivery import predict as delivery
+    from ..delivery.classifier import load
+
+    pictures = delivery.expand(paths)
+    answers = list(load(run).predict_all(pictures))
+    write = delivery.write_json if json_ else delivery.write_csv if csv_ else delivery.write_text
+    write(answers, top)
+    if any(isinstance(a, UnreadableImage) for a in answers):
+        raise typer.Exit(1)
