@@ -1,13 +1,15 @@
 """Images/s of the whole training loop, beside timm's own token distillation, on a CPU.
 
-    python benchmarks/train_throughput.py [--data FOLDER] [--batches 6] [--rounds 3]
+    python benchmarks/train_throughput.py [--data FOLDER] [--batches 10] [--rounds 5] [--workers 2]
 
 The same student (128 wide, 6 deep, 128 px in patches of 16), teacher (EfficientNet-Lite0 at 128 px),
 batch (64), optimizer, moving average, data and augmentation (crop, mirror, RandAugment 9/0.5, erasing,
-mixup, CutMix). timm's side is its loader with two workers and its TokenDistillationTask. The sides take
-turns, each round in a process of its own, so that no side's workers run in another's time; a round is
-`batches` updates after a warm-up. Run it on a quiet machine. The table goes to stderr; the last line of
-stdout is JSON, with medians, extremes and the ratio of the medians.
+mixup, CutMix). timm's side is its loader, with workers that outlive an epoch, and its
+TokenDistillationTask; it decodes each image in each epoch, where deitkit decodes once before the first
+(`decode_seconds`, outside the figure). The sides take turns, each round in a process of its own, so that
+no side's workers run in another's time; a round is `batches` updates after a warm-up. Run it on a quiet
+machine. The table goes to stderr; the last line of stdout is JSON, with medians, extremes and the ratio
+of the medians.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -44,7 +48,14 @@ from deitkit.teachers.teacher import Teacher, TeacherCard
 from deitkit.training.loop import Trainer
 
 SIZE, BATCH = 128, 64
-Steps = Callable[[int], None]  # runs so many updates
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to train: `steps(n)` runs n updates and returns how many images they took."""
+
+    steps: Callable[[int], int]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def generated(folder: Path) -> Path:
@@ -65,11 +76,12 @@ def teacher_network(classes: int) -> Network:
     return Network(backbone, torch.nn.Linear(1280, classes))
 
 
-def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> Steps:
+def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> Side:
     config = recipes.get("deit").override(
         {
             "student.name": "nano",
             "student.image_size": SIZE,
+            "student.drop_path_rate": 0.0,
             "data.repeats": 1,
             "train.batch_size": BATCH,
             "distillation.guidance": guidance,
@@ -79,13 +91,16 @@ def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> 
     device = torch.device("cpu")
     splits = find_splits(data, config)
     config, _ = choose_student(config, splits, device)
+    started = time.perf_counter()
     opened = open_data(splits, config, lambda n: None)
+    facts: dict[str, Any] = {"decode_seconds": round(time.perf_counter() - started, 1)}
     classes = opened.classes
     teacher = None
     if with_teacher:
         network = teacher_network(len(classes))
         card = TeacherCard("lite0", None, SIZE, classes, "", 0, (40, 112), False)
         teacher = Teacher(card, choose_backend(network, (SIZE, SIZE), device, "auto"))
+        facts["teacher_backend"] = teacher.backend.name
     views = TrainingViews(
         opened.train.store, opened.train.images.labels, len(classes), config.augment, (SIZE, SIZE), device
     )
@@ -105,19 +120,22 @@ def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> 
 
     def batches() -> Iterator:
         for epoch in range(1000):
-            plan = plan_epoch(trainer.num_images, batch_size=BATCH, repeats=1, seed=0, epoch=epoch)
-            yield from (b for b in plan if len(b.indices) == BATCH)
+            yield from plan_epoch(trainer.num_images, batch_size=BATCH, repeats=1, seed=0, epoch=epoch)
 
     planned = batches()
 
-    def steps(n: int) -> None:
+    def steps(n: int) -> int:
+        images = 0
         for _ in range(n):
-            trainer.update(trainer.make(next(planned)))
+            batch = trainer.make(next(planned))
+            trainer.update(batch)
+            images += len(batch.indices)
+        return images
 
-    return steps
+    return Side(steps, facts)
 
 
-def timm_side(data: Path, with_teacher: bool) -> Steps:
+def timm_side(data: Path, with_teacher: bool, workers: int) -> Side:
     train = create_dataset("", root=str(data), split="train")
     classes = len(train.reader.class_to_idx)
     loader = create_loader(
@@ -131,9 +149,9 @@ def timm_side(data: Path, with_teacher: bool) -> Steps:
         # mmax9: at level 10 timm 1.0.31 asks Pillow 12 for 0 bits, which it refuses.
         auto_augment="rand-m9-mstd0.5-mmax9-inc1",
         interpolation="bicubic",
-        num_workers=2,
+        num_workers=workers,
         device=torch.device("cpu"),
-        persistent_workers=True,
+        use_multi_epochs_loader=True,
     )
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
     shape = {"img_size": SIZE, "embed_dim": 128, "depth": 6, "num_heads": 4}
@@ -155,9 +173,11 @@ def timm_side(data: Path, with_teacher: bool) -> Steps:
 
     stream = endless()
 
-    def steps(n: int) -> None:
+    def steps(n: int) -> int:
+        seen = 0
         for _ in range(n):
             images, labels = mixup(*next(stream))
+            seen += len(images)
             student.train()
             if task is not None:
                 loss = task(images, labels)["loss"]
@@ -169,11 +189,12 @@ def timm_side(data: Path, with_teacher: bool) -> Steps:
             optimizer.step()
             ema.update(student)
             loss.item()
+        return seen
 
-    return steps
+    return Side(steps, {"workers": workers})
 
 
-def summary(values: list[float]) -> dict[str, float]:
+def summary(values: list[float]) -> dict[str, Any]:
     return {
         "median": round(statistics.median(values), 1),
         "min": round(min(values), 1),
@@ -181,22 +202,21 @@ def summary(values: list[float]) -> dict[str, float]:
     }
 
 
-SIDES: dict[str, Callable[[Path, Path], Steps]] = {
-    "deitkit, teacher": lambda data, out: deitkit_side(data, out, True, 0.0),
-    "timm, teacher": lambda data, out: timm_side(data, True),
-    "deitkit, teacher and guidance": lambda data, out: deitkit_side(data, out, True, 2.5),
-    "deitkit, no teacher": lambda data, out: deitkit_side(data, out, False, 0.0),
-    "timm, no teacher": lambda data, out: timm_side(data, False),
+SIDES: dict[str, Callable[[Path, Path, int], Side]] = {
+    "deitkit, teacher": lambda data, out, workers: deitkit_side(data, out, True, 0.0),
+    "timm, teacher": lambda data, out, workers: timm_side(data, True, workers),
+    "deitkit, teacher and guidance": lambda data, out, workers: deitkit_side(data, out, True, 2.5),
+    "deitkit, no teacher": lambda data, out, workers: deitkit_side(data, out, False, 0.0),
+    "timm, no teacher": lambda data, out, workers: timm_side(data, False, workers),
 }
 
 
-def measure(name: str, data: Path, out: Path, batches: int) -> None:
-    """Prints one side's images/s, and leaves without waiting for anybody's workers."""
-    steps = SIDES[name](data, out)
-    steps(5)  # warms up, and uses up what a loader has decoded ahead
+def measure(side: Side, batches: int) -> None:
+    """Prints one side's images/s as JSON, and leaves without waiting for anybody's workers."""
+    side.steps(5)  # warms up, and uses up what a loader has decoded ahead
     started = time.perf_counter()
-    steps(batches)
-    print(batches * BATCH / (time.perf_counter() - started), flush=True)
+    images = side.steps(batches)
+    print(json.dumps({"images_per_s": images / (time.perf_counter() - started)} | side.facts), flush=True)
     os._exit(0)
 
 
@@ -204,22 +224,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: generated pictures")
     parser.add_argument("--batches", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2, help="of timm's loader")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.side is not None:
+        measure(SIDES[options.side](options.data, options.out, options.workers), options.batches)
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or generated(Path(folder) / "data")
-        out = Path(folder) / "run"
-        if options.side is not None:
-            measure(options.side, data, out, options.batches)
-        speeds: dict[str, list[float]] = {name: [] for name in SIDES}
-        arguments = ["--data", str(data), "--batches", str(options.batches)]
+        arguments = ["--data", str(data), "--batches", str(options.batches), "--out", f"{folder}/run"]
+        arguments += ["--workers", str(options.workers)]
+        cache = os.environ | {"DEITKIT_CACHE": f"{folder}/cache"}
         for _ in range(options.rounds):
             for name in SIDES:
                 command = [sys.executable, __file__, *arguments, "--side", name]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                speeds[name].append(float(done.stdout.split()[-1]))
-    found = {name: summary(values) for name, values in speeds.items()}
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=cache)
+                rounds[name].append(json.loads(done.stdout.splitlines()[-1]))
+    found = {name: summary([r.pop("images_per_s") for r in rows]) | rows[0] for name, rows in rounds.items()}
     for name, row in found.items():
         print(f"{name:32} {row['median']:7.1f} images/s  ({row['min']} to {row['max']})", file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import deitkit
+from deitkit.errors import DeitkitError
 from deitkit.evaluate import evaluate_folder
 
 from .conftest import write_pictures
@@ -68,6 +70,30 @@ def test_results_hold_what_they_promise(run):
     assert student["interval"][0] <= student["top1"] <= student["interval"][1]
     assert found["train"]["epochs"] == 12 and found["train"]["images"] == 12 * 27
     assert found["weights"] in ("raw", "ema") and found["verdict"].startswith("Deploy")
+
+
+def test_curves_for_tensorboard(run):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = events.EventAccumulator(str(run.folder / "tensorboard"))
+    log.Reload()
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    curve = log.Scalars("val/top1")
+    assert [e.step for e in curve] == [line["step"] for line in lines]
+    assert [e.value for e in curve] == pytest.approx([line["val"]["top1"] for line in lines])
+
+
+def test_another_budget_after_one_that_was_too_short(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEITKIT_CACHE", str(data.parent / "cache"))
+    settings = SMALL | {"teacher__spec": "none"}
+    with pytest.raises(DeitkitError, match=r"too short.*--resume"):
+        deitkit.train(data, tmp_path / "run", **settings, train__budget_s=1)
+    finished = deitkit.train(data, tmp_path / "run", resume=True, **settings, train__budget_s=30)
+    assert finished.results["train"]["epochs"] >= 1
+
+
+def test_one_class_can_be_evaluated(run, data, tmp_path):
+    shutil.copytree(data / "cat", tmp_path / "some" / "cat")
+    assert evaluate_folder(run.folder, tmp_path / "some")["images"] == 12
 
 
 def test_it_learned_something(run):

@@ -27,7 +27,7 @@ def evaluate_folder(run: str | Path, data: str | Path, batch_size: int = 32) -> 
     if not data.is_dir():
         raise DeitkitError(f"there is no folder {data}; give the folder that holds the classes")
     classifier = load(run)
-    images = scan(data, data)
+    images = scan(data, data, at_least=1)
     unknown = [name for name in images.classes if name not in classifier.classes]
     if unknown:
         raise DeitkitError(

@@ -17,6 +17,7 @@ from .data.loader import TrainingViews
 from .data.plan import Batch, plan_epoch
 from .delivery.report import write_report
 from .errors import DeitkitError
+from .model import DeiTOutput
 from .prepare import (
     Data,
     Part,
@@ -31,6 +32,7 @@ from .prepare import (
 from .teachers.backbone import find_source
 from .teachers.teacher import Teacher, fit_teacher, load_teacher, save_teacher
 from .training.loop import Trainer, seconds_per_step
+from .training.tensorboard import tensorboard_logs
 
 # Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
@@ -83,8 +85,9 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
         )
 
     teacher = _prepare_teacher(out, config, opened, device)
-    teacher_facts = results.measure_teacher(teacher, opened.val, device) if teacher else None
-    if teacher and teacher_facts:
+    teacher_facts = by_teacher = None
+    if teacher is not None:
+        teacher_facts, by_teacher = results.measure_teacher(teacher, opened.val, device)
         console.say(
             f"teacher {teacher.card.name} ({teacher.card.how}): {teacher_facts['top1']:.1f} % on validation, "
             f"{teacher_facts['images_per_s']:.0f} images/s with {teacher.backend.name}"
@@ -98,16 +101,17 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     epochs = _planned_epochs(out, trainer, control, config, started)
     plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
     _write_json(out / "config.json", results.describe_run(config, opened, trainer.model, teacher, plan, data))
-    student_facts = _train_one(trainer, epochs, opened, device, resume, "training")
+    student_facts, output = _train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
         _write_json(
             out / "control" / "config.json",
             results.describe_run(control.config, opened, control.model, None, plan, data),
         )
-        student_facts["control"] = _train_one(control, epochs, opened, device, resume, "control")["student"]
-        _write_json(out / "control" / "results.json", {"student": student_facts["control"]})
+        control_facts, _ = _train_one(control, epochs, opened, device, resume, "control")
+        student_facts["control"] = control_facts["student"]
+        _write_json(out / "control" / "results.json", {"student": control_facts["student"]})
     found = results.assemble(student_facts, teacher_facts, opened, time.monotonic() - started)
-    results.write_predictions(out / "predictions.csv", trainer.model, teacher, opened, device)
+    results.write_predictions(out / "predictions.csv", opened.val.images, output, by_teacher)
     _write_json(out / "results.json", found)
     write_report(out)
     return Run(out, found)
@@ -124,13 +128,14 @@ def _claim_folder(out: Path, config: Config, resume: bool) -> None:
             )
         saved = Config.from_dict(json.loads(settings.read_text()))
         different = saved.differences(config)
+        if not (out / "plan.json").exists():  # no epoch is planned yet: another budget may still be given
+            different.pop("train.budget_s", None)
         if different:
             key, (was, now) = next(iter(different.items()))
             raise DeitkitError(
                 f"cannot resume {out}: {key} was {was} and is now {now}; give the run's own settings, "
                 "or choose another --out"
             )
-        return
     if not settings.exists() and out.exists() and any(p.suffix != ".part" for p in out.iterdir()):
         raise DeitkitError(f"{out} is not empty and holds no run; choose an empty or a new folder for --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -244,7 +249,8 @@ def _planned_epochs(
         if epochs < 1:
             raise DeitkitError(
                 f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one "
-                f"epoch takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s"
+                f"epoch takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s, "
+                "with --resume to keep what is done"
             )
         console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
     _write_json(saved, {"epochs": epochs})
@@ -253,22 +259,23 @@ def _planned_epochs(
 
 def _train_one(
     trainer: Trainer, epochs: int, data: Data, device: torch.device, resume: bool, title: str
-) -> dict[str, Any]:
-    """Trains to the end and keeps the better of raw and averaged weights."""
+) -> tuple[dict[str, Any], DeiTOutput]:
+    """Trains to the end and keeps the better of raw and averaged weights; facts and validation logits."""
     trainer.epochs = epochs
     done = trainer.resume() if resume else 0
     images = epochs * sum(len(b.indices) for b in trainer._plan(0))
     started = time.monotonic()
     with console.bar(title, images) as advance:
         advance(done * images // trainer.total_steps)
-        trainer.run(console.TrainingDisplay(advance, epochs))
+        display = console.TrainingDisplay(advance, epochs)
+        trainer.run([display, *tensorboard_logs(trainer.folder / "tensorboard")])
     seconds = time.monotonic() - started
     weights = _keep_better_weights(trainer, data.val, device)
     results.save_model(trainer.folder / "model.safetensors", trainer.model)
-    facts = results.measure_student(trainer.model, trainer.config.student.name, data, device)
+    facts, output = results.measure_student(trainer.model, trainer.config.student.name, data, device)
     ran = (trainer.total_steps - done) * images / trainer.total_steps
     speed = {"seconds": seconds, "images_per_s": ran / seconds, "epochs": epochs, "images": images}
-    return {"student": facts, "train": speed, "weights": weights}
+    return {"student": facts, "train": speed, "weights": weights}, output
 
 
 def _keep_better_weights(trainer: Trainer, val: Part, device: torch.device) -> str:

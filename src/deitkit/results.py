@@ -14,11 +14,12 @@ from torch import Tensor
 
 from . import console
 from .config import AugmentConfig, Config
+from .data.folder import ImageSet
 from .delivery.verdict import verdict
 from .evaluation.metrics import confusion, top_k, wilson_interval
 from .evaluation.throughput import images_per_s
 from .files import write_tensors
-from .model import DeiT, joint_probabilities
+from .model import DeiT, DeiTOutput, joint_probabilities
 from .prepare import MEAN, STD, Data, Part, normalise, plain_views, tally
 from .teachers.teacher import Teacher
 
@@ -40,11 +41,12 @@ def teacher_logits(teacher: Teacher, part: Part, device: torch.device) -> Tensor
     return torch.cat([teacher(batch).logits.float().cpu() for batch in views])
 
 
-def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> dict[str, Any]:
-    """Accuracy on validation, speed at batch 32, size; accuracies in percent."""
-    top1 = top_k(teacher_logits(teacher, val, device), val.labels, 1)
+def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> tuple[dict[str, Any], Tensor]:
+    """Accuracy on validation in percent, speed at batch 32, size; and the logits (n, K) behind them."""
+    logits = teacher_logits(teacher, val, device)
+    top1 = top_k(logits, val.labels, 1)
     batch = next(plain_views(val.store, device, _SPEED_BATCH))
-    return {
+    facts = {
         "name": teacher.card.name,
         "top1": top1,
         "interval": wilson_interval(top1 / 100, len(val.images)),
@@ -53,6 +55,7 @@ def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> dict[s
         "backend": teacher.backend.name,
         "how": teacher.card.how,
     }
+    return facts, logits
 
 
 def warn_of_weak_teacher(top1: float, val: Part) -> None:
@@ -65,8 +68,10 @@ def warn_of_weak_teacher(top1: float, val: Part) -> None:
         )
 
 
-def measure_student(model: DeiT, name: str, data: Data, device: torch.device) -> dict[str, Any]:
-    """Accuracy of both heads and of the joint classifier on validation (and test), speed, size."""
+def measure_student(
+    model: DeiT, name: str, data: Data, device: torch.device
+) -> tuple[dict[str, Any], DeiTOutput]:
+    """Both heads and the joint classifier on validation (and test), speed, size; and the logits behind."""
     measured = tally(model, data.val, device)
     metrics = measured.metrics()
     output, labels = measured.output()
@@ -76,7 +81,7 @@ def measure_student(model: DeiT, name: str, data: Data, device: torch.device) ->
     with torch.inference_mode():
         speed = images_per_s(lambda: model(images), len(batch))
     params = sum(p.numel() for p in model.parameters())
-    return {
+    facts = {
         "name": name,
         "top1": metrics.top1,
         "top1_class": metrics.top1_class,
@@ -89,6 +94,7 @@ def measure_student(model: DeiT, name: str, data: Data, device: torch.device) ->
         "test": tally(model, data.test, device).metrics().to_dict() if data.test else None,
         "confusion": confusion(joint_probabilities(output).argmax(1), labels, model.num_classes).tolist(),
     }
+    return facts, output
 
 
 def assemble(
@@ -160,13 +166,13 @@ def save_model(path: Path, model: DeiT) -> None:
     write_tensors(path, model.state_dict())
 
 
-def write_predictions(
-    path: Path, model: DeiT, teacher: Teacher | None, data: Data, device: torch.device
-) -> None:
-    """One row a validation image: what it is, and what each head and the teacher say."""
-    output, _ = tally(model, data.val, device).output()
-    joint, names, images = joint_probabilities(output), data.classes, data.val.images
-    by_teacher = teacher_logits(teacher, data.val, device).argmax(1).tolist() if teacher else None
+def write_predictions(path: Path, images: ImageSet, output: DeiTOutput, by_teacher: Tensor | None) -> None:
+    """One row a validation image: what it is, and what each head and the teacher say.
+
+    output and by_teacher hold logits (n, K) in the order of `images`.
+    """
+    joint, names = joint_probabilities(output), images.classes
+    teacher = by_teacher.argmax(1).tolist() if by_teacher is not None else None
     distill = output.distill_logits
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -191,6 +197,6 @@ def write_predictions(
                     f"{joint[i, best]:.4f}",
                     names[int(output.class_logits[i].argmax())],
                     names[int(distill[i].argmax())] if distill is not None else "",
-                    names[by_teacher[i]] if by_teacher else "",
+                    names[teacher[i]] if teacher else "",
                 ]
             )

@@ -65,20 +65,18 @@ def test_top5_with_two_classes_is_complete():
     assert metrics.measure(c, d, y).top5 == 100.0
 
 
-def test_evaluate_does_not_depend_on_the_batches():
+@pytest.mark.parametrize("size", [8, 57])
+def test_a_tally_does_not_depend_on_the_batches(size):
     c, d, y = logits()
-
-    def batches(size):
-        return ((torch.arange(i, min(i + size, 57)), y[i : i + size]) for i in range(0, 57, size))
-
-    forward = lambda index: DeiTOutput(c[index], d[index])  # noqa: E731
-    assert metrics.evaluate(forward, batches(8)) == metrics.measure(c, d, y)
-    assert metrics.evaluate(forward, batches(57)) == metrics.measure(c, d, y)
+    tally = metrics.Tally()
+    for i in range(0, 57, size):
+        tally.add(DeiTOutput(c[i : i + size], d[i : i + size]), y[i : i + size])
+    assert tally.metrics() == metrics.measure(c, d, y)
 
 
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(DeitkitError, match="no images"):
-        metrics.evaluate(lambda x: DeiTOutput(x, x), [])
+        metrics.Tally().metrics()
     with pytest.raises(DeitkitError, match="no images"):
         metrics.measure(torch.zeros(0, 3), None, torch.zeros(0, dtype=torch.long))
 

@@ -115,8 +115,11 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
     return Splits(images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held)), None, how)
 
 
-def scan(folder: Path, root: Path) -> ImageSet:
-    """All images under `folder`, one sub-folder a class, sorted by name; paths relative to `root`."""
+def scan(folder: Path, root: Path, at_least: int = 2) -> ImageSet:
+    """All images under `folder`, one sub-folder a class, sorted by name; paths relative to `root`.
+
+    Raises DeitkitError for a folder without images and for fewer than `at_least` classes.
+    """
     classes: list[str] = []
     paths: list[str] = []
     labels: list[int] = []
@@ -143,7 +146,7 @@ def scan(folder: Path, root: Path) -> ImageSet:
         raise DeitkitError(
             f"the folder {empty[0]!r} in {folder} holds no images; add images of that class or remove it"
         )
-    if len(classes) == 1:
+    if len(classes) < at_least:
         raise DeitkitError(f"{folder} has only one class, {classes[0]!r}; a classifier needs two or more")
     by_case: dict[str, str] = {}
     for name in classes:

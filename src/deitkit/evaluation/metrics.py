@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,21 +98,6 @@ class Tally:
         """What `measure` says of all that was added."""
         output, labels = self.output()
         return measure(output.class_logits, output.distill_logits, labels)
-
-
-def evaluate(
-    forward: Callable[[Tensor], DeiTOutput], batches: Iterable[tuple[Tensor, Tensor]]
-) -> HeadMetrics:
-    """Metrics of `forward` over batches of (images uint8 (B, 3, H, W), labels (B,)).
-
-    `forward` normalises, moves to its device and puts the model in evaluation mode: only it knows
-    what the model was trained with.
-    """
-    tally = Tally()
-    with torch.inference_mode():
-        for images, labels in batches:
-            tally.add(forward(images), labels)
-    return tally.metrics()
 
 
 def wilson_interval(correct_fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:

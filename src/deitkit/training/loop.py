@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +96,7 @@ class Trainer:
             log.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.state.step))
         return self.state.step
 
-    def run(self, watcher: Watcher) -> None:
+    def run(self, watchers: Sequence[Watcher]) -> None:
         """Trains to the end. Raises Interrupted on SIGINT and SIGTERM, after saving."""
         saved_at = time.monotonic()
         with _stop_requests() as stop:
@@ -109,7 +109,8 @@ class Trainer:
                     seen += len(batch.indices)
                     for k, v in parts.items():
                         sums[k] = sums.get(k, 0.0) + v * len(batch.indices)
-                    watcher.on_step(self.state.step, len(batch.indices))
+                    for watcher in watchers:
+                        watcher.on_step(self.state.step, len(batch.indices))
                     if stop():
                         self._save()
                         raise Interrupted
@@ -117,7 +118,7 @@ class Trainer:
                         self._save()
                         saved_at = time.monotonic()
                 seconds = time.monotonic() - started
-                self._end_epoch(epoch, {k: v / seen for k, v in sums.items()}, seen, seconds, watcher)
+                self._end_epoch(epoch, {k: v / seen for k, v in sums.items()}, seen, seconds, watchers)
                 saved_at = time.monotonic()
 
     def update(self, batch: ViewBatch) -> dict[str, float]:
@@ -169,7 +170,7 @@ class Trainer:
         return {k: v.item() * share for k, v in parts.items()}
 
     def _end_epoch(
-        self, epoch: int, train: dict[str, float], seen: int, seconds: float, watcher: Watcher
+        self, epoch: int, train: dict[str, float], seen: int, seconds: float, watchers: Sequence[Watcher]
     ) -> None:
         line: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -188,7 +189,8 @@ class Trainer:
         with open(self.folder / "metrics.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
         self._save()
-        watcher.on_epoch(line)
+        for watcher in watchers:
+            watcher.on_epoch(line)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
