@@ -4,9 +4,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from deitkit.errors import DeitkitError
-from deitkit.model import VARIANTS, DeiT, DeiTOutput, create_model, joint_logits, joint_probabilities
+from deitkit.model import (
+    VARIANTS,
+    DeiT,
+    DeiTOutput,
+    create_model,
+    joint_logits,
+    joint_probabilities,
+    sincos_positions,
+)
 
 
 def little(**changes) -> DeiT:
@@ -155,3 +164,22 @@ def test_initial_values_are_the_published_ones():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_heads_divide_the_width(name):
     assert VARIANTS[name].embed_dim % VARIANTS[name].num_heads == 0
+
+
+def test_sincos_positions_of_one_cell():
+    row, column, quarter = 2, 5, 3
+    [value] = sincos_positions((4, 7), 32)[[row * 7 + column]]
+    frequency = 10_000 ** -(quarter / 8)
+    expected = [math.sin(column * frequency), math.cos(column * frequency)]
+    expected += [math.sin(row * frequency), math.cos(row * frequency)]
+    assert value[quarter::8].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_structured_start_makes_neighbours_alike():
+    model = create_model("nano", num_classes=3, image_size=64, patch_size=8)
+    model.start_structured()
+    positions = F.normalize(model.pos_embed[0, 2:], dim=1)
+    assert positions[0] @ positions[1] > positions[0] @ positions[4] > positions[0] @ positions[7]
+    bound = math.sqrt(6 / (128 + 512))
+    weight = model.blocks[3].mlp.fc1.weight
+    assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)

@@ -25,6 +25,7 @@ class StudentConfig:
     image_size: tuple[int, int] | None = None  # height, width in pixels; None picks by device and data
     patch_size: tuple[int, int] | None = None  # height, width in pixels; None picks about 64 patches on a CPU
     drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
+    start: Literal["published", "structured"] = "published"  # first values; structured learns sooner
     init: str | None = None  # weights to start from: a run folder, a file or a hub name; None: from scratch
 
 

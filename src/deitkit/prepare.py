@@ -158,7 +158,7 @@ def open_data(splits: Splits, config: Config, on_progress: Callable[[int], None]
 
 
 def build_model(config: Config, num_classes: int) -> DeiT:
-    """The student, initialised from the run's seed; plain where no distillation token is trained."""
+    """The student, first values from the run's seed; plain where no distillation token is trained."""
     assert config.student.image_size is not None and config.student.patch_size is not None
     torch.manual_seed(config.train.seed)
     distilled = config.distillation.mode != "none" and config.distillation.token == "distill"
@@ -170,6 +170,8 @@ def build_model(config: Config, num_classes: int) -> DeiT:
         drop_path_rate=config.student.drop_path_rate,
         distilled=distilled,
     )
+    if config.student.start == "structured":
+        model.start_structured()
     if config.student.init is not None:
         for change in load_into(model, read(config.student.init)):
             console.say(f"initial weights: {change}")
