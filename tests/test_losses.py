@@ -42,6 +42,11 @@ def test_soft_target_cross_entropy(pair):
     assert_agrees(losses.soft_target_cross_entropy(z, t), expected)
 
 
+def test_smooth_leaves_a_row_without_a_label():
+    targets = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert losses.smooth(targets, 0.3)[1].tolist() == [0, 0, 0]
+
+
 def test_smooth(pair):
     _, _, t = pair
     smoothed = losses.smooth(t, 0.1)

@@ -38,6 +38,8 @@ class DataConfig:
     val_fraction: float = 0.25  # held out where the folder has no val/
     eval_crop: float = 1.0  # share of the shorter side that evaluation's centre crop keeps
     repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509)
+    unlabeled: str | None = None  # folder of images for the teacher to answer, of the same field
+    unlabeled_share: float = 0.5  # of each batch, where there are unlabelled images
     cache_gb: float = 8.0  # decoded pixels are kept on disk up to this size; above, decoded as needed
     workers: int | None = None  # threads that decode and augment ahead; None: by device
 

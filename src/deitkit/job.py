@@ -74,7 +74,8 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     _claim_folder(out, config, resume)
     console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
     console.say(why)
-    total = len(splits.train) + len(splits.val) + (len(splits.test) if splits.test else 0)
+    parts = (splits.train, splits.val, splits.test, splits.unlabeled)
+    total = sum(len(part) for part in parts if part is not None)
     with console.bar("decoding", total) as advance:
         opened = open_data(splits, config, advance)
     splits.write(out / "split.json")
@@ -190,8 +191,8 @@ def _prepare_teacher(out: Path, config: Config, data: Data, device: torch.device
 def _views(config: Config, data: Data, device: torch.device) -> TrainingViews:
     assert config.student.image_size is not None
     return TrainingViews(
-        data.train.store,
-        data.train.images.labels,
+        data.pool.store,
+        data.pool.images.labels,
         len(data.classes),
         config.augment,
         config.student.image_size,
@@ -217,15 +218,16 @@ def _trainer(
         model=model,
         make=_views(config, data, device).make,
         num_images=len(data.train.images),
+        num_unlabeled=0 if teacher is None else len(data.pool.images) - len(data.train.images),
         normalise=normalise,
         teacher=teacher,
         device=device,
         folder=folder,
         evaluate=lambda m: evaluate(m, data.val, device).to_dict(),
-        name_of=data.train.images.paths.__getitem__,
+        name_of=data.pool.images.paths.__getitem__,
         # On a CPU the model uses every core itself; a thread beside it would only take turns.
         workers=workers if workers is not None else (0 if device.type == "cpu" else 4),
-        facts={"data": data.train.images.fingerprint(), "settings": config.to_dict()},
+        facts={"data": data.pool.images.fingerprint(), "settings": config.to_dict()},
     )
 
 

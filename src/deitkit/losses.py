@@ -23,9 +23,11 @@ def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def smooth(targets: Tensor, smoothing: float) -> Tensor:
     """Label smoothing of soft targets: (1 - s) t + s / K, (B, K) -> (B, K).
 
-    Szegedy et al., arXiv 1512.00567, section 7. Being linear, it may come before or after mixup.
+    Szegedy et al., arXiv 1512.00567, section 7. Being linear, it may come before or after mixup. A row
+    of zeros, which stands for no label, stays one.
     """
-    return targets.float() * (1.0 - smoothing) + smoothing / targets.shape[-1]
+    targets = targets.float()
+    return targets * (1.0 - smoothing) + targets.sum(-1, keepdim=True) * (smoothing / targets.shape[-1])
 
 
 def soft_distillation(

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import console
 from .config import Config
 from .data.decode import UnreadableImage, open_rgb
-from .data.folder import ImageSet, Splits, load_splits
+from .data.folder import NO_LABEL, ImageSet, Splits, load_splits
 from .data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
+from .data.unlabeled import find_unlabeled
 from .errors import DeitkitError
 from .evaluation.metrics import HeadMetrics, Tally
 from .model import VARIANTS, DeiT, create_model
@@ -37,6 +39,9 @@ class Part:
     def labels(self) -> Tensor:
         return torch.from_numpy(self.images.labels)
 
+    def subset(self, indices: NDArray[np.int64]) -> Part:
+        return Part(self.images.subset(indices), self.store.subset(indices))
+
 
 @dataclass(frozen=True)
 class Data:
@@ -44,6 +49,7 @@ class Data:
 
     splits: Splits
     train: Part
+    pool: Part  # what the student sees: the training images, then those without a label
     val: Part
     test: Part | None
     skipped: tuple[tuple[str, str], ...]  # (path, reason)
@@ -66,10 +72,23 @@ def settle_device(name: str) -> torch.device:
 
 
 def find_splits(data: Path, config: Config) -> Splits:
-    """The splits of `data` as the settings ask."""
-    return load_splits(
+    """The splits of `data` as the settings ask, and the unlabelled images beside them."""
+    splits = load_splits(
         data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
     )
+    if config.data.unlabeled is None:
+        return splits
+    if config.distillation.mode == "none" or config.teacher.spec == "none":
+        raise DeitkitError("images without labels need a teacher to answer them; leave out --unlabeled")
+    if not 0 < config.data.unlabeled_share < 1:
+        raise DeitkitError(
+            f"data.unlabeled_share is {config.data.unlabeled_share:g}; give more than 0 and less than 1"
+        )
+    held_out = [part for part in (splits.val, splits.test) if part is not None]
+    unlabeled, copies = find_unlabeled(Path(config.data.unlabeled), held_out)
+    left_out = f"; {len(copies)} left out, which are held-out images, such as {copies[0]}" if copies else ""
+    console.say(f"{len(unlabeled)} images without labels{left_out}")
+    return replace(splits, unlabeled=unlabeled)
 
 
 def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:
@@ -147,14 +166,16 @@ def open_data(splits: Splits, config: Config, on_progress: Callable[[int], None]
         )
         kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
         skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
-        return Part(images.subset(kept), store.subset(kept))
+        return Part(images, store).subset(kept)
 
-    train = part(splits.train, Decoder(stored, "squashed"))
+    everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
+    pool = part(everything, Decoder(stored, "squashed"))
+    train = pool.subset(np.flatnonzero(pool.images.labels != NO_LABEL))
     val = part(splits.val, evaluated)
     test = part(splits.test, evaluated) if splits.test is not None else None
-    total = sum(len(images) for images in (splits.train, splits.val, splits.test) if images is not None)
+    total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)
     refuse_many_unreadable(skipped, total)
-    return Data(splits, train, val, test, tuple(skipped))
+    return Data(splits, train, pool, val, test, tuple(skipped))
 
 
 def build_model(config: Config, num_classes: int) -> DeiT:

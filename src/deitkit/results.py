@@ -155,6 +155,7 @@ def describe_run(
             "numpy": np.__version__,
         },
         "data": {name: len(part.images) for name, part in parts.items() if part}
+        | {"unlabeled": len(data.pool.images) - len(data.train.images)}
         | {"root": str(root), "how": data.splits.how, "fingerprint": data.train.images.fingerprint()},
         "plan": plan,
         "teacher": {"name": teacher.card.name, "how": teacher.card.how} if teacher else None,

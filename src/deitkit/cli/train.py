@@ -34,6 +34,9 @@ def train(
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
     distillation: Annotated[str | None, typer.Option(help="none, soft or hard.")] = None,
     teacher: Annotated[str | None, typer.Option(help="auto, none or timm:NAME[@WEIGHTS].")] = None,
+    unlabeled: Annotated[
+        str | None, typer.Option(help="Folder of images without labels, for the teacher to answer.")
+    ] = None,
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: a run, a file, timm: or hf:NAME.")
     ] = None,
@@ -57,6 +60,7 @@ def train(
         "train.budget_s": parse_budget(budget) if budget else None,
         "distillation.mode": distillation,
         "teacher.spec": teacher,
+        "data.unlabeled": unlabeled,
         "student.init": init,
         "train.batch_size": batch_size,
         "train.device": device,

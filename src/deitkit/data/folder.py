@@ -19,9 +19,12 @@ SUFFIXES = frozenset(
 )  # compared in lower case
 
 
+NO_LABEL = -1
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled image files: paths relative to `root`, labels (n,) that index `classes`."""
+    """Labelled image files: paths relative to `root`, labels (n,) that index `classes`, or NO_LABEL."""
 
     root: Path
     paths: tuple[str, ...]
@@ -36,6 +39,12 @@ class ImageSet:
 
     def subset(self, indices: NDArray[np.int64]) -> ImageSet:
         return ImageSet(self.root, tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """The images of both, these ones first and with these classes; the other's paths made absolute."""
+        paths = tuple(str(other.full_path(i).absolute()) for i in range(len(other)))
+        labels = np.concatenate([self.labels, other.labels])
+        return ImageSet(self.root, self.paths + paths, labels, self.classes)
 
     def counts(self) -> NDArray[np.int64]:
         """Images of each class, (K,)."""
@@ -58,11 +67,12 @@ class Splits:
     val: ImageSet
     test: ImageSet | None
     how: str
+    unlabeled: ImageSet | None = None
 
     def write(self, path: Path) -> None:
         """Lists every part's files as JSON."""
-        parts = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
-        listed = {name: list(part.paths) for name, part in parts.items()}
+        parts = {"train": self.train, "val": self.val, "test": self.test, "unlabeled": self.unlabeled}
+        listed = {name: list(part.paths) for name, part in parts.items() if part is not None}
         text = json.dumps({"how": self.how, **listed}, indent=1, ensure_ascii=False)
         # A name that is no UTF-8 holds surrogates, whose backslash form is JSON's own.
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -126,7 +136,7 @@ def scan(folder: Path, root: Path, at_least: int = 2) -> ImageSet:
     folders = sorted((e for e in _entries(folder) if _is_folder(e)), key=lambda e: e.name)
     empty = []
     for entry in folders:
-        found = sorted(_images_under(entry.path))
+        found = sorted(images_under(entry.path))
         if not found:
             empty.append(entry.name)
             continue
@@ -192,7 +202,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _images_under(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
+def images_under(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
     """Images at any depth; a link back to one of the folders `above` is not followed again."""
     found: list[str] = []
     entries = _entries(folder)
@@ -202,7 +212,7 @@ def _images_under(folder: str, above: frozenset[tuple[int, int]] = frozenset()) 
         return found
     for entry in entries:
         if _is_folder(entry):
-            found += _images_under(entry.path, above | {here})
+            found += images_under(entry.path, above | {here})
         elif _is_image(entry.name):
             found.append(entry.path)
     return found

@@ -27,11 +27,15 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views as a model may see them: images (B, 3, H, W) float in [0, 1], targets (B, K) soft."""
+    """Views as a model may see them: images (B, 3, H, W) float in [0, 1], targets (B, K) soft.
+
+    A view without a label has a row of zeros.
+    """
 
     images: Tensor
     targets: Tensor
     indices: NDArray
+    labelled_share: float = 1.0  # of the views have a label
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,10 @@ class TrainingViews:
         maker = ViewMaker(self.augment, self.image_size)
         images = maker(pixels, self.store.aspects[batch.indices], batch.keys)
         labels = torch.from_numpy(self.labels[batch.indices]).to(self.device)
-        targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
+        targets = torch.nn.functional.one_hot(labels.clamp(min=0), self.num_classes).float()
+        targets *= (labels >= 0).unsqueeze(1)  # an unlabelled view has no target: a row of zeros
         images, targets = mix_pairs(images, targets, batch.keys, self.augment)
-        return ViewBatch(images, targets, batch.indices)
+        return ViewBatch(images, targets, batch.indices, float((self.labels[batch.indices] >= 0).mean()))
 
 
 def made_ahead(make: Callable[[Batch], Made], batches: Sequence[Batch], workers: int) -> Iterator[Made]:

@@ -48,21 +48,48 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return -(-num_images // batch_size)
 
 
-def plan_epoch(num_images: int, *, batch_size: int, repeats: int, seed: int, epoch: int) -> list[Batch]:
+def plan_epoch(
+    num_images: int,
+    *,
+    batch_size: int,
+    repeats: int,
+    seed: int,
+    epoch: int,
+    num_unlabeled: int = 0,
+    unlabeled_share: float = 0.0,
+) -> list[Batch]:
     """The batches of one epoch: `num_images` views (rounded up to whole repeats) in random order.
 
     With `repeats` > 1 a batch holds so many views of each of its images (repeated augmentation,
     Hoffer et al., arXiv 1901.09335), and an epoch visits 1/repeats of the images, as in DeiT; it
     works on one device and for any number of images. Batches differ in size by one image at most,
     so that none is too small.
+
+    Unlabelled images, numbered from `num_images` on, fill `unlabeled_share` of each batch beside the
+    labelled ones; few of them come round several times an epoch, many not all in one.
     """
+    beside = max(1, round(batch_size * unlabeled_share / repeats)) if num_unlabeled else 0
     epoch_key = hashed(hashed(seed, 0), epoch)
     image_keys = hashed(epoch_key, np.arange(num_images))
     order = np.argsort(image_keys, kind="stable")[: -(-num_images // repeats)]
+    labelled = max(1, batch_size - beside * repeats)
+    parts = np.array_split(order, min(steps_per_epoch(num_images, labelled), len(order)))
+    extra, extra_keys = _endless(num_unlabeled, len(parts) * beside, int(hashed(epoch_key, num_images)))
     batches = []
-    for images in np.array_split(order, min(steps_per_epoch(num_images, batch_size), len(order))):
+    for step, images in enumerate(parts):
         # Tiled, not interleaved: neighbours are mixed with each other and must be different images.
+        unlabelled = slice(step * beside, (step + 1) * beside)
+        keys = np.concatenate([image_keys[images], extra_keys[unlabelled]])
+        images = np.concatenate([images, num_images + extra[unlabelled]])
         repeat = np.repeat(np.arange(repeats), len(images))
-        indices = np.tile(images, repeats)
-        batches.append(Batch(indices, hashed(image_keys[indices], repeat)))
+        batches.append(Batch(np.tile(images, repeats), hashed(np.tile(keys, repeats), repeat)))
     return batches
+
+
+def _endless(num_images: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The first `count` images and keys of a row of passes over all images, each in an order of its own."""
+    passes = -(-count // num_images) if num_images else 0
+    keys = [hashed(hashed(seed, i), np.arange(num_images)) for i in range(passes)]
+    orders = [np.argsort(k, kind="stable") for k in keys]
+    images = np.concatenate([np.zeros(0, np.int64), *orders])
+    return images[:count], np.concatenate([np.zeros(0, np.uint64), *map(np.sort, keys)])[:count]

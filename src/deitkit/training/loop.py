@@ -48,13 +48,14 @@ class Trainer:
     config: Config
     model: DeiT
     make: Callable[[Batch], ViewBatch]
-    num_images: int
+    num_images: int  # labelled ones
     normalise: Callable[[Tensor], Tensor]
     teacher: Teacher | None
     device: torch.device
     folder: Path
     evaluate: Callable[[DeiT], dict[str, Any]]
     name_of: Callable[[int], str]  # image index -> file, for a message
+    num_unlabeled: int = 0  # of images that follow the labelled ones
     epochs: int = 1
     workers: int = 0
     facts: dict[str, Any] = field(default_factory=dict)  # what a resumed run must share
@@ -81,6 +82,8 @@ class Trainer:
             repeats=self.config.data.repeats,
             seed=train.seed,
             epoch=epoch,
+            num_unlabeled=self.num_unlabeled,
+            unlabeled_share=self.config.data.unlabeled_share,
         )
 
     @property
@@ -139,9 +142,10 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         micro = config.train.micro_batch_size or config.train.batch_size
         totals: dict[str, float] = {}
+        labelled = batch.labelled_share
         for images, targets in zip(batch.images.split(micro), batch.targets.split(micro), strict=True):
             share = len(images) / len(batch.images)
-            for k, v in self._backward(images, targets, share).items():
+            for k, v in self._backward(images, targets, share, labelled).items():
                 totals[k] = totals.get(k, 0.0) + v
         if not math.isfinite(totals["loss"]):
             self._refuse(batch)
@@ -152,7 +156,7 @@ class Trainer:
         state.step += 1
         return totals
 
-    def _backward(self, images: Tensor, targets: Tensor, share: float) -> dict[str, float]:
+    def _backward(self, images: Tensor, targets: Tensor, share: float, labelled: float) -> dict[str, float]:
         """Adds the gradients of a micro-batch, weighted by its share of the global batch."""
         guidance = self.state.guidance
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -165,6 +169,7 @@ class Trainer:
                 self.config.distillation,
                 smoothing=self.config.train.label_smoothing,
                 guidance=guidance,
+                labelled_share=labelled,
             )
         (parts["loss"] * share).backward()
         return {k: v.item() * share for k, v in parts.items()}

@@ -45,12 +45,16 @@ def training_loss(
     *,
     smoothing: float,
     guidance: Guidance | None,
+    labelled_share: float = 1.0,
 ) -> dict[str, Tensor]:
     """The parts of the loss and their weighted sum, `loss` (arXiv 2012.12877, equations 2 and 3).
 
-    targets (B, K) are soft. Without a teacher only the class term remains, at full weight.
+    targets (B, K) are soft, zero for a view without a label; the class term is the mean over the
+    labelled views, `labelled_share` of the global batch. Without a teacher only the class term remains,
+    at full weight.
     """
-    base = losses.soft_target_cross_entropy(output.class_logits, losses.smooth(targets, smoothing))
+    smoothed = losses.smooth(targets, smoothing)
+    base = losses.soft_target_cross_entropy(output.class_logits, smoothed) / labelled_share
     parts = {"class": base}
     if answer is None or config.mode == "none":
         return {"loss": base, **parts}
