@@ -1,8 +1,9 @@
 """Images/s of the whole training loop, beside timm's own token distillation, on a CPU.
 
-    python benchmarks/train_throughput.py [--data FOLDER] [--batches 10] [--rounds 5] [--workers 2]
+    python benchmarks/train_throughput.py [--student nano] [--image-size 128] [--data FOLDER]
+        [--batches 10] [--rounds 5] [--workers 2]
 
-The same student (128 wide, 6 deep, 128 px in patches of 16), teacher (EfficientNet-Lite0 at 128 px),
+The same student (patches of 16 pixels), teacher (EfficientNet-Lite0 at the student's image size),
 batch (64), optimizer, moving average, data and augmentation (crop, mirror, RandAugment 9/0.5, erasing,
 mixup, CutMix). timm's side is its loader, with workers that outlive an epoch, and its
 TokenDistillationTask; it decodes each image in each epoch, where deitkit decodes once before the first
@@ -41,13 +42,25 @@ from timm.utils import ModelEmaV3
 from deitkit import recipes
 from deitkit.data.loader import TrainingViews
 from deitkit.data.plan import plan_epoch
+from deitkit.model import VARIANTS
 from deitkit.prepare import build_model, choose_student, find_splits, normalise, open_data
 from deitkit.teachers.backbone import find_source, open_backbone
 from deitkit.teachers.backends import Network, choose_backend
 from deitkit.teachers.teacher import Teacher, TeacherCard
 from deitkit.training.loop import Trainer
 
-SIZE, BATCH = 128, 64
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides train."""
+
+    student: str
+    image_size: int
+    data: Path
+    workers: int  # of timm's loader
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -59,28 +72,29 @@ class Side:
 
 
 def generated(folder: Path) -> Path:
-    """512 JPEGs of 160 x 160 in train/ and 8 in val/, four classes."""
+    """512 JPEGs of 256 x 256 in train/ and 8 in val/, four classes."""
     rng = np.random.RandomState(0)
     for part, count in (("train", 128), ("val", 2)):
         for k in range(4):
             (folder / part / str(k)).mkdir(parents=True)
             for i in range(count):
                 coarse = Image.fromarray(rng.randint(0, 255, (20, 20, 3), dtype=np.uint8))
-                coarse.resize((160, 160)).save(folder / part / str(k) / f"{i}.jpg", quality=90)
+                coarse.resize((256, 256)).save(folder / part / str(k) / f"{i}.jpg", quality=90)
     return folder
 
 
-def teacher_network(classes: int) -> Network:
-    source = find_source("auto")
-    backbone = open_backbone(source, SIZE)
+def teacher_network(classes: int, image_size: int) -> Network:
+    backbone = open_backbone(find_source("auto"), image_size)
     return Network(backbone, torch.nn.Linear(1280, classes))
 
 
-def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> Side:
+def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
+    size = setting.image_size
     config = recipes.get("deit").override(
         {
-            "student.name": "nano",
-            "student.image_size": SIZE,
+            "student.name": setting.student,
+            "student.image_size": size,
+            "student.patch_size": 16,
             "student.drop_path_rate": 0.0,
             "data.repeats": 1,
             "train.batch_size": BATCH,
@@ -89,7 +103,7 @@ def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> 
         }
     )
     device = torch.device("cpu")
-    splits = find_splits(data, config)
+    splits = find_splits(setting.data, config)
     config, _ = choose_student(config, splits, device)
     started = time.perf_counter()
     opened = open_data(splits, config, lambda n: None)
@@ -97,12 +111,12 @@ def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> 
     classes = opened.classes
     teacher = None
     if with_teacher:
-        network = teacher_network(len(classes))
-        card = TeacherCard("lite0", None, SIZE, classes, "", 0, (40, 112), False)
-        teacher = Teacher(card, choose_backend(network, (SIZE, SIZE), device, "auto"))
+        network = teacher_network(len(classes), size)
+        card = TeacherCard("lite0", None, size, classes, "", 0, (40, 112), False)
+        teacher = Teacher(card, choose_backend(network, (size, size), device, "auto"))
         facts["teacher_backend"] = teacher.backend.name
     views = TrainingViews(
-        opened.train.store, opened.train.images.labels, len(classes), config.augment, (SIZE, SIZE), device
+        opened.train.store, opened.train.images.labels, len(classes), config.augment, (size, size), device
     )
     trainer = Trainer(
         config=config,
@@ -112,7 +126,7 @@ def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> 
         normalise=normalise,
         teacher=teacher,
         device=device,
-        folder=out,
+        folder=setting.out,
         evaluate=lambda model: {},
         name_of=str,
         epochs=1000,
@@ -135,12 +149,13 @@ def deitkit_side(data: Path, out: Path, with_teacher: bool, guidance: float) -> 
     return Side(steps, facts)
 
 
-def timm_side(data: Path, with_teacher: bool, workers: int) -> Side:
-    train = create_dataset("", root=str(data), split="train")
+def timm_side(setting: Setting, with_teacher: bool) -> Side:
+    size, shape = setting.image_size, VARIANTS[setting.student]
+    train = create_dataset("", root=str(setting.data), split="train")
     classes = len(train.reader.class_to_idx)
     loader = create_loader(
         train,
-        input_size=(3, SIZE, SIZE),
+        input_size=(3, size, size),
         batch_size=BATCH,
         is_training=True,
         use_prefetcher=False,
@@ -149,18 +164,24 @@ def timm_side(data: Path, with_teacher: bool, workers: int) -> Side:
         # mmax9: at level 10 timm 1.0.31 asks Pillow 12 for 0 bits, which it refuses.
         auto_augment="rand-m9-mstd0.5-mmax9-inc1",
         interpolation="bicubic",
-        num_workers=workers,
+        num_workers=setting.workers,
         device=torch.device("cpu"),
         use_multi_epochs_loader=True,
     )
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
-    shape = {"img_size": SIZE, "embed_dim": 128, "depth": 6, "num_heads": 4}
-    student = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=classes, **shape)
+    student = timm.create_model(
+        "deit_tiny_distilled_patch16_224",
+        num_classes=classes,
+        img_size=size,
+        embed_dim=shape.embed_dim,
+        depth=shape.depth,
+        num_heads=shape.num_heads,
+    )
     criterion = SoftTargetCrossEntropy()
     task = None
     if with_teacher:
         teacher = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
-        source = open_backbone(find_source("auto"), SIZE).model.state_dict()
+        source = open_backbone(find_source("auto"), size).model.state_dict()
         teacher.load_state_dict(source, strict=False)
         options = {"criterion": criterion, "distill_type": "hard", "device": torch.device("cpu")}
         task = TokenDistillationTask(student, teacher, verbose=False, **options)
@@ -191,7 +212,7 @@ def timm_side(data: Path, with_teacher: bool, workers: int) -> Side:
             loss.item()
         return seen
 
-    return Side(steps, {"workers": workers})
+    return Side(steps, {"workers": setting.workers})
 
 
 def summary(values: list[float]) -> dict[str, Any]:
@@ -202,12 +223,12 @@ def summary(values: list[float]) -> dict[str, Any]:
     }
 
 
-SIDES: dict[str, Callable[[Path, Path, int], Side]] = {
-    "deitkit, teacher": lambda data, out, workers: deitkit_side(data, out, True, 0.0),
-    "timm, teacher": lambda data, out, workers: timm_side(data, True, workers),
-    "deitkit, teacher and guidance": lambda data, out, workers: deitkit_side(data, out, True, 2.5),
-    "deitkit, no teacher": lambda data, out, workers: deitkit_side(data, out, False, 0.0),
-    "timm, no teacher": lambda data, out, workers: timm_side(data, False, workers),
+SIDES: dict[str, Callable[[Setting], Side]] = {
+    "deitkit, teacher": lambda setting: deitkit_side(setting, True, 0.0),
+    "timm, teacher": lambda setting: timm_side(setting, True),
+    "deitkit, teacher and guidance": lambda setting: deitkit_side(setting, True, 2.5),
+    "deitkit, no teacher": lambda setting: deitkit_side(setting, False, 0.0),
+    "timm, no teacher": lambda setting: timm_side(setting, False),
 }
 
 
@@ -222,6 +243,8 @@ def measure(side: Side, batches: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--student", choices=VARIANTS, default="nano")
+    parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: generated pictures")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
@@ -230,12 +253,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side is not None:
-        measure(SIDES[options.side](options.data, options.out, options.workers), options.batches)
+        setting = Setting(options.student, options.image_size, options.data, options.workers, options.out)
+        measure(SIDES[options.side](setting), options.batches)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or generated(Path(folder) / "data")
         arguments = ["--data", str(data), "--batches", str(options.batches), "--out", f"{folder}/run"]
-        arguments += ["--workers", str(options.workers)]
+        arguments += ["--workers", str(options.workers), "--student", options.student]
+        arguments += ["--image-size", str(options.image_size)]
         cache = os.environ | {"DEITKIT_CACHE": f"{folder}/cache"}
         for _ in range(options.rounds):
             for name in SIDES:
@@ -253,6 +278,7 @@ def main() -> None:
         json.dumps(
             found
             | {
+                "student": f"{options.student} at {options.image_size} px",
                 "ratio_with_teacher": ratio("deitkit, teacher", "timm, teacher"),
                 "ratio_without_teacher": ratio("deitkit, no teacher", "timm, no teacher"),
                 "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
