@@ -25,8 +25,8 @@ bench: .venv/dev
 # Student against control over three seeds; SIGNDIGITS is the folder of Sign Language Digits.
 small-data: .venv/dev
 	$(BIN)/python examples/elpv.py --only-data
-	$(BIN)/python benchmarks/small_data.py --data runs/elpv-data/images --name elpv --epochs 8
-	$(BIN)/python benchmarks/small_data.py --data $(SIGNDIGITS) --name signdigits64 --split blocks --epochs 14
+	$(BIN)/python benchmarks/small_data.py --data runs/elpv-data/images --name elpv --epochs 16
+	$(BIN)/python benchmarks/small_data.py --data $(SIGNDIGITS) --name signdigits64 --split blocks --epochs 30
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

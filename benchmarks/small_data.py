@@ -3,8 +3,8 @@
     python benchmarks/small_data.py --data FOLDER --name NAME --epochs N [--split blocks] [--seeds 0 1 2]
 
 Each seed trains the default recipe and, without a teacher, the same student for the same epochs. The
-split stays the same over the seeds. Rows are appended to results/small-data/NAME.csv; the last line
-of stdout is JSON.
+split stays the same over the seeds. Rows are appended to results/small-data/NAME.csv, where a seed that
+is there with the same epochs and settings is not run again; the last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -63,6 +63,16 @@ def row_of(name: str, seed: int, settings: dict, run: deitkit.Run) -> dict:
     return dict(zip(FIELDS, (round(v, 2) if isinstance(v, float) else v for v in values), strict=True))
 
 
+def finished(table: Path, epochs: int, settings: dict, seeds: list[int]) -> list[dict]:
+    """The rows of `table` that need not be run again."""
+    if not table.exists():
+        return []
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    same = [r for r in rows if int(r["epochs"]) == epochs and r["settings"] == json.dumps(settings)]
+    return [row for row in same if int(row["seed"]) in seeds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
@@ -75,8 +85,10 @@ def main() -> None:
     settings = dict(item.split("=", 1) for item in options.set)
     table = Path("results/small-data") / f"{options.name}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = finished(table, options.epochs, settings, options.seeds)
     for seed in options.seeds:
+        if seed in {int(row["seed"]) for row in rows}:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             run = deitkit.train(
                 options.data,
@@ -92,8 +104,9 @@ def main() -> None:
             if new:
                 writer.writeheader()
             writer.writerow(rows[-1])
-    gaps = [r["student"] - r["control"] for r in rows]
-    spread = max(statistics.pstdev(r[k] for r in rows) for k in ("student", "control"))
+    gaps = [float(r["student"]) - float(r["control"]) for r in rows]
+    tops = ([float(row[who]) for row in rows] for who in ("student", "control"))
+    spread = max(statistics.stdev(values) for values in tops) if len(rows) > 1 else None
     print(json.dumps({"gaps": gaps, "mean_gap": statistics.mean(gaps), "spread": spread}))
 
 

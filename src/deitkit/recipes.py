@@ -24,14 +24,15 @@ from .errors import DeitkitError
 def small_data() -> Config:
     """A folder of hundreds to tens of thousands of images, trained from scratch.
 
-    Not the paper's: light augmentation, soft labels, and feature guidance (Locality Guidance,
-    arXiv 2207.10026), which on little data decides everything. docs/small-data.md has the runs
-    behind each value.
+    Not the paper's: light augmentation, soft labels, small batches, a structured start, and much
+    feature guidance (Locality Guidance, arXiv 2207.10026), which on little data decides everything.
+    docs/small-data.md has the runs behind each value.
 
     Command: deitkit train DATA --out RUN
     """
     return Config(
         recipe="small-data",
+        student=StudentConfig(start="structured"),
         augment=AugmentConfig(
             crop_scale=(0.5, 1.0),
             randaugment_ops=0,
@@ -40,9 +41,9 @@ def small_data() -> Config:
             mixup=0.0,
             cutmix=0.0,
         ),
-        distillation=DistillationConfig(mode="soft", alpha=0.5, temperature=2.0, guidance=2.5),
-        optim=OptimConfig(lr=1e-3, lr_batch=64, min_lr=1e-5, warmup_epochs=2, ema_decay=0.998),
-        train=TrainConfig(epochs=60, batch_size=64),
+        distillation=DistillationConfig(mode="soft", alpha=0.5, temperature=2.0, guidance=16.0),
+        optim=OptimConfig(lr=1e-3, lr_batch=32, min_lr=1e-5, warmup_epochs=2, ema_decay=0.998),
+        train=TrainConfig(epochs=60, batch_size=32),
     )
 
 
