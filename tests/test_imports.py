@@ -16,10 +16,12 @@ PACKAGE = Path(deitkit.__file__).parent
 # From the top down; a part may import those of lower layers only, never a neighbour of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
+    ("labelling",),
     ("job", "evaluate"),
     ("results",),
     ("prepare",),
     ("delivery", "evaluation", "training"),
+    ("labels",),
     ("teachers", "data"),
     ("losses", "weights"),
     ("model",),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .delivery.classifier import Classifier, load
     from .job import Run, train
+    from .labelling import label
     from .model import DeiT, create_model
 
 __version__ = "0.1.0"
@@ -26,11 +27,12 @@ _HOMES = {
     "DeiT": "model",
     "Run": "job",
     "create_model": "model",
+    "label": "labelling",
     "load": "delivery.classifier",
     "train": "job",
 }
 
-__all__ = ["Classifier", "Config", "DeiT", "DeitkitError", "Run", "create_model", "load", "train"]
+__all__ = ["Classifier", "Config", "DeiT", "DeitkitError", "Run", "create_model", "label", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,6 +71,7 @@ class TeacherConfig:
     image_size: int | None = None  # pixels a side of its input; None picks by the student's
     probe_views: int = 4  # views of each training image that the probe is fitted on
     backend: Literal["auto", "pytorch", "openvino"] = "auto"  # inference engine
+    labels: str | None = None  # folder of stored answers (deitkit label), in place of a live teacher
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,9 @@ from .data.loader import TrainingViews
 from .data.plan import Batch, plan_epoch
 from .delivery.report import write_report
 from .errors import DeitkitError
+from .labels.replay import refuse_other_views
+from .labels.settings import student_settings
+from .labels.store import LabelStore, open_labels
 from .model import DeiTOutput
 from .prepare import (
     Data,
@@ -28,6 +31,7 @@ from .prepare import (
     normalise,
     open_data,
     settle_device,
+    view_workers,
 )
 from .teachers.backbone import find_source
 from .teachers.teacher import Teacher, fit_teacher, load_teacher, save_teacher
@@ -51,16 +55,21 @@ class Run:
 
 
 def train(
-    data: str | Path, out: str | Path, *, recipe: str = "small-data", resume: bool = False, **settings: Any
+    data: str | Path, out: str | Path, *, recipe: str | None = None, resume: bool = False, **settings: Any
 ) -> Run:
     """Trains a student on `data` and writes the run folder `out`.
 
-    settings: "section.key" (written section__key, as in `train__epochs=30`) to value, over the
-    recipe's. Raises DeitkitError for anything the caller can mend, Interrupted when a signal
-    stopped training after its state was saved.
+    recipe: a name; None is small-data, or the recipe of `teacher.labels`. settings: "section.key"
+    (written section__key, as in `train__epochs=30`) to value, over the recipe's. Raises DeitkitError for
+    anything the caller can mend, Interrupted when a signal stopped training after its state was saved.
     """
     changes = {key.replace("__", "."): value for key, value in settings.items()}
-    return run_job(Path(data), Path(out), recipes.get(recipe).override(changes), resume=resume)
+    labels = changes.get("teacher.labels")
+    if labels:
+        config = student_settings(open_labels(Path(labels)), recipe, changes)
+    else:
+        config = recipes.get(recipe or Config().recipe).override(changes)
+    return run_job(Path(data), Path(out), config, resume=resume)
 
 
 def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
@@ -69,7 +78,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     device = settle_device(config.train.device)
     splits = find_splits(data, config)
     config, why = choose_student(config, splits, device)
-    if config.distillation.mode != "none" and config.teacher.spec != "none":
+    if _taught_live(config):
         find_source(config.teacher.spec)  # a misspelt teacher is refused before hours of decoding
     _claim_folder(out, config, resume)
     console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
@@ -85,23 +94,25 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
             f"{len(opened.skipped)} unreadable images were skipped; {out / 'skipped.json'} lists them"
         )
 
-    teacher = _prepare_teacher(out, config, opened, device)
-    teacher_facts = by_teacher = None
+    labels = _open_labels(config, opened, device)
+    teacher = prepare_teacher(out, config, opened, device)
+    teacher_facts = labels.manifest.teacher if labels is not None else None
+    by_teacher = None
     if teacher is not None:
         teacher_facts, by_teacher = results.measure_teacher(teacher, opened.val, device)
-        console.say(
-            f"teacher {teacher.card.name} ({teacher.card.how}): {teacher_facts['top1']:.1f} % on validation, "
-            f"{teacher_facts['images_per_s']:.0f} images/s with {teacher.backend.name}"
-        )
+    if teacher_facts is not None:
+        console.say(results.teacher_sentence(teacher_facts))
         results.warn_of_weak_teacher(teacher_facts["top1"], opened.val)
 
-    trainer = _trainer(out, config, opened, teacher, device)
+    trainer = _trainer(out, config, opened, teacher, device, labels)
     control = None
     if config.train.control:
         control = _trainer(out / "control", _without_teacher(config), opened, None, device)
     epochs = _planned_epochs(out, trainer, control, config, started)
     plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
-    _write_json(out / "config.json", results.describe_run(config, opened, trainer.model, teacher, plan, data))
+    _write_json(
+        out / "config.json", results.describe_run(config, opened, trainer.model, teacher_facts, plan, data)
+    )
     student_facts, output = _train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
         _write_json(
@@ -143,9 +154,26 @@ def _claim_folder(out: Path, config: Config, resume: bool) -> None:
     _write_json(settings, config.to_dict())
 
 
-def _prepare_teacher(out: Path, config: Config, data: Data, device: torch.device) -> Teacher | None:
-    """The fitted teacher, from the run's folder where it lies there already."""
-    if config.distillation.mode == "none" or config.teacher.spec == "none":
+def _taught_live(config: Config) -> bool:
+    """Whether a teacher answers while the student trains."""
+    return config.distillation.mode != "none" and config.teacher.spec != "none" and not config.teacher.labels
+
+
+def _open_labels(config: Config, data: Data, device: torch.device) -> LabelStore | None:
+    """The stored answers that the settings name, whole, and of these very views."""
+    if config.teacher.labels is None:
+        return None
+    store, images = open_labels(Path(config.teacher.labels)), data.pool.images
+    store.manifest.refuse_other_data(store.folder, images.fingerprint(times=False), len(images), data.classes)
+    refuse_other_views(store, training_views(config, data, device).make)
+    with console.bar("checking the labels", store.epochs() * store.shards) as advance:
+        store.verify(store.epochs(), advance)
+    return store
+
+
+def prepare_teacher(out: Path, config: Config, data: Data, device: torch.device) -> Teacher | None:
+    """The fitted teacher, from `out` where it lies there already; None where none answers live."""
+    if not _taught_live(config):
         return None
     size = config.student.image_size
     assert size is not None
@@ -154,8 +182,8 @@ def _prepare_teacher(out: Path, config: Config, data: Data, device: torch.device
         return load_teacher(folder, config.teacher, student_size=size, device=device)
     # Seen by the probe: the student's own views, without mixing, so that every view has one label.
     augment = replace(config.augment, mixup=0.0, cutmix=0.0, erasing=0.0)
-    maker = _views(replace(config, augment=augment), data, device)
-    plain = _views(replace(config, augment=results.PLAIN), data, device)
+    maker = training_views(replace(config, augment=augment), data, device)
+    plain = training_views(replace(config, augment=results.PLAIN), data, device)
     n = len(data.train.images)
 
     def batches(v: int) -> Any:
@@ -188,7 +216,8 @@ def _prepare_teacher(out: Path, config: Config, data: Data, device: torch.device
     return teacher
 
 
-def _views(config: Config, data: Data, device: torch.device) -> TrainingViews:
+def training_views(config: Config, data: Data, device: torch.device) -> TrainingViews:
+    """The views of the training images, as the settings ask."""
     assert config.student.image_size is not None
     return TrainingViews(
         data.pool.store,
@@ -206,28 +235,34 @@ def _without_teacher(config: Config) -> Config:
 
 
 def _trainer(
-    folder: Path, config: Config, data: Data, teacher: Teacher | None, device: torch.device
+    folder: Path,
+    config: Config,
+    data: Data,
+    teacher: Teacher | None,
+    device: torch.device,
+    labels: LabelStore | None = None,
 ) -> Trainer:
-    if teacher is None:
+    taught = teacher is not None or labels is not None
+    if not taught:
         config = _without_teacher(config)
     folder.mkdir(parents=True, exist_ok=True)
     model = build_model(config, len(data.classes)).to(device)
-    workers = config.data.workers
+    facts = {"data": data.pool.images.fingerprint(), "settings": config.to_dict()}
     return Trainer(
         config=config,
         model=model,
-        make=_views(config, data, device).make,
+        make=training_views(config, data, device).make,
         num_images=len(data.train.images),
-        num_unlabeled=0 if teacher is None else len(data.pool.images) - len(data.train.images),
+        num_unlabeled=0 if not taught else len(data.pool.images) - len(data.train.images),
         normalise=normalise,
         teacher=teacher,
         device=device,
         folder=folder,
         evaluate=lambda m: evaluate(m, data.val, device).to_dict(),
         name_of=data.pool.images.paths.__getitem__,
-        # On a CPU the model uses every core itself; a thread beside it would only take turns.
-        workers=workers if workers is not None else (0 if device.type == "cpu" else 4),
-        facts={"data": data.pool.images.fingerprint(), "settings": config.to_dict()},
+        labels=labels,
+        workers=view_workers(config, device),
+        facts=facts | ({"labels": labels.id} if labels is not None else {}),
     )
 
 
@@ -255,6 +290,9 @@ def _planned_epochs(
                 "with --resume to keep what is done"
             )
         console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
+        if trainer.labels is not None and epochs > trainer.labels.epochs():
+            epochs = trainer.labels.epochs()
+            console.say(f"labels are stored for {epochs} of them, so {epochs} are trained")
     _write_json(saved, {"epochs": epochs})
     return epochs
 

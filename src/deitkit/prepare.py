@@ -71,6 +71,12 @@ def settle_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def view_workers(config: Config, device: torch.device) -> int:
+    """Threads that make views ahead: none on a CPU, where a model's own threads use every core."""
+    workers = config.data.workers
+    return workers if workers is not None else (0 if device.type == "cpu" else 4)
+
+
 def find_splits(data: Path, config: Config) -> Splits:
     """The splits of `data` as the settings ask, and the unlabelled images beside them."""
     splits = load_splits(

@@ -58,6 +58,14 @@ def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> tuple[
     return facts, logits
 
 
+def teacher_sentence(facts: dict[str, Any]) -> str:
+    """What `measure_teacher` found, for the person watching."""
+    return (
+        f"teacher {facts['name']} ({facts['how']}): {facts['top1']:.1f} % on validation, "
+        f"{facts['images_per_s']:.0f} images/s with {facts['backend']}"
+    )
+
+
 def warn_of_weak_teacher(top1: float, val: Part) -> None:
     """Says so where a teacher is no better than always naming the largest class."""
     majority = 100 * val.images.counts().max() / len(val.images)
@@ -119,9 +127,17 @@ def assemble(
 
 
 def describe_run(
-    config: Config, data: Data, model: DeiT, teacher: Teacher | None, plan: dict[str, Any], root: Path
+    config: Config,
+    data: Data,
+    model: DeiT,
+    teacher: dict[str, Any] | None,
+    plan: dict[str, Any],
+    root: Path,
 ) -> dict[str, Any]:
-    """The content of `config.json`: all that is needed to use, repeat or judge the run."""
+    """The content of `config.json`: all that is needed to use, repeat or judge the run.
+
+    teacher: as `measure_teacher` gives it.
+    """
     import timm
     import torchvision
 
@@ -158,7 +174,7 @@ def describe_run(
         | {"unlabeled": len(data.pool.images) - len(data.train.images)}
         | {"root": str(root), "how": data.splits.how, "fingerprint": data.train.images.fingerprint()},
         "plan": plan,
-        "teacher": {"name": teacher.card.name, "how": teacher.card.how} if teacher else None,
+        "teacher": {"name": teacher["name"], "how": teacher["how"]} if teacher else None,
     }
 
 

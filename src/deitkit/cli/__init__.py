@@ -11,6 +11,7 @@ import typer
 from ..errors import DeitkitError
 from .convert import convert
 from .evaluate import evaluate
+from .label import label
 from .predict import predict
 from .recipes import list_recipes
 from .train import parse_budget, train
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("train")(train)
+app.command("label")(label)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("convert")(convert)

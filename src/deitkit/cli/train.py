@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DeitkitError
+from .settings import settings_of
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -40,7 +41,12 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: a run, a file, timm: or hf:NAME.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="small-data, deit or finetune.")] = "small-data",
+    labels: Annotated[
+        str | None, typer.Option(help="Stored answers (deitkit label) in place of a live teacher.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="small-data, deit or finetune [small-data, or the labels'].")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
@@ -61,6 +67,7 @@ def train(
         "distillation.mode": distillation,
         "teacher.spec": teacher,
         "data.unlabeled": unlabeled,
+        "teacher.labels": labels,
         "student.init": init,
         "train.batch_size": batch_size,
         "train.device": device,
@@ -68,12 +75,7 @@ def train(
         "train.seed": seed,
         "train.control": control or None,
     }
-    settings = {key: value for key, value in named.items() if value is not None}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise DeitkitError(f"--set {item!r} has no value; give it as section.key=value")
-        settings[key.strip()] = value.strip()
+    settings = settings_of(named, set_)
 
     from .. import job
     from ..training.loop import Interrupted

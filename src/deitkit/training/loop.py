@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
@@ -19,8 +20,9 @@ from ..config import Config
 from ..data.loader import ViewBatch, made_ahead
 from ..data.plan import Batch, plan_epoch
 from ..errors import DeitkitError
+from ..labels.store import LabelStore
 from ..model import DeiT
-from ..teachers.teacher import Teacher
+from ..teachers.teacher import Teacher, TeacherAnswer
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .ema import EMA
 from .optim import create_optimizer, learning_rate
@@ -55,6 +57,7 @@ class Trainer:
     folder: Path
     evaluate: Callable[[DeiT], dict[str, Any]]
     name_of: Callable[[int], str]  # image index -> file, for a message
+    labels: LabelStore | None = None  # stored answers, in place of a live teacher's
     num_unlabeled: int = 0  # of images that follow the labelled ones
     epochs: int = 1
     workers: int = 0
@@ -143,9 +146,10 @@ class Trainer:
         micro = config.train.micro_batch_size or config.train.batch_size
         totals: dict[str, float] = {}
         labelled = batch.labelled_share
-        for images, targets in zip(batch.images.split(micro), batch.targets.split(micro), strict=True):
+        parts = zip(batch.images.split(micro), batch.targets.split(micro), self._stored(micro), strict=False)
+        for images, targets, stored in parts:
             share = len(images) / len(batch.images)
-            for k, v in self._backward(images, targets, share, labelled).items():
+            for k, v in self._backward(images, targets, stored, share, labelled).items():
                 totals[k] = totals.get(k, 0.0) + v
         if not math.isfinite(totals["loss"]):
             self._refuse(batch)
@@ -156,11 +160,20 @@ class Trainer:
         state.step += 1
         return totals
 
-    def _backward(self, images: Tensor, targets: Tensor, share: float, labelled: float) -> dict[str, float]:
+    def _stored(self, micro: int) -> Iterable[TeacherAnswer | None]:
+        """The stored answers to this update's micro-batches; without any, None for each."""
+        if self.labels is None:
+            return itertools.repeat(None)
+        answer = self.labels.answer(*divmod(self.state.step, self.steps_per_epoch), self.device)
+        return [TeacherAnswer(logits, ()) for logits in answer.logits.split(micro)]
+
+    def _backward(
+        self, images: Tensor, targets: Tensor, stored: TeacherAnswer | None, share: float, labelled: float
+    ) -> dict[str, float]:
         """Adds the gradients of a micro-batch, weighted by its share of the global batch."""
         guidance = self.state.guidance
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            answer = self.teacher(images) if self.teacher is not None else None
+            answer = self.teacher(images) if self.teacher is not None else stored
             output = self.model(self.normalise(images), tokens_after=guidance.blocks if guidance else ())
             parts = training_loss(
                 output,
@@ -252,6 +265,7 @@ def seconds_per_step(trainer: Trainer, steps: Iterable[int]) -> float:
     plan = trainer._plan(0)
     for i in steps:
         started = time.monotonic()
+        trainer.state.step = i % len(plan)  # stored labels know each batch by its step
         trainer.update(trainer.make(plan[i % len(plan)]))
         times.append(time.monotonic() - started)
     return sorted(times)[len(times) // 2]

@@ -1,0 +1,60 @@
+"""`deitkit label`: a teacher's answers to every view of many epochs, stored."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .settings import settings_of
+
+
+def label(
+    data: Annotated[
+        Path, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the labels; one with labels is added to.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to hold, those already there included.")],
+    teacher: Annotated[str | None, typer.Option(help="auto or timm:NAME[@WEIGHTS].")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Whose augmentation and batches: small-data, deit or finetune.")
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(help="The students', in pixels: N or HxW.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Probabilities a view to keep [10].")] = None,
+    hard: Annotated[bool, typer.Option("--hard", help="Keep only the teacher's decision.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="The students' images an update.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Threads that prepare batches ahead.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of views and batches.")] = None,
+) -> None:
+    """Store a teacher's answers once, for many students; the same command goes on after a stop."""
+    named = {
+        "student.image_size": image_size,
+        "teacher.spec": teacher,
+        "train.batch_size": batch_size,
+        "train.device": device,
+        "data.workers": workers,
+        "train.seed": seed,
+    }
+    settings = settings_of(named, set_)
+
+    from ..labelling import label as run
+
+    try:
+        store = run(data, out, epochs=epochs, recipe=recipe, top_k=top_k, hard=hard, **settings)
+    except KeyboardInterrupt:
+        print("stopped; what is whole is kept, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    stored = store.epochs()
+    size = stored * store.views_per_epoch * store.codec.bytes_per_view
+    print(
+        f"{stored} epochs of {store.views_per_epoch} views at {store.codec.bytes_per_view} bytes: "
+        f"{size / 1e6:.1f} MB"
+    )
+    if stored < epochs:
+        print(f"other processes still label the rest of the {epochs} epochs")
+    else:
+        print(f"to train from them: deitkit train {data} --labels {out} --out RUN")

@@ -1,0 +1,248 @@
+"""`deitkit label`: one pass of a teacher over the views of many epochs, kept for many students."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+
+from . import console, recipes, results
+from .config import Config, flatten
+from .data.loader import made_ahead
+from .errors import DeitkitError
+from .job import prepare_teacher, training_views
+from .labels.claims import Claims
+from .labels.codec import make_codec
+from .labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
+from .labels.replay import keep_first_views, refuse_other_views
+from .labels.store import SHARD_VIEWS, LabelStore, Place
+from .prepare import Data, choose_student, find_splits, open_data, settle_device, view_workers
+from .teachers.backbone import find_source
+from .teachers.teacher import Teacher
+
+_TOP_K = 10
+_PREPARING, _FIRST_SHARD = 0, 1  # pieces of work in the lock file
+
+
+def label(
+    data: str | Path,
+    out: str | Path,
+    *,
+    epochs: int,
+    recipe: str | None = None,
+    top_k: int | None = None,
+    hard: bool = False,
+    **settings: Any,
+) -> LabelStore:
+    """Stores the teacher's answers to the views of the first `epochs` epochs of training on `data`.
+
+    `out` may hold labels already: what is missing is added, under the settings they were made
+    with. Several processes may label into one folder at once. top_k: classes kept a view, 10
+    unless told; hard: only the teacher's decision. settings as for `train`. Raises DeitkitError
+    for anything the caller can mend.
+    """
+    data, out = Path(data), Path(out)
+    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    _refuse_other_folder(out)
+    known = read_manifest(out) if (out / FILE).exists() else None
+    config = _settings(out, known, recipe, changes)
+    device = settle_device(config.train.device)
+    splits = find_splits(data, config)
+    config, _ = choose_student(config, splits, device)
+    kind = _kind(out, known, config, len(splits.train.classes), top_k, hard)
+    parts = (splits.train, splits.val, splits.test, splits.unlabeled)
+    with console.bar("decoding", sum(len(part) for part in parts if part is not None)) as advance:
+        opened = open_data(splits, config, advance)
+    make = training_views(config, opened, device).make
+    out.mkdir(parents=True, exist_ok=True)
+    with Claims(out / "lock") as claims:
+        claims.take(_PREPARING, wait=True)
+        store, teacher = _prepare(out, config, kind, opened, device)
+        claims.free(_PREPARING)
+        _refuse_full_disk(store, epochs)
+        _label_missing(store, epochs, claims, make, teacher, view_workers(config, device))
+    return store
+
+
+def _refuse_other_folder(out: Path) -> None:
+    if out.is_file():
+        raise DeitkitError(f"{out} is a file; choose an empty or a new folder for --out")
+    own = {"teacher", "lock"}  # of a process that was stopped before it wrote the manifest
+    if (
+        out.exists()
+        and not (out / FILE).exists()
+        and any(p.name not in own and p.suffix != ".part" for p in out.iterdir())
+    ):
+        raise DeitkitError(
+            f"{out} is not empty and holds no labels; choose an empty or a new folder for --out"
+        )
+
+
+def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: dict[str, Any]) -> Config:
+    """The settings asked for; where labels are there and no recipe is named, theirs."""
+    if known is None or recipe is not None:
+        config = recipes.get(recipe or Config().recipe).override(changes)
+    else:
+        refuse_other_settings(out, known, changes)
+        config = known.config.override(changes)
+    teacher = config.teacher
+    if teacher.spec == "none" or teacher.labels is not None or config.distillation.mode == "none":
+        raise DeitkitError("labels need a live teacher; give --teacher, and no distillation.mode none")
+    find_source(teacher.spec)  # a misspelt teacher is refused before hours of decoding
+    return config
+
+
+def _kind(
+    out: Path, known: Manifest | None, config: Config, num_classes: int, top_k: int | None, hard: bool
+) -> dict[str, Any]:
+    """`Codec.facts()` of the labels to write; what is there already must not be asked for otherwise."""
+    if hard and top_k is not None:
+        raise DeitkitError("--hard and --top-k both say what to keep; give one of them")
+    wanted = make_codec(
+        num_classes,
+        kind="hard" if hard else "top-k",
+        k=top_k or _TOP_K,
+        temperature=config.distillation.temperature,
+    ).facts()
+    if known is None:
+        return wanted
+    if (hard or top_k is not None) and (wanted["kind"], wanted.get("k")) != (
+        known.labels["kind"],
+        known.labels.get("k"),
+    ):
+        raise DeitkitError(
+            f"{out} holds {_words(known.labels)} labels, and {_words(wanted)} ones are asked for; "
+            "leave that out, or choose another --out"
+        )
+    return known.labels
+
+
+def _words(kind: dict[str, Any]) -> str:
+    return "hard" if kind["kind"] == "hard" else f"top-{kind['k']}"
+
+
+def _prepare(
+    out: Path, config: Config, kind: dict[str, Any], data: Data, device: torch.device
+) -> tuple[LabelStore, Teacher]:
+    """The store and its teacher: both opened and checked where they are there, else made."""
+    images, make = data.pool.images, training_views(config, data, device).make
+    if (out / FILE).exists():
+        manifest = read_manifest(out)
+        settled = flatten(config.to_dict())
+        refuse_other_settings(out, manifest, {key: settled[key] for key in fixed_settings(manifest)})
+        manifest.refuse_other_data(out, images.fingerprint(times=False), len(images), data.classes)
+        if _digest(out / "teacher") != manifest.teacher_sha256:
+            raise DeitkitError(
+                f"the teacher in {out / 'teacher'} is not the one that the labels there are from; "
+                "bring its files back, or label again into another folder"
+            )
+        store = LabelStore(out, manifest)
+        refuse_other_views(store, make)
+        teacher = prepare_teacher(out, config, data, device)
+        assert teacher is not None
+        return store, teacher
+    shutil.rmtree(out / "teacher", ignore_errors=True)  # of a process that was stopped; maybe another's
+    teacher = prepare_teacher(out, config, data, device)
+    assert teacher is not None, "labels need a teacher"
+    facts, _ = results.measure_teacher(teacher, data.val, device)
+    console.say(results.teacher_sentence(facts))
+    results.warn_of_weak_teacher(facts["top1"], data.val)
+    manifest = Manifest(
+        settings=config.to_dict(),
+        data=images.fingerprint(times=False),
+        images=len(images),
+        unlabeled=len(images) - len(data.train.images),
+        classes=data.classes,
+        labels=kind,
+        shard_batches=max(1, SHARD_VIEWS // config.train.batch_size),
+        teacher=facts,
+        teacher_sha256=_digest(out / "teacher"),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+    )
+    store = LabelStore(out, manifest)
+    keep_first_views(store, make)
+    manifest.write(out)  # last: it says that all of the above is there
+    return store, teacher
+
+
+def _label_missing(
+    store: LabelStore,
+    epochs: int,
+    claims: Claims,
+    make: Callable[..., Any],
+    teacher: Teacher,
+    workers: int,
+) -> None:
+    missing = [place for place in store.places(epochs) if not store.path(place).exists()]
+    with console.bar("labelling", sum(map(store.num_views, missing))) as advance:
+        for place in missing:
+            piece = _FIRST_SHARD + place[0] * store.shards + place[1]
+            if not claims.take(piece):
+                continue  # another process is at it
+            try:
+                if not store.path(place).exists():
+                    _write(store, place, _rows(store, place, make, teacher, workers, advance))
+            finally:
+                claims.free(piece)
+
+
+def _rows(
+    store: LabelStore,
+    place: Place,
+    make: Callable[..., Any],
+    teacher: Teacher,
+    workers: int,
+    advance: Callable[[int], None],
+) -> list[Tensor]:
+    """The encoded answers to a shard's views."""
+    # In training's micro-batches: a teacher's rounding may depend on the size of a batch.
+    train = store.manifest.config.train
+    micro = train.micro_batch_size or train.batch_size
+    rows = []
+    for batch in made_ahead(make, store.plan(place[0])[store.batches(place)], workers):
+        rows += [store.codec.encode(teacher(images).logits) for images in batch.images.split(micro)]
+        advance(len(batch.indices))
+    return rows
+
+
+def _write(store: LabelStore, place: Place, rows: list[Tensor]) -> None:
+    try:
+        store.write(place, rows)
+    except OSError as error:
+        raise DeitkitError(
+            f"labels cannot be written to {store.folder} ({error.strerror}); the {store.epochs()} whole "
+            "epochs there are safe: free space and give the same command again"
+        ) from None
+
+
+def _refuse_full_disk(store: LabelStore, epochs: int) -> None:
+    """Raises DeitkitError where what is missing cannot fit."""
+    missing = [place for place in store.places(epochs) if not store.path(place).exists()]
+    needed = sum(map(store.num_views, missing)) * store.codec.bytes_per_view
+    free = shutil.disk_usage(store.folder).free
+    if needed > free:
+        raise DeitkitError(
+            f"{store.folder} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free; "
+            "free space, store fewer epochs, or keep less with --top-k or --hard"
+        )
+
+
+def _digest(folder: Path) -> str:
+    """A hash of all files of a folder, names and content."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".part"):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""What stored labels are labels of: all that decides a view and its teacher's answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, flatten
+from ..errors import DeitkitError
+
+_VERSION = 1  # of the folder's layout and the entries' encoding
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Written once, before the first label; every shard names its fingerprint."""
+
+    settings: dict[str, Any]  # Config.to_dict() with every automatic choice made
+    data: str  # ImageSet.fingerprint(times=False) of the training images
+    images: int  # of them, those without a label included
+    unlabeled: int  # of these, the last so many
+    classes: tuple[str, ...]
+    labels: dict[str, Any]  # Codec.facts()
+    shard_batches: int  # planned batches in one file
+    teacher: dict[str, Any]  # what the teacher is and how it did on the validation images
+    teacher_sha256: str  # of its fitted weights
+    versions: dict[str, str]  # of the libraries that make views
+    version: int = _VERSION
+
+    @property
+    def config(self) -> Config:
+        return Config.from_dict(self.settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def fingerprint(self) -> str:
+        """A hash of everything above."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def write(self, folder: Path) -> None:
+        side = folder / (FILE + ".part")
+        side.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+        side.replace(folder / FILE)
+
+    def refuse_other_data(
+        self, folder: Path, fingerprint: str, images: int, classes: tuple[str, ...]
+    ) -> None:
+        """Raises DeitkitError where the training images are not the labelled ones."""
+        for what, mine, theirs in (
+            ("classes", list(self.classes), list(classes)),
+            ("training images", self.images, images),
+            ("names or sizes of the training images", self.data, fingerprint),
+        ):
+            if mine != theirs:
+                raise DeitkitError(
+                    f"{folder} holds labels of other data: the {what} were {_short(mine)} "
+                    f"and are now {_short(theirs)}; give the data that was labelled, or label this one"
+                )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a label folder; raises DeitkitError where there is none that can be read."""
+    if not (folder / FILE).exists():
+        raise DeitkitError(
+            f"{folder} holds no labels (there is no {FILE}); make them with: "
+            f"deitkit label DATA --epochs N --out {folder}"
+        )
+    try:
+        saved = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if saved["version"] != _VERSION:
+            raise ValueError(f"its version is {saved['version']}, this deitkit reads {_VERSION}")
+        return Manifest(**saved | {"classes": tuple(saved["classes"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeitkitError(
+            f"the manifest {folder / FILE} cannot be read ({error}); label again into a new folder"
+        ) from None
+
+
+# No view and no answer depends on these; all other settings of their sections decide them.
+_FREE = {"data.eval_crop", "data.cache_gb", "data.workers", "teacher.backend", "teacher.labels"}
+_FIXED = ("student.image_size", "train.batch_size", "train.seed")
+
+
+def fixed_settings(manifest: Manifest) -> dict[str, Any]:
+    """The settings, as "section.key", that a stored label depends on."""
+    return {
+        key: value
+        for key, value in flatten(manifest.settings).items()
+        if key in _FIXED or (key.startswith(("data.", "augment.", "teacher.")) and key not in _FREE)
+    }
+
+
+def refuse_other_settings(folder: Path, manifest: Manifest, changes: dict[str, Any]) -> None:
+    """Raises DeitkitError for the first of `changes` that contradicts the labels, naming it."""
+    fixed = fixed_settings(manifest)
+    asked = flatten(Config().override(changes).to_dict())
+    for key in changes.keys() - {"data.unlabeled"}:  # a folder may move: its images are compared
+        if key in fixed and asked[key] != fixed[key]:
+            raise DeitkitError(
+                f"the labels in {folder} were made with {key} {fixed[key]}, and {asked[key]} is asked for; "
+                "leave it out, or label again into another folder"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,70 @@
+"""A student's settings where its teacher's answers are stored: the labels decide the views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .. import console, recipes
+from ..config import Config
+from ..errors import DeitkitError
+from .manifest import Manifest, fixed_settings, refuse_other_settings
+from .store import LabelStore
+
+
+def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, Any]) -> Config:
+    """The recipe with `changes`, and with the views and the teacher of the labels.
+
+    recipe: None takes the labels' own; another one gives loss and schedule only. Not asked for
+    otherwise, a run takes as many epochs as are stored. Raises DeitkitError, naming the setting,
+    for a change that contradicts the labels or that they cannot serve.
+    """
+    folder, manifest = store.folder, store.manifest
+    refuse_other_settings(folder, manifest, changes)
+    start = recipes.get(recipe or manifest.config.recipe)
+    _say_what_differs(folder, manifest, start)
+    settings = fixed_settings(manifest) | {"train.epochs": store.epochs()} | changes
+    if manifest.labels["kind"] == "hard":
+        settings.setdefault("distillation.mode", "hard")
+    wanted = start.override(settings)
+    if wanted.distillation.mode == "none":
+        raise DeitkitError("distillation.mode none uses no labels; leave out --labels or choose soft or hard")
+    if manifest.labels["kind"] == "hard" and wanted.distillation.mode == "soft":
+        raise DeitkitError(
+            f"{folder} holds hard labels, which cannot serve distillation.mode soft; "
+            "give --distillation hard, or label again with --top-k"
+        )
+    refuse_too_many_epochs(store, wanted.train.epochs)
+    return _without_guidance(wanted, "distillation.guidance" in changes)
+
+
+def refuse_too_many_epochs(store: LabelStore, epochs: int) -> None:
+    """Raises DeitkitError, saying how to append, where fewer epochs are stored."""
+    stored = store.epochs()
+    if stored == 0 or epochs > stored:
+        raise DeitkitError(
+            f"{store.folder} holds labels for {stored} whole epochs, and {max(1, epochs)} are asked for; "
+            f"append with: deitkit label DATA --epochs {max(1, epochs)} --out {store.folder}"
+        )
+
+
+def _without_guidance(config: Config, asked: bool) -> Config:
+    if config.distillation.guidance == 0:
+        return config
+    if asked:
+        raise DeitkitError(
+            f"distillation.guidance {config.distillation.guidance:g} needs a live teacher's feature maps; "
+            "set it to 0, or train without --labels"
+        )
+    console.say("feature guidance is off: it needs the feature maps of a live teacher, and labels hold none")
+    return config.override({"distillation.guidance": 0.0})
+
+
+def _say_what_differs(folder: Path, manifest: Manifest, start: Config) -> None:
+    """Names the settings in which the views are not those of another recipe."""
+    if start.recipe == manifest.config.recipe:
+        return
+    fixed = start.override(fixed_settings(manifest))
+    different = [k for k in start.differences(fixed) if k.startswith(("augment.", "data.repeats", "train."))]
+    if different:
+        console.say(f"as in {folder}, not as in recipe {start.recipe}: {', '.join(different)}")
