@@ -86,7 +86,7 @@ class TopKCodec:
 
     @property
     def step(self) -> float:
-        """The distance of two levels, in logits over temperature."""
+        """The distance of two levels, in logits over temperature: a probability's largest relative error."""
         return _RANGE / (2**24 // self.num_classes - 1)
 
     def encode(self, logits: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""A shard is whole, in its place and of its store, or it is refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deitkit import recipes
+from deitkit.errors import DeitkitError
+from deitkit.labels.claims import Claims
+from deitkit.labels.manifest import Manifest, read_manifest
+from deitkit.labels.store import LabelStore, open_labels
+
+CPU = torch.device("cpu")
+CLASSES = ("a", "b", "c")
+
+
+def answers_to(epoch: int, indices) -> torch.Tensor:
+    """Logits that tell epoch and image apart."""
+    return torch.stack([torch.tensor([i % 7, (i + epoch) % 5, epoch * 0.5]) for i in indices.tolist()])
+
+
+@pytest.fixture
+def store(tmp_path) -> LabelStore:
+    """Two epochs of 20 images in batches of 4 and shards of two batches: three shards, the last of one."""
+    config = recipes.get("small-data").override({"train.batch_size": 4})
+    manifest = Manifest(
+        settings=config.to_dict(),
+        data="0" * 16,
+        images=20,
+        classes=CLASSES,
+        labels={"kind": "top-k", "k": 3, "temperature": 2.0},
+        shard_batches=2,
+        teacher={"name": "t", "top1": 90.0},
+        teacher_sha256="",
+        versions={"torch": torch.__version__},
+    )
+    manifest.write(tmp_path)
+    store = open_labels(tmp_path)
+    for place in store.places(2):
+        batches = store.plan(place[0])[store.batches(place)]
+        store.write(place, [store.codec.encode(answers_to(place[0], b.indices)) for b in batches])
+    return store
+
+
+def test_answers_are_those_of_the_planned_batches(store):
+    assert store.shards == 3 and store.epochs() == 2 and store.views_per_epoch == 20
+    for epoch in (1, 0):
+        for position, batch in enumerate(store.plan(epoch)):
+            found = store.answer(epoch, position, CPU)
+            expected = answers_to(epoch, batch.indices).softmax(1)
+            torch.testing.assert_close(found.logits.softmax(1), expected, rtol=1e-4, atol=1e-6)
+            assert found.maps == ()
+
+
+def test_the_manifest_comes_back(store):
+    assert read_manifest(store.folder) == store.manifest
+    assert read_manifest(store.folder).fingerprint() == store.id
+
+
+@pytest.mark.parametrize("change", ["cut", "empty", "flipped", "gone", "moved", "foreign"])
+def test_a_bad_shard_is_refused_by_name(store, change):
+    path = store.path((1, 0))
+    data = bytearray(path.read_bytes())
+    if change == "cut":
+        path.write_bytes(data[:-5])
+    elif change == "empty":
+        path.write_bytes(b"")
+    elif change == "flipped":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif change == "gone":
+        path.unlink()
+    elif change == "moved":
+        shutil.copy(store.path((0, 0)), path)
+    else:
+        other = LabelStore(store.folder, replace(store.manifest, data="1" * 16))
+        other.write((1, 0), [store.read((1, 0))])
+    with pytest.raises(DeitkitError, match=f"{path.name}.*label again: deitkit label DATA --epochs 2"):
+        open_labels(store.folder).verify(2, lambda n: None)
+    open_labels(store.folder).verify(1, lambda n: None)
+
+
+def test_a_gap_ends_the_whole_epochs(store):
+    store.path((0, 2)).unlink()
+    assert store.epochs() == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}', '{"version": 1, "classes": []}'])
+def test_a_broken_manifest_is_refused(store, text):
+    (store.folder / "manifest.json").write_text(text)
+    with pytest.raises(DeitkitError, match=r"manifest\.json cannot be read"):
+        open_labels(store.folder)
+
+
+def test_no_manifest_says_how_to_label(tmp_path):
+    with pytest.raises(DeitkitError, match="deitkit label DATA"):
+        open_labels(tmp_path / "none")
+
+
+def _hold(path, taken, leave):
+    with Claims(path) as claims:
+        taken.put([claims.take(0), claims.take(1)])
+        leave.wait(30)
+
+
+def test_a_piece_is_one_processes_until_that_ends(tmp_path):
+    pytest.importorskip("fcntl")
+    context = multiprocessing.get_context("spawn")
+    taken, leave = context.Queue(), context.Event()
+    child = context.Process(target=_hold, args=(tmp_path / "lock", taken, leave))
+    child.start()
+    assert taken.get(timeout=60) == [True, True]
+    with Claims(tmp_path / "lock") as claims:
+        assert [claims.take(piece) for piece in (0, 1, 2)] == [False, False, True]
+        child.kill()
+        child.join()
+        assert claims.take(0, wait=True) and claims.take(1)
