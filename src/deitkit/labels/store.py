@@ -138,4 +138,4 @@ def open_labels(folder: Path) -> LabelStore:
 
 
 def _digest(rows: Tensor) -> str:
-    return hashlib.sha256(rows.contiguous().numpy()).hexdigest()
+    return hashlib.sha256(rows.contiguous().numpy().data).hexdigest()

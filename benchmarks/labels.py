@@ -1,0 +1,249 @@
+"""What one label pass buys: four students from stored labels, beside four under the live teacher.
+
+    python benchmarks/labels.py --data FOLDER [--epochs 10] [--image-size 64] [--teacher SPEC] [--rounds 5]
+
+Trains two students under two recipes (loss and schedule; the views are the labels'), once with the
+live teacher each, once from one `deitkit label` pass, and adds up whole jobs, teacher fitting and
+evaluation included. Decoding is done before, for both sides. Then, in turns, images/s of the
+training loop under the teacher, from labels, and without any teacher; then the same sum for a
+RegNetY-16GF teacher and a Ti student at 224 pixels from measured steps (weights do not matter to
+speed; --no-regnet leaves it out); then sizes on paper. Run it on a quiet machine. Tables go to stderr;
+the last line of stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import deitkit
+from deitkit import recipes
+from deitkit.config import Config
+from deitkit.job import training_views
+from deitkit.labels.codec import make_codec
+from deitkit.labels.manifest import fixed_settings
+from deitkit.labels.store import SHARD_VIEWS, LabelStore
+from deitkit.prepare import Data, build_model, choose_student, find_splits, normalise, open_data
+from deitkit.teachers.backbone import Backbone
+from deitkit.teachers.backends import Network, choose_backend
+from deitkit.teachers.teacher import load_teacher
+from deitkit.training.loop import Trainer
+
+CPU = torch.device("cpu")
+STUDENTS = [
+    ("nano, soft", "small-data", {"student.name": "nano"}),
+    ("tiny, soft", "small-data", {"student.name": "tiny"}),
+    ("nano, hard", "deit", {"student.name": "nano"}),
+    ("tiny, hard", "deit", {"student.name": "tiny"}),
+]
+HEADER_BYTES = 300  # of a shard, rounded up
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    done = work()
+    return round(time.perf_counter() - started, 2), done
+
+
+def sweep(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], LabelStore]:
+    """Seconds of every job on both sides, and each student's accuracy."""
+    asked = {
+        "student.image_size": options.image_size,
+        "teacher.spec": options.teacher,
+        "train.device": "cpu",
+    }
+    labelling, store = seconds(
+        lambda: deitkit.label(options.data, folder / "labels", epochs=options.epochs, **asked)
+    )
+    rows = []
+    for name, recipe, student in STUDENTS:
+        # The deit recipe's patches are for 224 pixels; both students get what the data asks for.
+        common = student | {"student.patch_size": max(4, options.image_size // 8)}
+        labels = {"teacher.labels": str(store.folder), "train.device": "cpu"}
+        views = fixed_settings(store.manifest) | {"train.epochs": options.epochs, "train.device": "cpu"}
+        sides = {}
+        for side, settings in (
+            ("live", views | {"distillation.guidance": 0}),
+            ("stored", labels),
+        ):
+            out = folder / f"{name}-{side}"
+            spent, run = seconds(
+                lambda s=settings, r=recipe, o=out, c=common: deitkit.train(
+                    options.data, o, recipe=r, **(s | c)
+                )
+            )
+            sides |= {f"{side}_s": spent, f"{side}_top1": round(run.results["student"]["top1"], 1)}
+        rows.append({"student": name} | sides)
+    live = sum(row["live_s"] for row in rows)
+    stored = labelling + sum(row["stored_s"] for row in rows)
+    found = {
+        "rows": rows,
+        "label_pass_s": labelling,
+        "live_total_s": round(live, 1),
+        "stored_total_s": round(stored, 1),
+        "saving": round(live / stored, 2),
+        "bytes_per_view": store.codec.bytes_per_view,
+    }
+    return found, store
+
+
+def print_sweep(found: dict[str, Any]) -> None:
+    print(f"{'':24}{'live teacher':>18}{'stored labels':>18}", file=sys.stderr)
+    print(f"{'label pass':24}{'':>18}{found['label_pass_s']:>16.1f} s", file=sys.stderr)
+    for row in found["rows"]:
+        cells = [f"{row[f'{side}_s']:.1f} s, {row[f'{side}_top1']:.1f} %" for side in ("live", "stored")]
+        print(f"{row['student']:24}{cells[0]:>18}{cells[1]:>18}", file=sys.stderr)
+    totals = f"{found['live_total_s']:>16.1f} s{found['stored_total_s']:>16.1f} s"
+    print(f"{'together':24}{totals}   {found['saving']:.2f}x", file=sys.stderr)
+
+
+def opened(config: Config, data: Path) -> tuple[Config, Data]:
+    splits = find_splits(data, config)
+    config, _ = choose_student(config, splits, CPU)
+    return config, open_data(splits, config, lambda n: None)
+
+
+def trainer_of(config: Config, data: Data, folder: Path, **source: Any) -> Trainer:
+    distilled = "teacher" in source or "labels" in source
+    mode = config.distillation.mode if distilled else "none"
+    config = replace(config, distillation=replace(config.distillation, mode=mode, guidance=0.0))
+    return Trainer(
+        config=config,
+        model=build_model(config, len(data.classes)),
+        make=training_views(config, data, CPU).make,
+        num_images=len(data.train.images),
+        normalise=normalise,
+        device=CPU,
+        folder=folder,
+        evaluate=lambda model: {},
+        name_of=str,
+        **{"teacher": None} | source,
+    )
+
+
+def loop_speeds(store: LabelStore, data: Path, rounds: int) -> dict[str, Any]:
+    """Median images/s of real updates, views included; the three sides take turns."""
+    config = store.manifest.config.override({"student.name": "nano", "student.patch_size": None})
+    config, images = opened(config, data)
+    size = config.student.image_size
+    assert size is not None
+    teacher = load_teacher(store.folder / "teacher", config.teacher, student_size=size, device=CPU)
+    sides = {
+        "live teacher": trainer_of(config, images, store.folder, teacher=teacher),
+        "stored labels": trainer_of(config, images, store.folder, labels=store),
+        "no teacher": trainer_of(config, images, store.folder),
+    }
+    plan = store.plan(0)[:8]
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, trainer in sides.items():
+            trainer.state.step = 0  # the first batches again and again
+            started = time.perf_counter()
+            for batch in plan:
+                trainer.update(trainer.make(batch))
+            spent = time.perf_counter() - started
+            if turn > 0:  # the first one warms up
+                speeds[name].append(sum(len(b.indices) for b in plan) / spent)
+    found: dict[str, Any] = {name: round(statistics.median(values), 1) for name, values in speeds.items()}
+    found["spread"] = {name: [round(min(v), 1), round(max(v), 1)] for name, v in speeds.items()}
+    # Of neighbours in time, so that a slow moment counts on both sides.
+    ratios = [a / b for a, b in zip(speeds["stored labels"], speeds["no teacher"], strict=True)]
+    return found | {"stored_over_none": round(statistics.median(ratios), 3)}
+
+
+def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Four Ti students at 224 pixels under RegNetY-16GF, summed up from measured seconds an image."""
+    settings = {"student.name": "tiny", "train.batch_size": 8, "data.repeats": 1}
+    config, images = opened(recipes.get("deit").override(settings), data)
+    trainer = trainer_of(config, images, folder)
+    model = timm.create_model("regnety_160", num_classes=0)
+    backbone = Backbone(model, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    teacher = choose_backend(Network(backbone, torch.nn.Linear(3024, 1000)), (224, 224), CPU, "auto")
+    batch = trainer.make(trainer._plan(0)[0])
+    times: dict[str, list[float]] = {"teacher": [], "student": []}
+    for turn in range(rounds + 1):
+        for name, work in (
+            ("teacher", lambda: teacher(batch.images)),
+            ("student", lambda: trainer.update(batch)),
+        ):
+            spent, _ = seconds(work)
+            if turn > 0:
+                times[name].append(spent / len(batch.images))
+    t, s = (statistics.median(times[name]) for name in ("teacher", "student"))
+    live, stored = 4 * (t + s), t + 4 * s
+    macs = 4 * (16 + 3 * 1.3) / (16 + 4 * 3 * 1.3)  # a training step costs three forward passes
+    return {
+        "teacher_s_per_image": round(t, 4),
+        "student_s_per_image": round(s, 4),
+        "backend": teacher.name,
+        "saving": round(live / stored, 2),
+        "saving_by_multiplications": round(macs, 2),
+        "saving_with_many_students": round((t + s) / s, 2),
+    }
+
+
+def on_paper() -> list[dict[str, Any]]:
+    """Gigabytes of labels for data sets that are not here."""
+    rows = []
+    for name, classes, images, epochs in (
+        ("ImageNet-1k x 300", 1000, 1_281_167, 300),
+        ("ImageNet-21k x 90", 21_841, 14_197_122, 90),
+    ):
+        for kind in ("top-k", "hard"):
+            codec = make_codec(classes, kind=kind)  # type: ignore[arg-type]
+            files = epochs * -(-images // SHARD_VIEWS)
+            size = epochs * images * codec.bytes_per_view + files * HEADER_BYTES
+            rows.append({"data": name, "kind": kind, "files": files, "gigabytes": round(size / 1e9, 2)})
+            rows[-1]["bytes_per_view"] = codec.bytes_per_view
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--teacher", default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-regnet", action="store_true")
+    options = parser.parse_args()
+    opened(recipes.get("small-data").override({"student.image_size": options.image_size}), options.data)
+    with tempfile.TemporaryDirectory() as folder:
+        swept, store = sweep(options, Path(folder))
+        print_sweep(swept)
+        speeds = loop_speeds(store, options.data, options.rounds)
+        print(f"training loop, images/s: {speeds}", file=sys.stderr)
+        regnet = None if options.no_regnet else regnet_saving(options.data, Path(folder), options.rounds)
+        print(f"RegNetY-16GF over four Ti students: {regnet}", file=sys.stderr)
+    paper = on_paper()
+    for row in paper:
+        print(f"{row['data']:20}{row['kind']:8}{row['gigabytes']:>8.2f} GB", file=sys.stderr)
+    facts = {
+        "data": options.data.name,
+        "images": store.manifest.images,
+        "epochs": options.epochs,
+        "image_size": options.image_size,
+        "teacher": store.manifest.teacher,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    print(json.dumps({"sweep": swept, "loop": speeds, "regnet": regnet, "paper": paper} | facts))
+
+
+if __name__ == "__main__":
+    main()
