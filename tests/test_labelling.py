@@ -114,6 +114,19 @@ def test_hard_distillation_ends_in_the_live_teachers_weights(stage, tmp_path, ha
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 
 
+def test_images_without_labels_are_answered_too(stage, tmp_path):
+    write_pictures(tmp_path / "more", ("wolf",), count=7)
+    unlabeled = {"data.unlabeled": str(tmp_path / "more")}
+    label(stage, tmp_path / "labels", epochs=1, hard=True, **unlabeled)
+    settings = VIEWS | taught(stage) | unlabeled | {"distillation.mode": "hard", "distillation.guidance": 0}
+    expected = train(stage, tmp_path / "live", **settings, **{"train.epochs": 1})
+    found = train(stage, tmp_path / "stored", **{"teacher.labels": str(tmp_path / "labels")})
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+    write_pictures(tmp_path / "more", ("fox",), count=1)
+    with pytest.raises(DeitkitError, match=r"training images were 33 and are now 34"):
+        train(stage, tmp_path / "other", **{"teacher.labels": str(tmp_path / "labels")})
+
+
 def test_soft_distillation_comes_as_near_as_the_levels_allow(stage, tmp_path, soft):
     expected = live(stage, tmp_path / "live", "soft")
     found = train(stage, tmp_path / "stored", **{"teacher.labels": str(soft)})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,7 @@ def store(tmp_path) -> LabelStore:
         settings=config.to_dict(),
         data="0" * 16,
         images=20,
+        unlabeled=0,
         classes=CLASSES,
         labels={"kind": "top-k", "k": 3, "temperature": 2.0},
         shard_batches=2,
@@ -102,21 +104,23 @@ def test_no_manifest_says_how_to_label(tmp_path):
         open_labels(tmp_path / "none")
 
 
-def _hold(path, taken, leave):
-    with Claims(path) as claims:
-        taken.put([claims.take(0), claims.take(1)])
-        leave.wait(30)
+HOLDER = """
+import sys
+from pathlib import Path
+from deitkit.labels.claims import Claims
+with Claims(Path(sys.argv[1])) as claims:
+    print(claims.take(0), claims.take(1), flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_piece_is_one_processes_until_that_ends(tmp_path):
     pytest.importorskip("fcntl")
-    context = multiprocessing.get_context("spawn")
-    taken, leave = context.Queue(), context.Event()
-    child = context.Process(target=_hold, args=(tmp_path / "lock", taken, leave))
-    child.start()
-    assert taken.get(timeout=60) == [True, True]
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "True True\n"
     with Claims(tmp_path / "lock") as claims:
         assert [claims.take(piece) for piece in (0, 1, 2)] == [False, False, True]
         child.kill()
-        child.join()
+        child.communicate()
         assert claims.take(0, wait=True) and claims.take(1)

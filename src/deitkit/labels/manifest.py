@@ -102,8 +102,9 @@ def refuse_other_settings(folder: Path, manifest: Manifest, changes: dict[str, A
     """Raises DeitkitError for the first of `changes` that contradicts the labels, naming it."""
     fixed = fixed_settings(manifest)
     asked = flatten(Config().override(changes).to_dict())
-    for key in changes.keys() - {"data.unlabeled"}:  # a folder may move: its images are compared
-        if key in fixed and asked[key] != fixed[key]:
+    for key in changes:
+        moved = key == "data.unlabeled"  # a folder may move: its images are compared
+        if key in fixed and not moved and asked[key] != fixed[key]:
             raise DeitkitError(
                 f"the labels in {folder} were made with {key} {fixed[key]}, and {asked[key]} is asked for; "
                 "leave it out, or label again into another folder"
