@@ -52,7 +52,7 @@ def label(
     size = stored * store.views_per_epoch * store.codec.bytes_per_view
     print(
         f"{stored} epochs of {store.views_per_epoch} views at {store.codec.bytes_per_view} bytes: "
-        f"{size / 1e6:.1f} MB"
+        f"{size / 1e6:.3g} MB"
     )
     if stored < epochs:
         print(f"other processes still label the rest of the {epochs} epochs")
