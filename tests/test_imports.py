@@ -16,8 +16,8 @@ PACKAGE = Path(deitkit.__file__).parent
 # From the top down; a part may import those of lower layers only, never a neighbour of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("job", "evaluate"),
-    ("results",),
+    ("job", "evaluate", "analyze"),
+    ("results", "analysis"),
     ("prepare",),
     ("delivery", "evaluation", "training"),
     ("teachers", "data"),
