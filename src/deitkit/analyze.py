@@ -36,16 +36,18 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     out = run / "analysis" if out is None else Path(out)
     student = load(run)
     settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    scanned = scan_as(data, student.classes)
-    images = _without_training_images(run, Path(settings["data"]["root"]), scanned)
+    images, notes = _without_training_images(
+        run, Path(settings["data"]["root"]), scan_as(data, student.classes)
+    )
     if out.exists() and not out.is_dir():
         raise DeitkitError(f"{out} is a file; choose an empty or a new folder for --out")
     out.mkdir(parents=True, exist_ok=True)  # refused now rather than after all the measuring
     config = Config.from_dict(settings["config"])
     part, skipped = _open_images(images, student, config)
-    subjects, notes = _subjects(run, config, student)
-    if len(images) < len(scanned):
-        notes.append(f"{len(scanned) - len(images)} images that the run was trained on are left out.")
+    subjects, missing = _subjects(run, config, student)
+    notes += missing
+    for note in notes:
+        console.say(note)
     with console.bar("measuring", len(part.images)) as advance:
         probabilities = analysis.measure(subjects, part.store, np.arange(len(part.images)), advance)
     found: dict[str, Any] = {
@@ -65,12 +67,15 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     return found
 
 
-def _without_training_images(run: Path, root: Path, images: ImageSet) -> ImageSet:
-    """On images it was trained on, a model looks more accurate and better calibrated than it is."""
+def _without_training_images(run: Path, root: Path, images: ImageSet) -> tuple[ImageSet, list[str]]:
+    """On images it was trained on, a model looks more accurate and better calibrated than it is.
+
+    root: the folder that the run was trained on. Returns the other images, and what to say of it.
+    """
     listed = [folder / "split.json" for folder in (run, run.parent)]  # a control has its run's split
     split = next((file for file in listed if file.exists()), None)
-    if split is None:
-        return images
+    if split is None or not root.exists():
+        return images, ["The run's own images are not here: some of these may be among them."]
     trained_on = {str(root.resolve() / p) for p in json.loads(split.read_text(encoding="utf-8"))["train"]}
     here = images.root.resolve()
     unseen = [i for i, path in enumerate(images.paths) if str(here / path) not in trained_on]
@@ -78,7 +83,9 @@ def _without_training_images(run: Path, root: Path, images: ImageSet) -> ImageSe
         raise DeitkitError(
             f"the run was trained on every image of {images.root}; give images that it has not seen"
         )
-    return images.subset(np.array(unseen))
+    left_out = len(images) - len(unseen)
+    notes = [f"{left_out} images that the run was trained on are left out."] if left_out else []
+    return images.subset(np.array(unseen)), notes
 
 
 def _open_images(images: ImageSet, student: Classifier, config: Config) -> tuple[Part, list[dict[str, str]]]:
@@ -116,13 +123,11 @@ def _subjects(run: Path, config: Config, student: Classifier) -> tuple[Subjects,
             notes.append(f"The teacher is left out: {error}.")
     if (run / "control" / "model.safetensors").exists():
         control = load(run / "control")
-    else:
+    elif (run / "teacher").exists():
         notes.append("The run has no control: train with --control to see what the teacher changed.")
     if student.model.head_dist is None:
         notes.append(
             "The student has no distillation token: token cosines are left out, and its one head is "
             "the joint classifier."
         )
-    for note in notes:
-        console.say(note)
     return Subjects(student, control, teacher), notes

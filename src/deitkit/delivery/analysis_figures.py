@@ -56,7 +56,7 @@ def attention_distances(attention: dict[str, Any]) -> Figure:
 
 
 def reliability(calibration: dict[str, Any], titles: dict[str, str]) -> Figure:
-    """Accuracy against confidence, a panel for each classifier; a bar's strength tells its share of images."""
+    """Accuracy against confidence, a panel for each classifier; stronger bars hold more images."""
     figure = Figure(figsize=(2.4 * len(calibration), 2.7))
     panels = figure.subplots(1, len(calibration), sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, calibration.items(), strict=True):
@@ -95,7 +95,7 @@ def corruptions(found: dict[str, Any], titles: dict[str, str]) -> Figure:
 
 def overlay(view: Image.Image, weights: NDArray[np.float32]) -> Image.Image:
     """The view under a heat map of weights (h, w), brightest where they are largest."""
-    heat = Image.fromarray((weights / weights.max()).astype(np.float32))
+    heat = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32))
     levels = np.asarray(heat.resize(view.size, Image.Resampling.BILINEAR))
     colours = matplotlib.colormaps["inferno"](levels)[..., :3]
     grey = np.asarray(view.convert("L"))[..., None] / 255.0

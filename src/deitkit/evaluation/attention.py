@@ -30,7 +30,7 @@ def mean_distance(attention: Tensor, distances: Tensor) -> Tensor:
     """
     N = len(distances)
     weights = attention[:, :, -N:, -N:].double()
-    weights = weights / weights.sum(-1, keepdim=True)
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     return (weights * distances.to(weights.device)).sum(-1).mean(-1)
 
 
