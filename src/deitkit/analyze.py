@@ -76,7 +76,8 @@ def _without_training_images(run: Path, root: Path, images: ImageSet) -> tuple[I
     split = next((file for file in listed if file.exists()), None)
     if split is None or not root.exists():
         return images, ["The run's own images are not here: some of these may be among them."]
-    trained_on = {str(root.resolve() / p) for p in json.loads(split.read_text(encoding="utf-8"))["train"]}
+    parts = json.loads(split.read_text(encoding="utf-8"))
+    trained_on = {str(root.resolve() / path) for path in parts["train"] + parts.get("unlabeled", [])}
     here = images.root.resolve()
     unseen = [i for i, path in enumerate(images.paths) if str(here / path) not in trained_on]
     if not unseen:
