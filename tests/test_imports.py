@@ -17,8 +17,8 @@ PACKAGE = Path(deitkit.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("labelling",),
-    ("job", "evaluate"),
-    ("results",),
+    ("job", "evaluate", "analyze"),
+    ("results", "analysis"),
     ("prepare",),
     ("delivery", "evaluation", "training"),
     ("labels",),

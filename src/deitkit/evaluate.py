@@ -10,10 +10,9 @@ import torch
 
 from . import console
 from .data.decode import UnreadableImage
-from .data.folder import scan
+from .data.folder import scan_as
 from .data.store import refuse_many_unreadable
 from .delivery.classifier import load
-from .errors import DeitkitError
 from .evaluation.metrics import Tally, wilson_interval
 
 
@@ -23,18 +22,8 @@ def evaluate_folder(run: str | Path, data: str | Path, batch_size: int = 32) -> 
     `data` has one sub-folder per class, named as the run's classes (a part of them is enough).
     Raises DeitkitError for a class that the run does not know.
     """
-    data = Path(data)
-    if not data.is_dir():
-        raise DeitkitError(f"there is no folder {data}; give the folder that holds the classes")
     classifier = load(run)
-    images = scan(data, data, at_least=1)
-    unknown = [name for name in images.classes if name not in classifier.classes]
-    if unknown:
-        raise DeitkitError(
-            f"{data} has the class {unknown[0]!r}, which the run does not know; "
-            f"it knows {', '.join(classifier.classes[:8])}"
-        )
-    to_run = np.array([classifier.classes.index(name) for name in images.classes])
+    images = scan_as(Path(data), classifier.classes)
     tally, unreadable = Tally(), []
     with console.bar("evaluating", len(images)) as advance:
         for first in range(0, len(images), batch_size):
@@ -42,7 +31,7 @@ def evaluate_folder(run: str | Path, data: str | Path, batch_size: int = 32) -> 
             for i in range(first, min(first + batch_size, len(images))):
                 try:
                     pixels.append(classifier.pixels(images.full_path(i)))
-                    labels.append(int(to_run[images.labels[i]]))
+                    labels.append(int(images.labels[i]))
                 except UnreadableImage as error:
                     unreadable.append((i, error.reason))
             if pixels:

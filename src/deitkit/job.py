@@ -17,6 +17,7 @@ from .data.loader import TrainingViews
 from .data.plan import Batch, plan_epoch
 from .delivery.report import write_report
 from .errors import DeitkitError
+from .files import write_text
 from .labels.replay import refuse_other_views
 from .labels.settings import student_settings
 from .labels.store import LabelStore, open_labels
@@ -330,6 +331,4 @@ def _keep_better_weights(trainer: Trainer, val: Part, device: torch.device) -> s
 
 
 def _write_json(path: Path, content: Any) -> None:
-    side = path.with_name(path.name + ".part")
-    side.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-    side.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))

@@ -97,10 +97,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
+        x = F.scaled_dot_product_attention(*self._queries_keys_values(x))
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """What each token (row) takes from each token: (B, N, D) -> (B, h, N, N), rows sum to 1.
+
+        For analyses: `forward` computes the same inside a fused kernel that never forms it.
+        """
+        q, k, _ = self._queries_keys_values(x)
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
+
+    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, N, D/h)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -214,6 +226,12 @@ class DeiT(nn.Module):
             for layer in block.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_uniform_(layer.weight)
+
+    def token_cosine(self) -> float | None:
+        """Cosine of the learnt class and distillation embeddings; None without a distillation token."""
+        if self.dist_token is None:
+            return None
+        return F.cosine_similarity(self.cls_token.flatten(), self.dist_token.flatten(), dim=0).item()
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, prefix + N, D), positions added."""

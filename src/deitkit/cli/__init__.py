@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import DeitkitError
+from .analyze import analyze
 from .convert import convert
 from .evaluate import evaluate
 from .label import label
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("label")(label)
 app.command("eval")(evaluate)
+app.command("analyze")(analyze)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.command("recipes")(list_recipes)

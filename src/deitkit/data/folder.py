@@ -173,6 +173,22 @@ def scan(folder: Path, root: Path, at_least: int = 2) -> ImageSet:
     return ImageSet(root, tuple(paths), np.array(labels, np.int64), tuple(classes))
 
 
+def scan_as(folder: Path, classes: tuple[str, ...]) -> ImageSet:
+    """All images under `folder`, with labels that index `classes`; it may hold a part of them only.
+
+    Raises DeitkitError for a class folder that is not among `classes`.
+    """
+    images = scan(folder, folder, at_least=1)
+    unknown = [name for name in images.classes if name not in classes]
+    if unknown:
+        raise DeitkitError(
+            f"{folder} has the class {unknown[0]!r}, which the run does not know; "
+            f"it knows {', '.join(classes[:8])}"
+        )
+    places = np.array([classes.index(name) for name in images.classes])
+    return ImageSet(folder, images.paths, places[images.labels], classes)
+
+
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:

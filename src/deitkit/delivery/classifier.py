@@ -58,11 +58,15 @@ class Classifier:
             image = open_rgb(Path(picture), at_least=round(2 * max(self.model.image_size) / self.crop))
         return centre_view(image, self.model.image_size, self.crop)
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> the model's input, on its device."""
+        views = pixels.to(self.device).float() / 255.0
+        return (views - self.mean) / self.std
+
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> DeiTOutput:
         """(B, 3, H, W) uint8 -> both heads' logits."""
-        views = pixels.to(self.device).float() / 255.0
-        return self.model((views - self.mean) / self.std)
+        return self.model(self.normalise(pixels))
 
     def predict(self, pictures: Sequence[Picture], batch_size: int = 32) -> list[Prediction]:
         """Classifies paths, PIL images and (H, W, 3) uint8 arrays, of any size and mixed at will.

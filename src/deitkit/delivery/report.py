@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
+from . import page
 
-matplotlib.rcParams.update({"svg.hashsalt": "deitkit", "svg.fonttype": "none", "font.size": 9})
 _WORST = 24  # mistakes shown as pictures
 _LABELLED = 30  # classes up to which the confusion matrix names its rows
 
@@ -26,26 +21,21 @@ def write_report(run: Path) -> Path:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
     rows = _read_predictions(run / "predictions.csv")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deitkit", "delivery"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    content = page.render(
+        "report.html.j2",
         name=run.name,
         results=results,
         settings=settings,
         models=_models(results),
-        accuracy=_svg(_accuracy_curve(run, results)),
-        loss=_svg(_loss_curve(run)),
-        confusion=_svg(_confusion(results["confusion"], settings["classes"])),
+        accuracy=page.svg(_accuracy_curve(run, results)),
+        loss=page.svg(_loss_curve(run)),
+        confusion=page.svg(_confusion(results["confusion"], settings["classes"])),
         classes=_per_class(results["confusion"], settings["classes"]),
         mistakes=_mistakes(rows, Path(settings["data"]["root"])),
         skipped=json.loads((run / "skipped.json").read_text(encoding="utf-8")),
     )
     path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
     return path
 
 
@@ -127,8 +117,8 @@ def _confusion(counts: list[list[int]], classes: list[str]) -> Figure:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= _LABELLED:
         ticks = range(len(classes))
-        axes.set_xticks(ticks, [_plain(c) for c in classes], rotation=90)
-        axes.set_yticks(ticks, [_plain(c) for c in classes])
+        axes.set_xticks(ticks, [page.plain(c) for c in classes], rotation=90)
+        axes.set_yticks(ticks, [page.plain(c) for c in classes])
         for i, row in enumerate(counts):
             for j, n in enumerate(row):
                 if n:
@@ -141,21 +131,6 @@ def _confusion(counts: list[list[int]], classes: list[str]) -> Figure:
                         color="white" if shares[i][j] > 0.5 else "black",
                     )
     return figure
-
-
-def _plain(name: str) -> str:
-    """A class name that matplotlib will not read as a formula, cut to a tick's length."""
-    return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has the fonts that are missing here
-        figure.tight_layout()
-        figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _per_class(counts: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
@@ -181,6 +156,4 @@ def _thumbnail(path: Path) -> str:
     except UnreadableImage:
         return ""
     image.thumbnail((160, 160))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return page.data_uri(image)

@@ -195,6 +195,7 @@ class Trainer:
             "step": self.state.step,
             "lr": self.state.optimizer.param_groups[0]["lr"],
             "train": train,
+            "token_cosine": self.model.token_cosine(),
             "images_per_s": seen / seconds,
             "seconds": seconds,
         }

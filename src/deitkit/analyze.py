@@ -1,0 +1,134 @@
+"""`deitkit analyze`: what the papers looked at inside their models, measured on a run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import analysis, console
+from .analysis import Subjects
+from .config import Config
+from .data.folder import ImageSet, scan_as
+from .data.store import Decoder, default_cache_dir, open_store, refuse_many_unreadable
+from .delivery.analysis_report import write_analysis
+from .delivery.classifier import Classifier, load
+from .errors import DeitkitError
+from .files import write_text
+from .prepare import Part
+from .teachers.teacher import load_teacher
+
+
+def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+    """Measures `run` on the images of `data`; writes `analysis.json` and `analysis.html` into `out`.
+
+    `data` has one sub-folder per class, named as the run's classes (a part of them is enough); images
+    that the run was trained on are left out. `out` is RUN/analysis where it is not given. Returns
+    the content of `analysis.json`. Raises DeitkitError for anything the caller can mend.
+    """
+    run, data = Path(run), Path(data)
+    out = run / "analysis" if out is None else Path(out)
+    student = load(run)
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    images, notes = _without_training_images(
+        run, Path(settings["data"]["root"]), scan_as(data, student.classes)
+    )
+    if out.exists() and not out.is_dir():
+        raise DeitkitError(f"{out} is a file; choose an empty or a new folder for --out")
+    out.mkdir(parents=True, exist_ok=True)  # refused now rather than after all the measuring
+    config = Config.from_dict(settings["config"])
+    part, skipped = _open_images(images, student, config)
+    subjects, missing = _subjects(run, config, student)
+    notes += missing
+    for note in notes:
+        console.say(note)
+    with console.bar("measuring", len(part.images)) as advance:
+        probabilities = analysis.measure(subjects, part.store, np.arange(len(part.images)), advance)
+    found: dict[str, Any] = {
+        "run": str(run),
+        "data": str(data),
+        "images": len(part.images),
+        "skipped": skipped,
+        "notes": notes,
+        **analysis.compare(probabilities, part),
+        **analysis.look_inside(run, student, part.store),
+        "corruptions": analysis.measure_corrupted(subjects, part, probabilities),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": datetime.date.today().isoformat(),
+    }
+    write_text(out / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False))
+    write_analysis(out / "analysis.html", found, analysis.attention_pictures(subjects, part))
+    return found
+
+
+def _without_training_images(run: Path, root: Path, images: ImageSet) -> tuple[ImageSet, list[str]]:
+    """On images it was trained on, a model looks more accurate and better calibrated than it is.
+
+    root: the folder that the run was trained on. Returns the other images, and what to say of it.
+    """
+    listed = [folder / "split.json" for folder in (run, run.parent)]  # a control has its run's split
+    split = next((file for file in listed if file.exists()), None)
+    if split is None or not root.exists():
+        return images, ["The run's own images are not here: some of these may be among them."]
+    parts = json.loads(split.read_text(encoding="utf-8"))
+    trained_on = {str(root.resolve() / path) for path in parts["train"] + parts.get("unlabeled", [])}
+    here = images.root.resolve()
+    unseen = [i for i, path in enumerate(images.paths) if str(here / path) not in trained_on]
+    if not unseen:
+        raise DeitkitError(
+            f"the run was trained on every image of {images.root}; give images that it has not seen"
+        )
+    left_out = len(images) - len(unseen)
+    notes = [f"{left_out} images that the run was trained on are left out."] if left_out else []
+    return images.subset(np.array(unseen)), notes
+
+
+def _open_images(images: ImageSet, student: Classifier, config: Config) -> tuple[Part, list[dict[str, str]]]:
+    """The pixels as validation saw them, and the unreadable images with the reason."""
+    with console.bar("decoding", len(images)) as advance:
+        store, unreadable = open_store(
+            images,
+            Decoder(student.model.image_size, "centre", student.crop),
+            cache_dir=default_cache_dir(),
+            limit_bytes=int(config.data.cache_gb * 1e9),
+            workers=config.data.workers or os.cpu_count() or 1,
+            on_progress=advance,
+        )
+    refuse_many_unreadable([(str(images.full_path(i)), why) for i, why in unreadable], len(images))
+    kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
+    skipped = [{"path": images.paths[i], "reason": why} for i, why in unreadable]
+    return Part(images.subset(kept), store.subset(kept)), skipped
+
+
+def _subjects(run: Path, config: Config, student: Classifier) -> tuple[Subjects, list[str]]:
+    """All that the run holds, and a sentence on each part that it does not."""
+    notes = []
+    teacher = control = None
+    if not (run / "teacher" / "teacher.json").exists():
+        notes.append("The run keeps no teacher: what compares with one is left out.")
+    else:
+        try:
+            teacher = load_teacher(
+                run / "teacher",
+                config.teacher,
+                student_size=student.model.image_size,
+                device=student.device,
+            )
+        except DeitkitError as error:  # its backbone may lie on another machine; the rest needs none
+            notes.append(f"The teacher is left out: {error}.")
+    if (run / "control" / "model.safetensors").exists():
+        control = load(run / "control")
+    elif (run / "teacher").exists():
+        notes.append("The run has no control: train with --control to see what the teacher changed.")
+    if student.model.head_dist is None:
+        notes.append(
+            "The student has no distillation token: token cosines are left out, and its one head is "
+            "the joint classifier."
+        )
+    return Subjects(student, control, teacher), notes

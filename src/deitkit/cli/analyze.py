@@ -1,0 +1,34 @@
+"""`deitkit analyze`: a run looked into, on a folder of labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def analyze(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder with one sub-folder per class; training images are left out.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; RUN/analysis by default.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look into a run: tokens, attention, calibration, teacher, corruptions."""
+    import json
+
+    from ..analyze import analyze_run
+
+    found = analyze_run(run, data, out)
+    if json_:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{found['images']} images")
+    for name, accuracy in found["accuracy"].items():
+        print(
+            f"{name:>8}: {accuracy['top1']:.1f} %, calibration error {found['calibration'][name]['ece']:.1f} "
+            f"points, {found['corruptions']['mean'][name]:.1f} % under corruptions"
+        )
+    print(f"report: {(out or run / 'analysis') / 'analysis.html'}")

@@ -1,0 +1,51 @@
+"""Whether a classifier is as sure as it is right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose confidence falls into one interval; both means in percent, 0 where there is none."""
+
+    images: int
+    confidence: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error, mean confidence and accuracy, in percent, and the bins behind it.
+
+    A confidence above the accuracy means that the classifier is too sure of itself.
+    """
+
+    ece: float
+    confidence: float
+    top1: float
+    bins: tuple[Bin, ...]
+
+
+def calibration(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> Calibration:
+    """Calibration of probabilities (n, K) against labels (n,), n at least 1.
+
+    Guo et al., arXiv 1706.04599, equation 3: images are put into `num_bins` intervals (low, high] of
+    equal width by the probability of the predicted class; the error is the mean over images of the
+    gap between a bin's mean confidence and its accuracy.
+    """
+    confidence, predicted = probabilities.double().max(-1)
+    right = (predicted == labels).double()
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)[1:-1]
+    places = torch.bucketize(confidence, edges)  # left-open intervals: an edge belongs to the bin below
+    bins, error = [], 0.0
+    for place in range(num_bins):
+        inside = places == place
+        count = int(inside.sum())
+        mean, share = (float(v[inside].mean()) if count else 0.0 for v in (confidence, right))
+        bins.append(Bin(count, 100 * mean, 100 * share))
+        error += count / len(labels) * abs(mean - share)
+    return Calibration(100 * error, 100 * float(confidence.mean()), 100 * float(right.mean()), tuple(bins))
