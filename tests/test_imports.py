@@ -17,7 +17,7 @@ PACKAGE = Path(deitkit.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("labelling",),
-    ("job", "evaluate"),
+    ("job", "evaluate", "export", "bench", "bench_worker"),
     ("results",),
     ("prepare",),
     ("delivery", "evaluation", "training"),

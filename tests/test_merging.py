@@ -56,9 +56,7 @@ def naive_forward(model: DeiT, image: torch.Tensor, r: int) -> torch.Tensor:
         x = x + block.attn.proj(torch.cat(heads, dim=-1))
         if block is not model.blocks[-1]:
             n = len(x) - P
-            patches, patch_sizes = naive_merge(
-                list(x[P:]), sizes[P:], list(k[0].mean(0)[P:]), min(r, n // 2)
-            )
+            patches, patch_sizes = naive_merge(list(x[P:]), sizes[P:], list(k[0].mean(0)[P:]), min(r, n // 2))
             x, sizes = torch.stack([*x[:P], *patches]), sizes[:P] + patch_sizes
         x = x + block.mlp(block.norm2(x))
     return model.head(model.norm(x[0]))

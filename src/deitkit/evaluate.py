@@ -17,16 +17,20 @@ from .errors import DeitkitError
 from .evaluation.metrics import Tally, wilson_interval
 
 
-def evaluate_folder(run: str | Path, data: str | Path, batch_size: int = 32) -> dict[str, Any]:
+def evaluate_folder(
+    run: str | Path, data: str | Path, batch_size: int = 32, *, merge: int = 0
+) -> dict[str, Any]:
     """Metrics of class head, distillation head and joint over all images of `data`, in percent.
 
     `data` has one sub-folder per class, named as the run's classes (a part of them is enough).
+    merge: patch tokens merged away in each block (arXiv 2210.09461).
     Raises DeitkitError for a class that the run does not know.
     """
     data = Path(data)
     if not data.is_dir():
         raise DeitkitError(f"there is no folder {data}; give the folder that holds the classes")
-    classifier = load(run)
+    # In PyTorch throughout: a measurement does not change engines half way.
+    classifier = load(run, backend="pytorch", merge=merge)
     images = scan(data, data, at_least=1)
     unknown = [name for name in images.classes if name not in classifier.classes]
     if unknown:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import console
-from .delivery.classifier import Classifier, load
+from .delivery.classifier import load
 from .delivery.export import Target, check_target, export
 from .delivery.images import batches, calibration_views, run_splits
 from .errors import DeitkitError
-from .evaluation.metrics import Tally
-from .inference.engines import Engine
-from .inference.graph import as_output
+from .evaluation.accuracy import top1_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,13 @@ class Exported:
 
 
 def export_run(
-    run: str | Path, to: Target, out: str | Path, *, int8: bool = False, data: Path | None = None, merge: int = 0
+    run: str | Path,
+    to: Target,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    data: Path | None = None,
+    merge: int = 0,
 ) -> Exported:
     """Writes `run` as ONNX or OpenVINO; see `delivery.export`.
 
@@ -45,5 +49,5 @@ def export_run(
     engine, files = export(classifier, to, out, calibration_views(classifier, splits.train))
     engines = {"int8": engine, "fp32": classifier.engine}
     with console.bar("measuring", len(splits.val)) as advance:
-        found = top1_of(engines, classifier, splits.val, advance)
+        found = top1_of(engines, batches(classifier, splits.val), advance)
     return Exported(files, len(splits.val), **found)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import DeitkitError
+from .bench import bench
 from .convert import convert
 from .evaluate import evaluate
+from .export import export
 from .label import label
 from .predict import predict
 from .recipes import list_recipes
@@ -29,6 +31,8 @@ app.command("label")(label)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("convert")(convert)
+app.command("export")(export)
+app.command("bench")(bench)
 app.command("recipes")(list_recipes)
 
 _CANNOT_WRITE = {

@@ -130,9 +130,7 @@ class Classifier:
         return rows
 
 
-def load(
-    run: str | Path, device: str = "auto", *, backend: Backend = "auto", merge: int = 0
-) -> Classifier:
+def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", merge: int = 0) -> Classifier:
     """The classifier of a finished run folder.
 
     backend: "pytorch", "compiled", "onnxruntime" or "openvino"; "auto" starts with PyTorch and, on a

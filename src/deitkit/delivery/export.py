@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections.abc import Iterable
@@ -105,16 +106,10 @@ def _convert(classifier: Classifier, to: Target, calibration: Iterable[Tensor] |
         import openvino
 
         # OpenVINO reads the quantised ONNX and runs it in int8 itself.
-        model = openvino.convert_model(_as_file(model))
+        model = openvino.convert_model(io.BytesIO(model.SerializeToString()))
     for key, value in facts.items():
         model.set_rt_info(value, ["deitkit", key])
     return model
-
-
-def _as_file(model: Any) -> Any:
-    import io
-
-    return io.BytesIO(model.SerializeToString())
 
 
 def _check(engine: Engine, classifier: Classifier, out: Path) -> None:

@@ -27,17 +27,19 @@ def run_splits(run: Path, data: Path | None) -> Splits:
     saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
     root = data or Path(saved["data"]["root"])
     if data is None and not root.is_dir():
-        raise DeitkitError(f"the images of {run} are no longer in {root}; give --data with the folder of some")
+        raise DeitkitError(
+            f"the images of {run} are no longer in {root}; give --data with the folder of some"
+        )
     config = Config.from_dict(saved["config"]).data
-    splits = load_splits(
-        root, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed
-    )
+    splits = load_splits(root, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed)
     if list(splits.train.classes) != saved["classes"]:
         raise DeitkitError(f"the classes in {root} are not those of {run}; give --data with the same classes")
     return splits
 
 
-def batches(classifier: Classifier, images: ImageSet, batch_size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    classifier: Classifier, images: ImageSet, batch_size: int = 32
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(B, 3, H, W) uint8 as the run sees them, and labels (B,); unreadable images are passed over."""
     for first in range(0, len(images), batch_size):
         pixels, labels = [], []
