@@ -93,5 +93,5 @@ def test_mistakes_end_in_one_sentence(random_run, arguments, sentence, capsys):
 
 def test_int8_without_images_says_what_to_do(random_run, tmp_path, pictures):
     pictures.rename(tmp_path / "moved")
-    with pytest.raises(DeitkitError, match="no longer in .*--data"):
+    with pytest.raises(DeitkitError, match=r"no longer in .*--data"):
         export_run(random_run, "onnx", tmp_path / "a.onnx", int8=True)

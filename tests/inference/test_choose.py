@@ -79,7 +79,7 @@ def test_openvino_by_name_agrees(random_run):
 
 
 def test_unknown_and_missing_backends_are_refused(random_run, monkeypatch):
-    with pytest.raises(DeitkitError, match="no backend 'tensorrt'.*onnxruntime"):
+    with pytest.raises(DeitkitError, match=r"no backend 'tensorrt'.*onnxruntime"):
         load(random_run, device="cpu", backend="tensorrt")
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr("deitkit.inference.engines.installed", lambda name: False)
