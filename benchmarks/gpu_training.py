@@ -1,6 +1,7 @@
 """Training on one GPU: the matrix rate, updates on synthetic images, the teacher apart, the loop on JPEGs.
 
-    python benchmarks/gpu_training.py [--models small,base] [--batch 256] [--steps 20] [--images 8192] [--size 224]
+    python benchmarks/gpu_training.py [--models small,base] [--batch 256] [--steps 20] [--images 8192]
+        [--size 224]
 
 Ours and timm's model run the same update (bf16, compiled, fused AdamW, both heads) by turns; the share of the
 measured matrix rate counts three times the forward pass's operations. The teacher (RegNetY-16GF, random

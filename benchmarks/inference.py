@@ -125,20 +125,16 @@ def measure(name: str, batches: list[int], options: argparse.Namespace) -> dict[
             f"p50 {row['p50_ms']:8.1f} ms  p99 {row['p99_ms']:8.1f} ms  {row['memory_mb']:7.0f} MB",
             file=sys.stderr,
         )
-    best = {
-        (one, b): max(
-            (r["images_per_s"] for r in rows if r["batch"] == b and r["side"].startswith(one)), default=0
-        )
-        for one in who
-        for b in batches
-    }
-    ratios = {f"batch {b}": best["deitkit", b] / best["timm", b] for b in batches if best["timm", b]}
+    speed = {(*r["side"].split(), r["batch"]): r["images_per_s"] for r in rows}
+
+    def best(one: str, batch: int) -> float:
+        return max((v for (who, _, b), v in speed.items() if (who, b) == (one, batch)), default=0.0)
+
+    ratios = {f"batch {b}": best("deitkit", b) / best("timm", b) for b in batches if best("timm", b)}
     merged = {
-        f"batch {b} {backend}": by["merged", backend, b] / by["deitkit", backend, b]
-        for by in [{(*r["side"].split(), r["batch"]): r["images_per_s"] for r in rows}]
-        for b in batches
-        for backend in backends
-        if ("merged", backend, b) in by and ("deitkit", backend, b) in by
+        f"batch {b} {backend}": value / speed["deitkit", backend, b]
+        for (one, backend, b), value in speed.items()
+        if one == "merged" and ("deitkit", backend, b) in speed
     }
     return {"rows": rows, "failed": failed, "ratio_to_best_of_timm": ratios, "merged_speedup": merged}
 

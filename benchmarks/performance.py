@@ -101,9 +101,9 @@ def gpu(found: dict[str, Any]) -> Iterator[str]:
     if "failed" not in found["training"]:
         training = found["training"]
         yield source(training)
-        yield f"Matrix products reach {training['matrix_tflops']:.1f} TFLOP/s. " + (
-            f"Teacher {training['teacher']['name']} alone: {training['teacher']['images_per_s']:.0f} images/s."
-        )
+        teacher = training["teacher"]
+        yield f"Matrix products reach {training['matrix_tflops']:.1f} TFLOP/s."
+        yield f"Teacher {teacher['name']} alone: {teacher['images_per_s']:.0f} images/s."
         rows = []
         for name, one in training["synthetic"].items():
             share = one["share_of_matrix_rate"]
@@ -113,7 +113,8 @@ def gpu(found: dict[str, Any]) -> Iterator[str]:
         for name, one in training["loop"].items():
             ratio = one["images_per_s"] / training["synthetic"][name]["deitkit_images_per_s"]
             state = verdict(ratio, GOAL_GPU_LOOP)
-            yield f"Whole loop with JPEGs, {name}: {one['images_per_s']:.0f} images/s, {ratio:.2f}x ({state})."
+            speed = f"{one['images_per_s']:.0f} images/s, {ratio:.2f}x the synthetic rate"
+            yield f"Whole loop with JPEGs, {name}: {speed} ({state})."
     if "failed" not in found["inference"]:
         yield from inference(found["inference"])
 
