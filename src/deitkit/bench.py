@@ -147,6 +147,8 @@ def _sides(
     """What there is to measure; writes the ONNX graphs that the sides share."""
     if classifier.device.type != "cpu":
         names = [name for name in backends if name in ("pytorch", "compiled")]
+        if not names:
+            raise DeitkitError(f"{backends[0]} is measured on the CPU only; add --device cpu")
         return [Side(name, precision) for name in names for precision in ("fp32", "bf16")]
     sides = [Side(name, "fp32") for name in backends if name in ("pytorch", "compiled")]
     others = [name for name in backends if name not in ("pytorch", "compiled")]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.decode import UnreadableImage, centre_view, open_rgb, to_rgb
 from ..errors import DeitkitError
 from ..inference.choose import Backend, create_engine
-from ..inference.engines import Engine
+from ..inference.engines import EXTRAS, Engine
 from ..inference.graph import JointClassifier, as_output
 from ..merging import TokenMerging
 from ..model import DeiT, DeiTOutput
@@ -151,6 +151,10 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
         ) from None
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise DeitkitError(f"there is no device {device!r}; choose auto, cpu, cuda or mps")
+    if backend in EXTRAS:
+        if device not in ("auto", "cpu"):
+            raise DeitkitError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
+        device = "cpu"
     student, view = saved["student"], saved["preprocessing"]
     model = DeiT(
         image_size=tuple(student["image_size"]),

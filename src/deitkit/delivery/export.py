@@ -59,7 +59,8 @@ def export(
         engine_of = OnnxRuntimeEngine if to == "onnx" else OpenVINOEngine
         if calibration is None:
             _check(engine_of(written), classifier, out)
-        files = [f.replace(out.with_suffix(f.suffix)) for f in sorted(written.parent.glob(f"{out.stem}.*"))]
+        # The .bin before the .xml that names it.
+        files = [f.replace(out.parent / f.name) for f in sorted(Path(folder).iterdir())]
     return engine_of(out), files
 
 
@@ -106,7 +107,7 @@ def _convert(classifier: Classifier, to: Target, calibration: Iterable[Tensor] |
         import openvino
 
         # OpenVINO reads the quantised ONNX and runs it in int8 itself.
-        model = openvino.convert_model(io.BytesIO(model.SerializeToString()))
+        model = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
     for key, value in facts.items():
         model.set_rt_info(value, ["deitkit", key])
     return model

@@ -52,7 +52,7 @@ class PyTorchEngine:
         self.name = "compiled" if compiled else "pytorch"
         self.network: Any = network.to(device).eval()
         if compiled:
-            self.network = torch.compile(self.network)
+            self.network = torch.compile(self.network, dynamic=False)  # faster, compiled once a batch size
         self.device, self.precision = device, precision
 
     @torch.inference_mode()
