@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -46,6 +47,36 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def random_run(tmp_path: Path, pictures: Path) -> Path:
+    """A run folder as far as it is needed to use it: a random model, its settings, its images."""
+    import torch
+    from safetensors.torch import save_file
+
+    from deitkit.config import Config
+    from deitkit.model import DeiT
+
+    torch.manual_seed(0)
+    shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "distilled": True}
+    sizes = {"image_size": (16, 24), "patch_size": (8, 8)}
+    model = DeiT(num_classes=2, **sizes, **shape)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    preprocessing = {"image_size": [16, 24], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    saved = {
+        "config": Config().to_dict(),
+        "classes": ["cat", "dog"],
+        "preprocessing": preprocessing | {"interpolation": "bicubic", "crop": 0.9},
+        "student": {"name": "nano"} | {k: list(v) for k, v in sizes.items()} | shape,
+        "data": {"root": str(pictures)},
+    }
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
 
 
 @pytest.fixture

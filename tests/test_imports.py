@@ -17,13 +17,13 @@ PACKAGE = Path(deitkit.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("labelling",),
-    ("job", "evaluate", "analyze"),
+    ("job", "evaluate", "analyze", "export", "bench", "bench_worker"),
     ("results", "analysis"),
     ("prepare",),
     ("delivery", "evaluation", "training"),
     ("labels",),
     ("teachers", "data"),
-    ("losses", "weights"),
+    ("losses", "weights", "merging", "inference"),
     ("model",),
     ("recipes",),
     ("config",),
@@ -76,7 +76,7 @@ def test_imports_run_downwards(path: Path):
     ids=["import", "help"],
 )
 def test_loads_nothing_heavy(code: str):
-    heavy = "{'torch', 'torchvision', 'timm', 'matplotlib', 'PIL', 'numpy', 'openvino'}"
+    heavy = "{'torch', 'torchvision', 'timm', 'matplotlib', 'PIL', 'numpy', 'openvino', 'onnxruntime'}"
     check = f"{code}\nimport sys\nfound = {heavy} & set(sys.modules)\nassert not found, found"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -183,3 +183,17 @@ def test_structured_start_makes_neighbours_alike():
     bound = math.sqrt(6 / (128 + 512))
     weight = model.blocks[3].mlp.fc1.weight
     assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_the_last_block_leaves_out_only_what_nobody_reads():
+    """Logits and gradients are those of a last block that works on every token."""
+    model, images = little(), torch.randn(2, 3, 16, 24)
+    assert len(model.blocks) == 3
+
+    def gradients(**asked) -> list[torch.Tensor]:
+        output = model(images, **asked)
+        loss = output.class_logits.square().sum() + output.distill_logits.square().sum()
+        return [output.class_logits, output.distill_logits, *torch.autograd.grad(loss, model.parameters())]
+
+    for short, whole in zip(gradients(), gradients(tokens_after=(2,)), strict=True):
+        torch.testing.assert_close(short, whole)

@@ -16,13 +16,17 @@ from .delivery.classifier import load
 from .evaluation.metrics import Tally, wilson_interval
 
 
-def evaluate_folder(run: str | Path, data: str | Path, batch_size: int = 32) -> dict[str, Any]:
+def evaluate_folder(
+    run: str | Path, data: str | Path, batch_size: int = 32, *, merge: int = 0
+) -> dict[str, Any]:
     """Metrics of class head, distillation head and joint over all images of `data`, in percent.
 
     `data` has one sub-folder per class, named as the run's classes (a part of them is enough).
+    merge: patch tokens merged away in each block (arXiv 2210.09461).
     Raises DeitkitError for a class that the run does not know.
     """
-    classifier = load(run)
+    # In PyTorch throughout: a measurement does not change engines half way.
+    classifier = load(run, backend="pytorch", merge=merge)
     images = scan_as(Path(data), classifier.classes)
     tally, unreadable = Tally(), []
     with console.bar("evaluating", len(images)) as advance:

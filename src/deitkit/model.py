@@ -95,24 +95,38 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        B, N, D = x.shape
-        x = F.scaled_dot_product_attention(*self._queries_keys_values(x))
-        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """`num_queries`: only so many tokens, the first, ask and are answered; None: all."""
+        return self.join(F.scaled_dot_product_attention(*self.queries_keys_values(x, num_queries)))
+
+    def queries_keys_values(self, x: Tensor, num_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> three of (B, h, N, D/h), queries of the first `num_queries` tokens only."""
+        if num_queries is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+            return q, k, v
+        D = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        (q,) = self._heads(F.linear(x[:, :num_queries], weight[:D], bias[:D]), 1)
+        k, v = self._heads(F.linear(x, weight[D:], bias[D:]), 2)
+        return q, k, v
 
     def probabilities(self, x: Tensor) -> Tensor:
         """What each token (row) takes from each token: (B, N, D) -> (B, h, N, N), rows sum to 1.
 
         For analyses: `forward` computes the same inside a fused kernel that never forms it.
         """
-        q, k, _ = self._queries_keys_values(x)
+        q, k, _ = self.queries_keys_values(x)
         return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
 
-    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, N, D = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, N, D/h)
-        return q, k, v
+    def join(self, heads: Tensor) -> Tensor:
+        """(B, h, N, D/h) -> (B, N, D), projected."""
+        B, h, N, d = heads.shape
+        return self.proj(heads.transpose(1, 2).reshape(B, N, h * d))
+
+    def _heads(self, x: Tensor, parts: int) -> Tensor:
+        """(B, N, parts D) -> (parts, B, h, N, D/h)."""
+        B, N, width = x.shape
+        return x.reshape(B, N, parts, self.num_heads, width // parts // self.num_heads).permute(2, 0, 3, 1, 4)
 
 
 class MLP(nn.Module):
@@ -138,8 +152,9 @@ class Block(nn.Module):
         self.mlp = MLP(embed_dim, int(embed_dim * mlp_ratio))
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """(B, N, D) -> the same, or (B, num_queries, D): only the first tokens, which still see all."""
+        x = x[:, :num_queries] + self.drop_path(self.attn(self.norm1(x), num_queries))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def drop_path(self, branch: Tensor) -> Tensor:
@@ -248,13 +263,19 @@ class DeiT(nn.Module):
         """(B, C, H, W) -> DeiTOutput; `tokens_after` lists block indices whose patch tokens to keep."""
         x = self.embed(images)
         kept = []
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            # Nobody reads the last block's patch tokens, so most of its work can be left out.
+            x = block(x, self.num_prefix_tokens if i == last and i not in tokens_after else None)
             if i in tokens_after:
                 kept.append(x[:, self.num_prefix_tokens :])
+        return self.classify(x)._replace(patch_tokens=tuple(kept))
+
+    def classify(self, x: Tensor) -> DeiTOutput:
+        """Both heads on the last block's tokens (B, N, D), prefix tokens first."""
         prefix = self.norm(x[:, : self.num_prefix_tokens])
         distill_logits = self.head_dist(prefix[:, 1]) if self.head_dist is not None else None
-        return DeiTOutput(self.head(prefix[:, 0]), distill_logits, tuple(kept))
+        return DeiTOutput(self.head(prefix[:, 0]), distill_logits)
 
 
 def sincos_positions(grid_size: tuple[int, int], embed_dim: int) -> Tensor:

@@ -10,8 +10,10 @@ import typer
 
 from ..errors import DeitkitError
 from .analyze import analyze
+from .bench import bench
 from .convert import convert
 from .evaluate import evaluate
+from .export import export
 from .label import label
 from .predict import predict
 from .recipes import list_recipes
@@ -31,6 +33,8 @@ app.command("eval")(evaluate)
 app.command("analyze")(analyze)
 app.command("predict")(predict)
 app.command("convert")(convert)
+app.command("export")(export)
+app.command("bench")(bench)
 app.command("recipes")(list_recipes)
 
 _CANNOT_WRITE = {

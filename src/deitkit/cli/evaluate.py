@@ -11,6 +11,7 @@ import typer
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     data: Annotated[Path, typer.Argument(help="Folder with one sub-folder per class.")],
+    merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a run on a folder: class head, distillation head and joint."""
@@ -18,7 +19,7 @@ def evaluate(
 
     from ..evaluate import evaluate_folder
 
-    metrics = evaluate_folder(run, data)
+    metrics = evaluate_folder(run, data, merge=merge)
     if json_:
         print(json.dumps(metrics, indent=1))
         return

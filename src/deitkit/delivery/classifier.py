@@ -16,7 +16,11 @@ from torch import Tensor
 
 from ..data.decode import UnreadableImage, centre_view, open_rgb, to_rgb
 from ..errors import DeitkitError
-from ..model import DeiT, DeiTOutput, joint_probabilities
+from ..inference.choose import Backend, create_engine
+from ..inference.engines import EXTRAS, Engine
+from ..inference.graph import JointClassifier, as_output
+from ..merging import TokenMerging
+from ..model import DeiT, DeiTOutput
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -39,7 +43,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained student with its classes and preprocessing."""
+    """A trained student with its classes and preprocessing.
+
+    graph is what `engine` runs: views (B, 3, H, W) in [0, 1] -> probabilities and both heads' logits,
+    with tokens merged where that was asked for; `model` never merges.
+    """
 
     model: DeiT
     classes: tuple[str, ...]
@@ -47,6 +55,8 @@ class Classifier:
     std: Tensor
     crop: float
     device: torch.device
+    graph: JointClassifier
+    engine: Engine
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
         """One picture as (3, H, W) uint8, the way the run's validation saw its images."""
@@ -63,10 +73,12 @@ class Classifier:
         views = pixels.to(self.device).float() / 255.0
         return (views - self.mean) / self.std
 
-    @torch.inference_mode()
     def forward(self, pixels: Tensor) -> DeiTOutput:
         """(B, 3, H, W) uint8 -> both heads' logits."""
-        return self.model(self.normalise(pixels))
+        return as_output(self._answer(pixels))
+
+    def _answer(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return self.engine(pixels.to(self.device).float() / 255.0)
 
     def predict(self, pictures: Sequence[Picture], batch_size: int = 32) -> list[Prediction]:
         """Classifies paths, PIL images and (H, W, 3) uint8 arrays, of any size and mixed at will.
@@ -104,8 +116,8 @@ class Classifier:
                     yield Prediction(source=source, **next(predictions))
 
     def _predict_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[dict]:
-        output = self.forward(torch.from_numpy(np.stack(pixels)))
-        joint = joint_probabilities(output).cpu()
+        answer = self._answer(torch.from_numpy(np.stack(pixels)))
+        joint, output = answer[0].cpu(), as_output(answer)
         by_class = output.class_logits.argmax(1).tolist()
         by_distill = output.distill_logits.argmax(1).tolist() if output.distill_logits is not None else None
         rows = []
@@ -123,8 +135,15 @@ class Classifier:
         return rows
 
 
-def load(run: str | Path, device: str = "auto") -> Classifier:
-    """The classifier of a finished run folder; raises DeitkitError where it is not whole."""
+def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", merge: int = 0) -> Classifier:
+    """The classifier of a finished run folder.
+
+    backend: "pytorch", "compiled", "onnxruntime" or "openvino"; "auto" starts with PyTorch and, on a
+    CPU, changes to a faster engine that agrees when there is much to classify. merge: patch tokens to
+    merge away in each block (arXiv 2210.09461), faster and a little less accurate; 0: none.
+
+    Raises DeitkitError where the folder is not whole, or a backend is unknown or not installed.
+    """
     run = Path(run)
     if not (run / "config.json").exists() or not (run / "model.safetensors").exists():
         raise DeitkitError(f"{run} holds no finished run; give the --out folder of a training that ended")
@@ -137,6 +156,10 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
         ) from None
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise DeitkitError(f"there is no device {device!r}; choose auto, cpu, cuda or mps")
+    if backend in EXTRAS:
+        if device not in ("auto", "cpu"):
+            raise DeitkitError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
+        device = "cpu"
     student, view = saved["student"], saved["preprocessing"]
     model = DeiT(
         image_size=tuple(student["image_size"]),
@@ -156,6 +179,9 @@ def load(run: str | Path, device: str = "auto") -> Classifier:
         ) from None
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     mean, std = (torch.tensor(view[k], device=chosen).view(1, 3, 1, 1) for k in ("mean", "std"))
-    return Classifier(
-        model.to(chosen).eval(), tuple(saved["classes"]), mean, std, view["crop"], torch.device(chosen)
-    )
+    model = model.to(chosen).eval()
+    network = TokenMerging(model, merge) if merge else model
+    graph = JointClassifier(network, view["mean"], view["std"], distilled=student["distilled"])
+    where = torch.device(chosen)
+    engine = create_engine(graph, model.image_size, backend, where)
+    return Classifier(model, tuple(saved["classes"]), mean, std, view["crop"], where, graph, engine)

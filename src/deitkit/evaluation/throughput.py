@@ -25,14 +25,15 @@ def images_per_s(forward: Callable[[], object], batch_size: int, seconds: float 
 
 def _timed(forward: Callable[[], object], calls: int) -> float:
     """Seconds that so many calls take, the accelerator's queue included."""
-    _wait_for_device()
+    wait_for_device()
     start = time.perf_counter()
     for _ in range(calls):
         forward()
-    _wait_for_device()
+    wait_for_device()
     return max(time.perf_counter() - start, 1e-9)
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Returns when an accelerator, if there is one, has done all that was asked of it."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -1,0 +1,168 @@
+"""Training on one GPU: the matrix rate, updates on synthetic images, the teacher apart, the loop on JPEGs.
+
+    python benchmarks/gpu_training.py [--models small,base] [--batch 256] [--steps 20] [--images 8192]
+        [--size 224]
+
+Ours and timm's model run the same update (bf16, compiled, fused AdamW, both heads) by turns; the share of the
+measured matrix rate counts three times the forward pass's operations. The teacher (RegNetY-16GF, random
+weights: the time is the same) is timed by itself. The loop is `deitkit.train` on generated JPEGs, teacher
+left out, its last epoch. The last line of stdout is JSON. Without a GPU everything runs on the CPU in fp32,
+which only shows that it runs: give small numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cost_growth import write_images
+from deitkit.evaluation.throughput import wait_for_device
+from deitkit.job import train
+from deitkit.model import create_model
+
+CLASSES = 1000
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+
+def seconds(call: Callable[[], object], calls: int) -> float:
+    """The median call, after three of warm-up."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(calls):
+        wait_for_device()
+        started = time.perf_counter()
+        call()
+        wait_for_device()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def matrix_tflops(side: int) -> float:
+    """What a product of two square matrices reaches: bf16 on a GPU, else fp32."""
+    kind = torch.bfloat16 if ON_GPU else torch.float32
+    a, b = (torch.randn(side, side, device=DEVICE, dtype=kind) for _ in range(2))
+    return 2 * side**3 / seconds(lambda: a @ b, 10) / 1e12
+
+
+def forward_flops(name: str, size: int) -> float:
+    """Operations that one image's forward pass does, a multiplication and an addition counted as two."""
+    with torch.device("meta"):
+        model = create_model(name, num_classes=CLASSES, image_size=size)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, size, size))
+    return counter.get_total_flops()
+
+
+def update_of(model: nn.Module, batch: int, size: int) -> Callable[[], None]:
+    """One update of a model with two heads on images that are there already."""
+    model = model.to(DEVICE).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=ON_GPU)
+    forward: Any = torch.compile(model) if ON_GPU else model
+    images = torch.randn(batch, 3, size, size, device=DEVICE)
+    labels = torch.randint(0, CLASSES, (batch,), device=DEVICE)
+
+    def update() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=ON_GPU):
+            first, second, *_ = forward(images)
+            loss = nn.functional.cross_entropy(first, labels) + nn.functional.cross_entropy(second, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return update
+
+
+def synthetic(name: str, options: argparse.Namespace, tflops: float) -> dict[str, float]:
+    """Images/s of ours and timm's, and the share of the matrix rate that ours reaches."""
+    ours = create_model(name, num_classes=CLASSES, image_size=options.size)
+    shape = {"img_size": options.size, "embed_dim": ours.embed_dim, "depth": len(ours.blocks)}
+    theirs = timm.create_model(
+        "deit_tiny_distilled_patch16_224", num_classes=CLASSES, num_heads=ours.num_heads, **shape
+    )
+    theirs.set_distilled_training(True)
+    speeds = {}
+    for who, model in (("deitkit", ours), ("timm", theirs)):
+        speeds[who] = options.batch / seconds(update_of(model, options.batch, options.size), options.steps)
+    share = 3 * forward_flops(name, options.size) * speeds["deitkit"] / (tflops * 1e12)
+    return {f"{who}_images_per_s": speed for who, speed in speeds.items()} | {"share_of_matrix_rate": share}
+
+
+def teacher_images_per_s(options: argparse.Namespace) -> float:
+    """The teacher's forward pass alone, as training runs it."""
+    teacher = timm.create_model(options.teacher).to(DEVICE, memory_format=torch.channels_last).eval()
+    images = torch.randn(options.batch, 3, options.size, options.size, device=DEVICE)
+    images = images.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def answer() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=ON_GPU):
+            teacher(images)
+
+    return options.batch / seconds(answer, max(1, options.steps // 2))
+
+
+def loop_images_per_s(name: str, options: argparse.Namespace) -> float:
+    """The last epoch of a real training, decoding and augmentation included."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DEITKIT_CACHE"] = f"{folder}/cache"
+        data = write_images(Path(folder) / "data", options.images, 8)
+        settings = {"student__name": name, "student__image_size": options.size, "student__patch_size": 16}
+        settings |= {"teacher__spec": "none", "distillation__mode": "none"}
+        train(
+            data,
+            Path(folder) / "run",
+            recipe="deit",
+            train__epochs=2,
+            train__batch_size=options.batch,
+            **settings,
+        )
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["images_per_s"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", default="small,base")
+    parser.add_argument("--teacher", default="regnety_160")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--images", type=int, default=8192)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--matrix", type=int, default=8192, help="side of the matrices")
+    options = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    tflops = matrix_tflops(options.matrix)
+    names = options.models.split(",")
+    found = {
+        "benchmark": "gpu-training",
+        "matrix_tflops": tflops,
+        "synthetic": {name: synthetic(name, options, tflops) for name in names},
+        "teacher": {"name": options.teacher, "images_per_s": teacher_images_per_s(options)},
+        "loop": {names[0]: {"images_per_s": loop_images_per_s(names[0], options)}},
+        "machine": torch.cuda.get_device_name() if ON_GPU else f"{platform.machine()}, CPU only",
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

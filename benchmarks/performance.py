@@ -1,0 +1,148 @@
+"""Makes results/performance.md from the JSON files under results/.
+
+    python benchmarks/performance.py [--results results]
+
+Every file is the last line of a benchmark's stdout; `benchmark` in it says which. Nothing is typed in but the
+goals and the published figures, whose source stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+PUBLISHED = [
+    # arXiv 2012.12877, table 1; images/s
+    ("paper, V100", {"tiny": 2536, "small": 940, "base": 292}),
+    # the benchmark results that timm publishes beside its models
+    ("timm, RTX 4090, amp, compiled", {"tiny": 24_300, "small": 9_700, "base": 3_300}),
+]
+GOAL_INFERENCE, GOAL_MERGED, GOAL_LOGITS, GOAL_HELP = 0.97, 1.6, 1e-3, 0.3
+GOAL_GPU_TRAINING, GOAL_GPU_LOOP = 0.45, 0.9
+Row = list[str]
+
+
+def table(head: Row, rows: Iterable[Row]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def verdict(value: float, goal: float, *, at_most: bool = False) -> str:
+    return "met" if (value <= goal if at_most else value >= goal) else "**missed**"
+
+
+def source(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"`{found['command']}` on {found['machine']}, {versions}, {found['date']}."
+
+
+def inference(found: dict[str, Any]) -> Iterator[str]:
+    yield "## Inference, DeiT at 224 px"
+    yield source(found)
+    rows = [
+        [r["model"], str(r["batch"]), r["side"], f"{r['images_per_s']:.1f}"]
+        + [f"{r[p]:.1f}" for p in ("p50_ms", "p90_ms", "p99_ms")]
+        + [f"{r['memory_mb']:.0f}"]
+        for model in found["models"].values()
+        for r in model["rows"]
+    ]
+    yield table(["model", "batch", "side", "images/s", "p50 ms", "p90", "p99", "MB"], rows)
+    goals = []
+    for name, model in found["models"].items():
+        for what, ratio in model["ratio_to_best_of_timm"].items():
+            goal = f"at least {GOAL_INFERENCE}x of timm's best"
+            goals.append([f"{name}, {what}", goal, f"{ratio:.2f}x", verdict(ratio, GOAL_INFERENCE)])
+        for what, speedup in model["merged_speedup"].items():
+            goal = f"{found['merge']} tokens merged a block: at least {GOAL_MERGED}x"
+            goals.append([f"{name}, {what}", goal, f"{speedup:.2f}x", verdict(speedup, GOAL_MERGED)])
+    for name, sides in found["logits_within"].items():
+        largest = max(sides.values())
+        state = verdict(largest, GOAL_LOGITS, at_most=True)
+        goals.append([name, f"logits within {GOAL_LOGITS:g} of timm's", f"{largest:.1e}", state])
+    yield table(["what", "goal", "measured", ""], goals)
+    for name, model in found["models"].items():
+        for side, why in model["failed"].items():
+            yield f"{name}, {side}: not measured ({why})."
+
+
+def published() -> Iterator[str]:
+    yield "## Published figures, images/s"
+    names = ["tiny", "small", "base"]
+    rows = [[who, *(str(figures[name]) for name in names)] for who, figures in PUBLISHED]
+    yield table(["source and device", *names], rows)
+
+
+def cost_growth(found: dict[str, Any]) -> Iterator[str]:
+    yield "## How cost grows"
+    yield source(found)
+    rows = [
+        [
+            name,
+            one["of"],
+            ", ".join(f"{x:g}: {y:.3g} {one['unit']}" for x, y in one["points"]),
+            str(one["exponent"]),
+        ]
+        for name, one in found["series"].items()
+    ]
+    yield table(["what", "against", "measured", "exponent"], rows)
+    took = found["help_seconds"]
+    state = verdict(took, GOAL_HELP, at_most=True)
+    yield f"`deitkit --help` takes {took:.2f} s (goal: {GOAL_HELP} s, {state})."
+
+
+def gpu(found: dict[str, Any]) -> Iterator[str]:
+    yield "## One GPU"
+    for name in ("training", "inference"):
+        if "failed" in found[name]:
+            yield f"{name}: not measured: `{found[name]['failed'].splitlines()[-1:]}`"
+    if "failed" not in found["training"]:
+        training = found["training"]
+        yield source(training)
+        teacher = training["teacher"]
+        yield f"Matrix products reach {training['matrix_tflops']:.1f} TFLOP/s."
+        yield f"Teacher {teacher['name']} alone: {teacher['images_per_s']:.0f} images/s."
+        rows = []
+        for name, one in training["synthetic"].items():
+            share = one["share_of_matrix_rate"]
+            speeds = [f"{one[f'{who}_images_per_s']:.0f}" for who in ("deitkit", "timm")]
+            rows.append([name, *speeds, f"{100 * share:.0f} %", verdict(share, GOAL_GPU_TRAINING)])
+        yield table(["student", "deitkit, images/s", "timm", "of the matrix rate", "45 %"], rows)
+        for name, one in training["loop"].items():
+            ratio = one["images_per_s"] / training["synthetic"][name]["deitkit_images_per_s"]
+            state = verdict(ratio, GOAL_GPU_LOOP)
+            speed = f"{one['images_per_s']:.0f} images/s, {ratio:.2f}x the synthetic rate"
+            yield f"Whole loop with JPEGs, {name}: {speed} ({state})."
+    if "failed" not in found["inference"]:
+        yield from inference(found["inference"])
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "inference": inference,
+    "cost-growth": cost_growth,
+    "gpu": gpu,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    options = parser.parse_args()
+    parts = ["# Performance", "Made by `python benchmarks/performance.py` from the JSON files beside it."]
+    for path in sorted(options.results.rglob("*.json")):
+        found = json.loads(path.read_text())
+        section = SECTIONS.get(found.get("benchmark", "")) if isinstance(found, dict) else None
+        if section is not None:
+            parts += section(found)
+            picture = path.with_suffix(".png")
+            if picture.exists():
+                parts.append(f"![{path.stem}]({picture.relative_to(options.results)})")
+    parts += published()
+    (options.results / "performance.md").write_text("\n\n".join(parts) + "\n")
+    print(options.results / "performance.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""`deitkit bench`: what a model costs in time and memory on each backend, and what int8 costs in accuracy."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import console
+from .data.folder import Splits
+from .delivery.classifier import Classifier, load
+from .delivery.export import metadata
+from .delivery.images import batches as image_batches
+from .delivery.images import calibration_views, run_splits
+from .errors import DeitkitError
+from .evaluation.accuracy import top1_of
+from .evaluation.latency import refuse_if_none, take_turns
+from .inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
+from .inference.onnx_graph import to_onnx
+from .inference.quantise import quantise
+from .model import VARIANTS, create_model
+from .weights import export as export_weights
+
+Backend = Literal["pytorch", "compiled", "onnxruntime", "openvino"]
+_MOST_MEASURED = 1000  # validation images, spread over the set: int8 loses points, not hundredths
+_RANDOM = {
+    "image_size": [224, 224],
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
+    "interpolation": "bicubic",
+    "crop": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to run the model; file: its ONNX graph, None for PyTorch."""
+
+    backend: str
+    precision: str
+    file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+def bench(
+    target: str,
+    *,
+    data: Path | None = None,
+    batches: Sequence[int] = (1, 32),
+    backends: Sequence[str] | None = None,
+    merge: int = 0,
+    device: str = "auto",
+    rounds: int = 5,
+    seconds: float = 1.0,
+) -> list[dict[str, Any]]:
+    """One row a backend, precision and batch: latency, images/s, peak memory, top-1.
+
+    target: a run folder, or a variant's name (random weights, 224 pixels). data: images whose
+    training part calibrates int8 and whose validation part gives `top1`; None takes the run's own.
+    backends: None for all that are installed. rounds, seconds: see `evaluation.latency.take_turns`.
+    Raises DeitkitError for anything the caller can mend.
+    """
+    chosen = _settle(backends)
+    with tempfile.TemporaryDirectory() as folder:
+        run = _run_folder(target, Path(folder))
+        classifier = load(run, device=device, backend="pytorch", merge=merge)
+        splits = _images(run, data, random=target in VARIANTS)
+        sides = _sides(classifier, chosen, splits, Path(folder), random=target in VARIANTS)
+        common = {
+            "device": classifier.device.type,
+            "image_size": classifier.model.image_size,
+            "run": str(run),
+            "merge": merge,
+        }
+        commands = {side.name: _command(side, common) for side in sides}
+        with console.bar("measuring", rounds * len(batches) * len(sides)) as advance:
+            found, failed = take_turns(
+                commands, batches, rounds=rounds, seconds=seconds, on_turn=lambda: advance(1)
+            )
+        refuse_if_none(found, failed)
+        for name, why in failed.items():
+            console.say(f"{name} is left out: {why}")
+        top1 = _accuracies(classifier, sides, splits) if splits is not None else {}
+    return [
+        {"backend": side.backend, "precision": side.precision, "batch": batch, "merge": merge}
+        | found[side.name, batch]
+        | {"top1": top1.get(side.name)}
+        for batch in sorted(batches)
+        for side in sides
+        if side.name not in failed
+    ]
+
+
+def _settle(backends: Sequence[str] | None) -> list[str]:
+    if backends is None:
+        return [name for name in get_args(Backend) if installed(name)]
+    for name in backends:
+        if name not in get_args(Backend):
+            raise DeitkitError(
+                f"there is no backend {name!r}; choose all, or some of {', '.join(get_args(Backend))}"
+            )
+        require(name)
+    return list(backends)
+
+
+def _run_folder(target: str, folder: Path) -> Path:
+    """The run, or a folder like one with a random model of that name."""
+    if target not in VARIANTS:
+        if not Path(target).is_dir():
+            raise DeitkitError(f"there is no run {target}; give a run's folder, or {', '.join(VARIANTS)}")
+        return Path(target)
+    torch.manual_seed(0)
+    model = create_model(target, num_classes=1000)
+    export_weights(model, folder / "random", "deitkit", _RANDOM, [str(k) for k in range(1000)])
+    return folder / "random"
+
+
+def _images(run: Path, data: Path | None, *, random: bool) -> Splits | None:
+    """Where the accuracy comes from; None for a random model, and where the run's images are gone."""
+    if random:
+        if data is not None:
+            raise DeitkitError("--data measures a run's accuracy, and random weights have none; leave it out")
+        return None
+    try:
+        return run_splits(run, data)
+    except DeitkitError as error:
+        if data is not None:
+            raise
+        console.say(f"without accuracy and int8: {error}")
+        return None
+
+
+def _sides(
+    classifier: Classifier, backends: Sequence[str], splits: Splits | None, folder: Path, *, random: bool
+) -> list[Side]:
+    """What there is to measure; writes the ONNX graphs that the sides share."""
+    if classifier.device.type != "cpu":
+        names = [name for name in backends if name in ("pytorch", "compiled")]
+        if not names:
+            raise DeitkitError(f"{backends[0]} is measured on the CPU only; add --device cpu")
+        return [Side(name, precision) for name in names for precision in ("fp32", "bf16")]
+    sides = [Side(name, "fp32") for name in backends if name in ("pytorch", "compiled")]
+    others = [name for name in backends if name not in ("pytorch", "compiled")]
+    if not others:
+        return sides
+    graph, size = classifier.graph, classifier.model.image_size
+    console.say("writing the ONNX graphs")
+    models = {"fp32": to_onnx(graph, size, graph.output_names, metadata(classifier))}
+    if splits is not None:
+        models["int8"] = quantise(models["fp32"], calibration_views(classifier, splits.train))
+    elif random:  # int8's speed does not depend on what it was calibrated on
+        models["int8"] = quantise(models["fp32"], _noise(size))
+    for precision, model in models.items():
+        file = folder / f"{precision}.onnx"
+        file.write_bytes(model.SerializeToString())
+        sides += [Side(name, precision, file) for name in others]
+    return sides
+
+
+def _noise(size: tuple[int, int]) -> Iterator[Tensor]:
+    yield torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _command(side: Side, common: dict[str, Any]) -> list[str]:
+    spec = common | {"backend": side.backend, "precision": side.precision}
+    spec |= {"file": str(side.file)} if side.file else {}
+    return [sys.executable, "-m", "deitkit.bench_worker", json.dumps(spec)]
+
+
+def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -> dict[str, float]:
+    """Joint top-1 in percent; compiled PyTorch and bf16 are left to eager fp32, whose weights they share."""
+    engines: dict[str, Engine] = {}
+    for side in sides:
+        if side.backend == "pytorch" and side.precision == "fp32":
+            engines[side.name] = classifier.engine
+        elif side.file is not None:
+            of = OnnxRuntimeEngine if side.backend == "onnxruntime" else OpenVINOEngine
+            engines[side.name] = of(side.file)
+    images = splits.val
+    if len(images) > _MOST_MEASURED:
+        images = images.subset(np.linspace(0, len(images) - 1, _MOST_MEASURED).astype(int))
+    with console.bar("accuracy", len(images)) as advance:
+        return top1_of(engines, image_batches(classifier, images), advance)

@@ -1,0 +1,26 @@
+"""`deitkit export`: a run as one file for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option(help="onnx or openvino.")],
+    out: Annotated[Path, typer.Option(help="The file: .onnx, or .xml for OpenVINO.")],
+    int8: Annotated[bool, typer.Option("--int8", help="In int8, calibrated on the run's images.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Other images for --int8, a folder per class.")] = None,
+    merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
+) -> None:
+    """Write a run's joint classifier as one graph, normalisation inside."""
+    from ..export import export_run
+
+    exported = export_run(run, to, out, int8=int8, data=data, merge=merge)  # type: ignore[arg-type]
+    for file in exported.files:
+        print(file)
+    if exported.int8 is not None and exported.fp32 is not None:
+        print(f"{exported.images} images: int8 {exported.int8:.1f} %, float {exported.fp32:.1f} %")

@@ -1,0 +1,29 @@
+"""Several engines over the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
+
+from ..inference.engines import Engine
+from ..inference.graph import as_output
+from .metrics import Tally
+
+
+def top1_of(
+    engines: Mapping[str, Engine],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    on_progress: Callable[[int], None],
+) -> dict[str, float]:
+    """Joint top-1 in percent of each engine over batches of (B, 3, H, W) uint8 and labels (B,).
+
+    Raises DeitkitError where there is no image.
+    """
+    tallies = {name: Tally() for name in engines}
+    for pixels, labels in batches:
+        views = pixels.float() / 255.0
+        for name, engine in engines.items():
+            tallies[name].add(as_output(engine(views)), labels)
+        on_progress(len(labels))
+    return {name: tally.metrics().top1 for name, tally in tallies.items()}

@@ -1,0 +1,102 @@
+"""Which engine runs a frozen network: the one asked for, or the fastest that agrees with PyTorch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import DeitkitError
+from .engines import (
+    Engine,
+    OnnxRuntimeEngine,
+    OpenVINOEngine,
+    PyTorchEngine,
+    disagreement,
+    installed,
+    to_openvino,
+)
+from .graph import JointClassifier
+from .onnx_graph import to_onnx
+
+Backend = Literal["auto", "pytorch", "compiled", "onnxruntime", "openvino"]
+TOLERANCE = 1e-3  # largest difference of logits and probabilities between engines in fp32
+# About what a conversion takes: an engine is looked for once eager passes have cost as much, so that
+# neither a single picture waits for it, nor many pictures go without it.
+_LOOK_AFTER_S = 4.0
+
+
+def create_engine(
+    graph: JointClassifier, view_size: tuple[int, int], backend: Backend, device: torch.device
+) -> Engine:
+    """The engine of that name for `graph`; raises DeitkitError for one that is unknown or not installed.
+
+    Other engines than PyTorch's run on the CPU whatever `device` says.
+    """
+    if backend not in get_args(Backend):
+        raise DeitkitError(f"there is no backend {backend!r}; choose one of {', '.join(get_args(Backend))}")
+    if backend == "openvino":
+        return OpenVINOEngine(to_openvino(graph, view_size))
+    if backend == "onnxruntime":
+        return OnnxRuntimeEngine(to_onnx(graph, view_size, graph.output_names).SerializeToString())
+    if backend == "auto" and device.type == "cpu":
+        return FastestThatAgrees(graph, view_size)
+    return PyTorchEngine(graph, device, compiled=backend == "compiled")
+
+
+class FastestThatAgrees:
+    """Starts with PyTorch at once, and changes to a faster engine when there is enough to do.
+
+    After about four seconds of passes it converts the graph for OpenVINO, or where that is missing or
+    disagrees for ONNX Runtime, and keeps whichever is faster on the batch at hand, if its outputs are
+    within `TOLERANCE` of PyTorch's.
+    """
+
+    def __init__(self, graph: JointClassifier, view_size: tuple[int, int]):
+        self.eager = PyTorchEngine(graph, torch.device("cpu"))
+        self.graph, self.view_size = graph, view_size
+        self.chosen: Engine = self.eager
+        self.spent_s, self.looked = 0.0, False
+
+    @property
+    def name(self) -> str:
+        return self.chosen.name
+
+    def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
+        if self.looked:
+            return self.chosen(views)
+        if self.spent_s >= _LOOK_AFTER_S:
+            self.looked = True
+            self.chosen = self._look(views)
+        started = time.perf_counter()
+        answer = self.chosen(views)
+        self.spent_s += time.perf_counter() - started
+        return answer
+
+    def _look(self, views: Tensor) -> Engine:
+        expected = self.eager(views)
+        backends: tuple[Backend, ...] = ("openvino", "onnxruntime")
+        for backend in backends:
+            if not installed(backend):
+                continue
+            try:
+                engine = create_engine(self.graph, self.view_size, backend, self.eager.device)
+                agrees = disagreement(engine(views), expected) <= TOLERANCE
+            except Exception:  # a converter fails in ways of its own, and PyTorch is there
+                continue
+            if agrees:
+                return min((engine, self.eager), key=lambda e: _seconds(lambda: e(views)))
+        return self.eager
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The fastest of three calls."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -1,0 +1,76 @@
+"""A frozen network as an ONNX model."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import DeitkitError
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_OPSET = 18
+
+
+def require_onnx() -> None:
+    """Raises DeitkitError where a package that ONNX needs is missing."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DeitkitError(
+            f'{missing[0]} is not installed, and ONNX needs it; install it with: pip install "deitkit[onnx]"'
+        )
+
+
+def to_onnx(
+    network: nn.Module,
+    view_size: tuple[int, int],
+    output_names: Sequence[str],
+    metadata: Mapping[str, str] | None = None,
+) -> Any:
+    """An onnx.ModelProto of `network` for views (B, 3, *view_size) of any B; the input is `views`.
+
+    metadata goes into the model's metadata properties. Raises DeitkitError where a package is missing.
+    """
+    require_onnx()
+    example = torch.zeros(2, 3, *view_size)
+    batch = torch.export.Dim("batch", min=1)
+    # ONNX gets attention in its plain form; traced as the fused kernel, whose memory layout is another,
+    # masked attention cannot be written.
+    with warnings.catch_warnings(), _silent(), sdpa_kernel(SDPBackend.MATH):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network.cpu().eval(),
+            (example,),
+            input_names=["views"],
+            output_names=list(output_names),
+            dynamic_shapes=({0: batch},),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for key, value in (metadata or {}).items():
+        model.metadata_props.add(key=key, value=value)
+    return model
+
+
+@contextlib.contextmanager
+def _silent() -> Any:
+    """Keeps the exporter's progress and advice, which is for its developers, from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,50 @@
+"""The verb on a tiny run, end to end with two backends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deitkit.bench import bench
+from deitkit.cli import main
+from deitkit.cli.bench import parse_batches
+from deitkit.errors import DeitkitError
+
+
+@pytest.mark.parametrize("backends", ["pytorch", pytest.param("pytorch,openvino", marks=pytest.mark.slow)])
+def test_rows_of_a_run(random_run, backends, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "deitkit.bench.bench.__kwdefaults__", bench.__kwdefaults__ | {"rounds": 1, "seconds": 0.01}
+    )
+    main(["bench", str(random_run), "--batch", "2,1", "--backends", backends, "--device", "cpu", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    sides = {(r["backend"], r["precision"]) for r in rows}
+    expected = {("pytorch", "fp32")}
+    if "openvino" in backends:
+        expected |= {("openvino", "fp32"), ("openvino", "int8")}
+    assert sides == expected
+    assert [r["batch"] for r in rows] == sorted(r["batch"] for r in rows)
+    for row in rows:
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / row["p50_ms"])
+        assert 0 <= row["top1"] <= 100 and row["memory_mb"] >= 0
+
+
+def test_batches_are_read_and_refused():
+    assert parse_batches("32, 1,1") == [1, 32]
+    for wrong in ("", "0", "a", "1,-2"):
+        with pytest.raises(DeitkitError, match="no list of batch sizes"):
+            parse_batches(wrong)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "sentence"),
+    [
+        ("nanno", {}, "there is no run nanno"),
+        ("nano", {"backends": ["tensorrt"]}, "no backend 'tensorrt'"),
+    ],
+)
+def test_mistakes_are_refused(target, options, sentence):
+    with pytest.raises(DeitkitError, match=sentence):
+        bench(target, **options)
