@@ -36,6 +36,8 @@ class DataConfig:
     split: Literal["stratified", "blocks"] = "stratified"  # blocks: consecutive file names stay together
     split_seed: int = 0  # which images are held out; apart from train.seed, so that seeds compare
     val_fraction: float = 0.25  # held out where the folder has no val/
+    train_fraction: float = 1.0  # share of the training images that are used, drawn by split_seed
+    eval_fraction: float = 1.0  # share of the validation images that are measured on, drawn likewise
     eval_crop: float = 1.0  # share of the shorter side that evaluation's centre crop keeps
     repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509)
     unlabeled: str | None = None  # folder of images for the teacher to answer, of the same field
@@ -87,8 +89,9 @@ class DistillationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule, stepped once an optimizer update."""
+    """The optimizer and its schedule, stepped once an optimizer update."""
 
+    name: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov's momentum, of betas' first value
     lr: float = 5e-4  # at a global batch of `lr_batch` images, scaled linearly to the one in use
     lr_batch: int = 512
     min_lr: float = 1e-5  # where the cosine ends

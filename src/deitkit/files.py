@@ -1,4 +1,4 @@
-"""Tensor files that are whole or not there, and a full disk that says so."""
+"""Files that are whole or not there, and a full disk that says so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8 to the side and renames; a name that is no UTF-8 keeps a backslash form."""
+    side = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
+    side.write_text(text, encoding="utf-8", errors="backslashreplace")
+    side.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

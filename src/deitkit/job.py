@@ -17,6 +17,7 @@ from .data.loader import TrainingViews
 from .data.plan import Batch, plan_epoch
 from .delivery.report import write_report
 from .errors import DeitkitError
+from .files import write_text
 from .model import DeiTOutput
 from .prepare import (
     Data,
@@ -102,13 +103,13 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     epochs = _planned_epochs(out, trainer, control, config, started)
     plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
     _write_json(out / "config.json", results.describe_run(config, opened, trainer.model, teacher, plan, data))
-    student_facts, output = _train_one(trainer, epochs, opened, device, resume, "training")
+    student_facts, output = train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
         _write_json(
             out / "control" / "config.json",
             results.describe_run(control.config, opened, control.model, None, plan, data),
         )
-        control_facts, _ = _train_one(control, epochs, opened, device, resume, "control")
+        control_facts, _ = train_one(control, epochs, opened, device, resume, "control")
         student_facts["control"] = control_facts["student"]
         _write_json(out / "control" / "results.json", {"student": control_facts["student"]})
     found = results.assemble(student_facts, teacher_facts, opened, time.monotonic() - started)
@@ -259,7 +260,7 @@ def _planned_epochs(
     return epochs
 
 
-def _train_one(
+def train_one(
     trainer: Trainer, epochs: int, data: Data, device: torch.device, resume: bool, title: str
 ) -> tuple[dict[str, Any], DeiTOutput]:
     """Trains to the end and keeps the better of raw and averaged weights; facts and validation logits."""
@@ -292,6 +293,4 @@ def _keep_better_weights(trainer: Trainer, val: Part, device: torch.device) -> s
 
 
 def _write_json(path: Path, content: Any) -> None:
-    side = path.with_name(path.name + ".part")
-    side.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-    side.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))

@@ -13,6 +13,7 @@ from .convert import convert
 from .evaluate import evaluate
 from .predict import predict
 from .recipes import list_recipes
+from .study import study
 from .train import parse_budget, train
 
 __all__ = ["app", "main", "parse_budget"]
@@ -28,6 +29,7 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.command("recipes")(list_recipes)
+app.command("study")(study)
 
 _CANNOT_WRITE = {
     errno.ENOSPC,

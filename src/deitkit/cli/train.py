@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,17 @@ def parse_budget(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise DeitkitError(f"--budget {text!r} is no time; give one such as 90s, 10m or 1.5h")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def parse_settings(items: Sequence[str]) -> dict[str, str]:
+    """`section.key=value` texts as a dict."""
+    settings = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise DeitkitError(f"--set {item!r} has no value; give it as section.key=value")
+        settings[key.strip()] = value.strip()
+    return settings
 
 
 def train(
@@ -69,11 +81,7 @@ def train(
         "train.control": control or None,
     }
     settings = {key: value for key, value in named.items() if value is not None}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise DeitkitError(f"--set {item!r} has no value; give it as section.key=value")
-        settings[key.strip()] = value.strip()
+    settings |= parse_settings(set_ or [])
 
     from .. import job
     from ..training.loop import Interrupted
