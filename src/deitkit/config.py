@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -177,13 +178,19 @@ def _sections() -> dict[str, type]:
     return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}  # type: ignore[misc]
 
 
-def _find_field(key: str) -> tuple[str, str, Any]:
-    """The section, name and type behind "section.key"."""
-    known = {
+@functools.cache
+def _fields() -> dict[str, tuple[str, str, Any]]:
+    """The section, name and type of every setting, by "section.key"."""
+    return {
         f"{section}.{name}": (section, name, hint)
         for section, cls in _sections().items()
         for name, hint in typing.get_type_hints(cls).items()
     }
+
+
+def _find_field(key: str) -> tuple[str, str, Any]:
+    """The section, name and type behind "section.key"."""
+    known = _fields()
     if key in known:
         return known[key]
     by_name = [k for k in known if k.split(".")[1] == key.split(".")[-1]]
