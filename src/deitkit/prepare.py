@@ -93,7 +93,8 @@ def find_splits(data: Path, config: Config) -> Splits:
 
 def _used_share(splits: Splits, config: Config) -> Splits:
     """The shares of training and validation images that are used; DeitkitError outside 0 to 1."""
-    seed, train_share, eval_share = config.data.split_seed, config.data.train_fraction, config.data.eval_fraction
+    seed = config.data.split_seed
+    train_share, eval_share = config.data.train_fraction, config.data.eval_fraction
     for name, share in (("train_fraction", train_share), ("eval_fraction", eval_share)):
         if not 0 < share <= 1:
             raise DeitkitError(f"data.{name} is {share:g}; give a share above 0, and 1 for all images")

@@ -37,8 +37,9 @@ class Convnet(nn.Module):
         self.net = timm.create_model(name, num_classes=num_classes)
         for module in self.net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # A counter that nothing reads at a fixed momentum, and no moving average of weights takes.
-                module.num_batches_tracked = None
+                # A whole number, which the moving average of a model's state could not take.
+                assert module.num_batches_tracked is not None
+                module.num_batches_tracked = module.num_batches_tracked.float()
 
     def forward(self, images: Tensor, tokens_after: tuple[int, ...] = ()) -> DeiTOutput:
         """(B, C, H, W) -> DeiTOutput with class logits only."""
@@ -78,7 +79,8 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         workers=config.data.workers if config.data.workers is not None else 0 if device.type == "cpu" else 4,
         facts={"data": opened.train.images.fingerprint(), "settings": config.to_dict(), "model": name},
     )
-    trained = train_one(trainer, config.train.epochs, opened, device, resume=True, title=f"training {name}")
+    title, epochs = f"training {name}", config.train.epochs
+    trained, _ = train_one(trainer, epochs, opened, device, resume=True, title=title)
     trained["student"]["name"] = name
     found = results.assemble(trained, None, opened, time.monotonic() - started)
     parts = {"train": len(opened.train.images), "val": len(opened.val.images)}

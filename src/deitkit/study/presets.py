@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The paper's distillation, without what deitkit adds to it.
+# The paper's student and distillation, without what deitkit adds to them.
 HELD = {
+    "student.start": "published",
     "distillation.mode": "hard",
     "distillation.alpha": 0.5,
     "distillation.temperature": 3.0,
