@@ -64,6 +64,7 @@ PRESETS = {
         settings={
             **_SMALL_BATCH,
             "train.batch_size": 256,
+            "optim.lr_batch": 256,
             "student.name": "tiny",
             "student.image_size": (128, 128),
             "student.patch_size": (16, 16),
