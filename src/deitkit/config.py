@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -36,6 +37,8 @@ class DataConfig:
     split: Literal["stratified", "blocks"] = "stratified"  # blocks: consecutive file names stay together
     split_seed: int = 0  # which images are held out; apart from train.seed, so that seeds compare
     val_fraction: float = 0.25  # held out where the folder has no val/
+    train_fraction: float = 1.0  # share of the training images that are used, drawn by split_seed
+    eval_fraction: float = 1.0  # share of the validation images that are measured on, drawn likewise
     eval_crop: float = 1.0  # share of the shorter side that evaluation's centre crop keeps
     repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509)
     unlabeled: str | None = None  # folder of images for the teacher to answer, of the same field
@@ -88,8 +91,9 @@ class DistillationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule, stepped once an optimizer update."""
+    """The optimizer and its schedule, stepped once an optimizer update."""
 
+    name: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov's momentum, of betas' first value
     lr: float = 5e-4  # at a global batch of `lr_batch` images, scaled linearly to the one in use
     lr_batch: int = 512
     min_lr: float = 1e-5  # where the cosine ends
@@ -175,13 +179,19 @@ def _sections() -> dict[str, type]:
     return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}  # type: ignore[misc]
 
 
-def _find_field(key: str) -> tuple[str, str, Any]:
-    """The section, name and type behind "section.key"."""
-    known = {
+@functools.cache
+def _fields() -> dict[str, tuple[str, str, Any]]:
+    """The section, name and type of every setting, by "section.key"."""
+    return {
         f"{section}.{name}": (section, name, hint)
         for section, cls in _sections().items()
         for name, hint in typing.get_type_hints(cls).items()
     }
+
+
+def _find_field(key: str) -> tuple[str, str, Any]:
+    """The section, name and type behind "section.key"."""
+    known = _fields()
     if key in known:
         return known[key]
     by_name = [k for k in known if k.split(".")[1] == key.split(".")[-1]]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8 to the side and renames; a name that is no UTF-8 keeps a backslash form."""
-    side = path.with_name(path.name + ".part")
+    side = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
     side.write_text(text, encoding="utf-8", errors="backslashreplace")
     side.replace(path)
 

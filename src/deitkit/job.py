@@ -114,13 +114,13 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     _write_json(
         out / "config.json", results.describe_run(config, opened, trainer.model, teacher_facts, plan, data)
     )
-    student_facts, output = _train_one(trainer, epochs, opened, device, resume, "training")
+    student_facts, output = train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
         _write_json(
             out / "control" / "config.json",
             results.describe_run(control.config, opened, control.model, None, plan, data),
         )
-        control_facts, _ = _train_one(control, epochs, opened, device, resume, "control")
+        control_facts, _ = train_one(control, epochs, opened, device, resume, "control")
         student_facts["control"] = control_facts["student"]
         _write_json(out / "control" / "results.json", {"student": control_facts["student"]})
     found = results.assemble(student_facts, teacher_facts, opened, time.monotonic() - started)
@@ -298,7 +298,7 @@ def _planned_epochs(
     return epochs
 
 
-def _train_one(
+def train_one(
     trainer: Trainer, epochs: int, data: Data, device: torch.device, resume: bool, title: str
 ) -> tuple[dict[str, Any], DeiTOutput]:
     """Trains to the end and keeps the better of raw and averaged weights; facts and validation logits."""

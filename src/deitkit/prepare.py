@@ -83,7 +83,7 @@ def find_splits(data: Path, config: Config) -> Splits:
         data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
     )
     if config.data.unlabeled is None:
-        return splits
+        return _used_share(splits, config)
     if config.distillation.mode == "none" or config.teacher.spec == "none":
         raise DeitkitError("images without labels need a teacher to answer them; leave out --unlabeled")
     if not 0 < config.data.unlabeled_share < 1:
@@ -94,7 +94,21 @@ def find_splits(data: Path, config: Config) -> Splits:
     unlabeled, copies = find_unlabeled(Path(config.data.unlabeled), held_out)
     left_out = f"; {len(copies)} left out, which are held-out images, such as {copies[0]}" if copies else ""
     console.say(f"{len(unlabeled)} images without labels{left_out}")
-    return replace(splits, unlabeled=unlabeled)
+    return replace(_used_share(splits, config), unlabeled=unlabeled)
+
+
+def _used_share(splits: Splits, config: Config) -> Splits:
+    """The shares of training and validation images that are used; DeitkitError outside 0 to 1."""
+    seed = config.data.split_seed
+    train_share, eval_share = config.data.train_fraction, config.data.eval_fraction
+    for name, share in (("train_fraction", train_share), ("eval_fraction", eval_share)):
+        if not 0 < share <= 1:
+            raise DeitkitError(f"data.{name} is {share:g}; give a share above 0, and 1 for all images")
+    if train_share == eval_share == 1:
+        return splits
+    train, val = splits.train.keep_fraction(train_share, seed), splits.val.keep_fraction(eval_share, seed)
+    how = f"{splits.how}; {len(train)} of {len(splits.train)} and {len(val)} of {len(splits.val)} images used"
+    return replace(splits, train=train, val=val, how=how)
 
 
 def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:

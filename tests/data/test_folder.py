@@ -204,3 +204,18 @@ def test_names_that_are_no_utf8_are_listed_and_come_back(tmp_path):
     listed = json.loads(text)
     assert "猫/shot-" in text and listed["how"] == splits.how
     assert set(listed["train"] + listed["val"]) == set(splits.train.paths + splits.val.paths)
+
+
+def test_a_share_is_stratified_seeded_and_grows(tmp_path):
+    numbered(tmp_path, cat=100, dog=20, emu=2)
+    images = scan(tmp_path, tmp_path)
+    tenth, third = images.keep_fraction(0.1, seed=5), images.keep_fraction(0.3, seed=5)
+    assert tenth.counts().tolist() == [10, 2, 1]  # no class is lost
+    assert third.counts().tolist() == [30, 6, 1]
+    assert set(tenth.paths) < set(third.paths)  # what is added is added, nothing is exchanged
+    assert images.keep_fraction(0.1, seed=5).paths == tenth.paths
+    assert images.keep_fraction(0.1, seed=6).paths != tenth.paths
+    assert list(third.paths) == [path for path in images.paths if path in set(third.paths)]
+    assert images.keep_fraction(1.0, seed=5) is images
+    names = [images.classes[label] for label in third.labels]
+    assert names == [path.split("/")[0] for path in third.paths]

@@ -17,6 +17,7 @@ from .export import export
 from .label import label
 from .predict import predict
 from .recipes import list_recipes
+from .study import study
 from .train import parse_budget, train
 
 __all__ = ["app", "main", "parse_budget"]
@@ -36,6 +37,7 @@ app.command("convert")(convert)
 app.command("export")(export)
 app.command("bench")(bench)
 app.command("recipes")(list_recipes)
+app.command("study")(study)
 
 _CANNOT_WRITE = {
     errno.ENOSPC,

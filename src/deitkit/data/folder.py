@@ -46,6 +46,21 @@ class ImageSet:
         labels = np.concatenate([self.labels, other.labels])
         return ImageSet(self.root, self.paths + paths, labels, self.classes)
 
+    def keep_fraction(self, fraction: float, seed: int) -> ImageSet:
+        """A stratified random share of the images, at least one of each class; 1 keeps all.
+
+        A smaller share of the same seed is a subset of a larger one, so that studies of the number of
+        images add to what was there.
+        """
+        if fraction == 1.0:
+            return self
+        rng = np.random.RandomState(seed)  # a frozen stream: the same share with every NumPy
+        kept = []
+        for k in range(len(self.classes)):
+            members = rng.permutation(np.flatnonzero(self.labels == k))
+            kept.append(members[: max(1, round(len(members) * fraction))])
+        return self.subset(np.sort(np.concatenate(kept)))
+
     def counts(self) -> NDArray[np.int64]:
         """Images of each class, (K,)."""
         return np.bincount(self.labels, minlength=len(self.classes))

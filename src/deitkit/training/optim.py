@@ -26,9 +26,11 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
-def create_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+def create_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.Optimizer:
+    """Fused AdamW (Loshchilov & Hutter, arXiv 1711.05101), or SGD with Nesterov's momentum."""
     groups = parameter_groups(modules, config.weight_decay)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0], nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

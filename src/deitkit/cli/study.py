@@ -1,0 +1,99 @@
+"""`deitkit study`: a finding of the paper measured again on a folder of images."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import DeitkitError
+from .settings import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..study.plan import PlannedRun
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="A study, or list, which names them all.")],
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the study; the same again goes on.")] = None,
+    preset: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    target: Annotated[Path | None, typer.Option(help="Second data set (transfer).")] = None,
+    seeds: Annotated[str, typer.Option(help="Repetitions, such as 0,1,2.")] = "0,1,2",
+    shard: Annotated[str, typer.Option(help="Share of the runs made here, such as 1/4.")] = "1/1",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show arms, commands and cost only.")] = False,
+) -> None:
+    """Repeat a study of the paper over seeds, and say whether its finding holds on this data."""
+    from ..study import catalogue
+
+    if name == "list":
+        for described in catalogue.STUDIES.values():
+            print(f"{described.name}: {described.title} ({described.source})")
+        return
+    chosen = catalogue.get(name)
+    if data is None or out is None:
+        raise DeitkitError(f"the study {name!r} needs images and a place; give DATA and --out DIR")
+    settings = settings_of({}, set_)
+    numbers, part = parse_seeds(seeds), parse_shard(shard)
+    if dry_run:
+        from ..study.plan import plan_runs, share_of
+
+        runs = plan_runs(chosen, preset, data, out, target=target, seeds=numbers, settings=settings)
+        _print_plan(share_of(runs, *part))
+        return
+
+    from ..study.runner import run_study
+    from ..training.loop import Interrupted
+
+    try:
+        outcome = run_study(
+            chosen, preset, data, out, target=target, seeds=numbers, shard=part, settings=settings
+        )
+    except Interrupted:
+        print(f"stopped and saved; to go on: {shlex.join(sys.argv)}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(outcome.finding)
+    print(f"table and figure: {outcome.folder / 'summary.md'}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` as numbers, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) != len(parts):
+        raise DeitkitError(f"--seeds {text!r} are no seeds; give different whole numbers, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`1/4` as (1, 4)."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
+        raise DeitkitError(f"--shard {text!r} is no share; give one such as 1/4")
+    return int(index), int(count)
+
+
+def _print_plan(runs: Sequence[PlannedRun]) -> None:
+    from ..study.plan import command_of
+
+    seconds: dict[str, float] = {}
+    for run in runs:
+        seconds[run.arm.name] = seconds.get(run.arm.name, 0.0) + run.seconds
+    seen: set[str] = set()
+    for run in runs:
+        if run.arm.name in seen:
+            continue
+        seen.add(run.arm.name)
+        seeds = [str(other.seed) for other in runs if other.arm.name == run.arm.name]
+        minutes = seconds[run.arm.name] / 60
+        print(f"{run.arm.name}: seeds {','.join(seeds)}, {run.config.train.epochs} epochs, {minutes:.1f} min")
+        command = command_of(run)
+        print(f"  {shlex.join(command)}" if command else "  a convnet from scratch, by the study only")
+    print(f"{len(runs)} runs, about {sum(seconds.values()) / 60:.0f} minutes")

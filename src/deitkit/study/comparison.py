@@ -1,0 +1,101 @@
+"""Differences between arms over seeds: paired, with a bootstrap interval and a test.
+
+Every arm sees the same images, order and split at one seed, so the difference within a seed is what
+counts, not the spread between seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+FEWEST_SEEDS = 3  # below, no spread can be told from chance
+_LEVEL = 0.95
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What paired differences say of their mean; all in the unit of the differences.
+
+    low, high: the 95 % percentile bootstrap interval. p: of a two-sided paired t-test; `adjust` turns
+    it into one that stands beside others. With fewer than three differences all three are None.
+    """
+
+    differences: tuple[float, ...]
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+    @property
+    def verdict(self) -> str:
+        """holds, leans, undecided, leans against, fails; or unknown where there are too few seeds.
+
+        With few seeds the bootstrap's interval is hardly wider than the differences' range, so an
+        interval off zero only leans; the t-test must agree at 5 %.
+        """
+        if self.low is None or self.high is None or self.p is None:
+            return "unknown"
+        if self.low <= 0 <= self.high:
+            return "undecided"
+        settled = self.p < 1 - _LEVEL
+        if self.low > 0:
+            return "holds" if settled else "leans"
+        return "fails" if settled else "leans against"
+
+
+def compare(differences: Sequence[float]) -> Comparison:
+    """The comparison of paired differences, one a seed; there must be one at least."""
+    values = np.asarray(differences, float)
+    if len(values) < FEWEST_SEEDS:
+        return Comparison(tuple(values.tolist()), float(values.mean()), None, None, None)
+    low, high = bootstrap_interval(values)
+    return Comparison(tuple(values.tolist()), float(values.mean()), low, high, paired_t_test(values))
+
+
+def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same with p-values that stand beside each other (Holm, Scand. J. Statist. 1979)."""
+    known = sorted((c.p, i) for i, c in enumerate(comparisons) if c.p is not None)
+    adjusted, largest = list(comparisons), 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        adjusted[i] = replace(comparisons[i], p=largest)
+    return adjusted
+
+
+def bootstrap_interval(values: np.ndarray, level: float = _LEVEL) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean of (n,) values (Efron, Ann. Statist. 1979).
+
+    The resamples are drawn with a fixed seed, so the same values give the same interval.
+    """
+    drawn = np.random.RandomState(0).randint(0, len(values), (_RESAMPLES, len(values)))
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(values[drawn].mean(1), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def paired_t_test(differences: np.ndarray) -> float:
+    """The two-sided p-value of (n,) differences with mean zero; 1 where they do not differ at all,
+    since then there is no spread to judge them by."""
+    n = len(differences)
+    error = differences.std(ddof=1) / math.sqrt(n)
+    if error == 0:
+        return 1.0
+    return student_t_tails(float(differences.mean() / error), n - 1)
+
+
+def student_t_tails(t: float, df: int) -> float:
+    """P(|T| >= |t|) for Student's t with whole degrees of freedom (Abramowitz & Stegun, 26.7.3 and 4)."""
+    angle = math.atan(abs(t) / math.sqrt(df))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    term = total = cosine if df % 2 else 1.0
+    for k in range(3 if df % 2 else 2, df - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    if df % 2 == 0:
+        return max(0.0, 1.0 - sine * total)
+    return max(0.0, 1.0 - 2 / math.pi * (angle + (sine * total if df > 1 else 0.0)))

@@ -1,0 +1,173 @@
+"""From a description to runs: every arm and seed with its folder, its settings and its expected cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import recipes
+from ..config import Config
+from ..errors import DeitkitError
+from ..prepare import find_splits
+from .cost import expected_seconds
+from .description import Arm, Study
+from .presets import HELD, PRESETS, Preset
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training that a study asks for."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    data: Path
+    config: Config
+    seconds: float  # expected
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A folder of images, and how many of them there are to train and to validate on."""
+
+    folder: Path
+    train_images: int
+    val_images: int
+
+
+def choose_preset(name: str) -> Preset:
+    """The preset of that name; raises DeitkitError where there is none."""
+    if name not in PRESETS:
+        raise DeitkitError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def plan_runs(
+    study: Study,
+    preset_name: str,
+    data: Path,
+    out: Path,
+    *,
+    target: Path | None,
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+) -> list[PlannedRun]:
+    """All runs of a study, each after those it needs.
+
+    settings: "section.key" to value, over what preset and study hold; raises DeitkitError for one
+    that the study varies, and where `target` is missing or not asked for.
+    """
+    preset, arms = choose_preset(preset_name), study.arms_of(preset_name)
+    fine = preset.fine if any(arm.starts_from for arm in arms) else {}
+    study.refuse_varied(settings, also=fine)
+    if any(arm.on_target for arm in arms) != (target is not None):
+        wanted = "needs a second data set; add --target FOLDER" if target is None else "takes no --target"
+        raise DeitkitError(f"the study {study.name!r} {wanted}")
+    size = study.sizes[preset_name]
+    base = recipes.get(study.recipe or preset.recipe).override(
+        HELD | dict(preset.settings) | dict(study.held) | {"train.epochs": size.epochs} | dict(settings)
+    )
+    sets = {
+        on_target: _count(folder, base) for on_target, folder in ((False, data), (True, target)) if folder
+    }
+    runs = []
+    for seed in seeds:
+        for arm in arms:
+            source = sets[arm.on_target]
+            limited = _limit(base, source, size.images, preset.eval_images, settings)
+            config = _settings_of(arm, limited, preset, seed, out)
+            images = config.data.train_fraction * source.train_images
+            seconds = expected_seconds(config, preset, images)
+            runs.append(
+                PlannedRun(arm, seed, run_folder(out, arm.name, seed), source.folder, config, seconds)
+            )
+    return runs
+
+
+def run_folder(out: Path, arm: str, seed: int) -> Path:
+    """Where a study in `out` keeps a run."""
+    return out / "runs" / arm / f"seed-{seed}"
+
+
+def share_of(runs: Sequence[PlannedRun], index: int, count: int) -> list[PlannedRun]:
+    """The runs of shard `index` (from 1) of `count`: runs that need each other stay together.
+
+    Chains of runs are dealt, the longest first, to the shard with the least to do. The result
+    depends on nothing but the plan, so every process finds the same shares.
+    """
+    if not 1 <= index <= count:
+        raise DeitkitError(
+            f"there is no shard {index} of {count}; give one from 1/{count} to {count}/{count}"
+        )
+    chains: dict[tuple[str, int], list[PlannedRun]] = {}
+    root: dict[str, str] = {}
+    for run in runs:
+        for needed in run.arm.needs:
+            root[run.arm.name] = root.get(needed, needed)
+        chains.setdefault((root.get(run.arm.name, run.arm.name), run.seed), []).append(run)
+    loads, mine = [0.0] * count, []
+    for chain in sorted(chains.values(), key=lambda chain: -sum(run.seconds for run in chain)):
+        least = min(range(count), key=loads.__getitem__)
+        loads[least] += sum(run.seconds for run in chain)
+        if least == index - 1:
+            mine += chain
+    return sorted(mine, key=list(runs).index)
+
+
+def command_of(run: PlannedRun) -> list[str]:
+    """The `deitkit train` command that makes this run alone; empty for a convnet, which has none."""
+    if run.arm.convnet:
+        return []
+    changed = recipes.get(run.config.recipe).differences(run.config)
+    command = ["deitkit", "train", str(run.data), "--out", str(run.folder), "--recipe", run.config.recipe]
+    for key, (_, value) in changed.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        command += ["--set", f"{key}={text}"]
+    return command
+
+
+def _count(folder: Path, config: Config) -> DataSet:
+    whole = config.override({"data.train_fraction": 1.0, "data.eval_fraction": 1.0})
+    splits = find_splits(folder, whole)
+    return DataSet(folder, len(splits.train), len(splits.val))
+
+
+def _limit(
+    config: Config,
+    source: DataSet,
+    train_images: int | None,
+    eval_images: int | None,
+    settings: Mapping[str, Any],
+) -> Config:
+    """`config` with the shares that keep a set of images to the preset's limits."""
+    shares = {
+        "data.train_fraction": min(1.0, (train_images or source.train_images) / source.train_images),
+        "data.eval_fraction": min(1.0, (eval_images or source.val_images) / source.val_images),
+    }
+    return config.override({key: share for key, share in shares.items() if key not in settings})
+
+
+def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -> Config:
+    """The settings of one run."""
+    epochs = held.train.epochs * arm.epochs * (preset.fine_epochs if arm.starts_from else 1.0)
+    changes: dict[str, Any] = {
+        "train.seed": seed,
+        "train.epochs": max(1, round(epochs)),
+        "data.train_fraction": held.data.train_fraction * arm.images,
+    }
+    if arm.image_size != 1.0:
+        image, patch = held.student.image_size, held.student.patch_size
+        if image is None or patch is None:
+            raise DeitkitError(f"the arm {arm.name!r} scales student.image_size; give that and patch_size")
+        scaled = [max(p, round(i * arm.image_size / p) * p) for i, p in zip(image, patch, strict=True)]
+        changes["student.image_size"] = scaled
+    if arm.starts_from:
+        changes |= dict(preset.fine) | {"student.init": str(run_folder(out, arm.starts_from, seed))}
+    if arm.taught_by:
+        changes["teacher.spec"] = f"run:{run_folder(out, arm.taught_by, seed)}"
+    config = held.override(changes | dict(arm.settings))
+    if config.distillation.mode == "none":  # whoever would have taught the other arms
+        config = config.override({"teacher.spec": "none"})
+    return config

@@ -1,0 +1,88 @@
+"""How large a study is: a laptop's half hour, a GPU's half hour, or as published.
+
+`images_per_s` is what a preset's student with its teacher is taken to train at, for the expected
+duration only: two CPU cores (quick), one data-centre GPU (standard), eight V100s as in the paper
+(full: 300 epochs of DeiT-B in 53 hours, arXiv 2012.12877, section 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# The paper's student and distillation, without what deitkit adds to them.
+HELD = {
+    "student.start": "published",
+    "distillation.mode": "hard",
+    "distillation.alpha": 0.5,
+    "distillation.temperature": 3.0,
+    "distillation.guidance": 0.0,
+    "data.split_seed": 0,
+}
+_SMALL_BATCH = {
+    "train.batch_size": 64,
+    "optim.lr": 1e-3,
+    "optim.lr_batch": 64,
+    "optim.warmup_epochs": 2,
+    "optim.ema_decay": 0.998,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What every study holds at one size."""
+
+    recipe: str
+    settings: Mapping[str, Any]
+    fine: Mapping[str, Any]  # what an arm that starts from another changes
+    fine_epochs: float  # times the study's epochs, for such an arm
+    eval_images: int | None  # at most so many validation images; None: all
+    images_per_s: float
+    overhead_s: float  # of a run, beside its updates: start, teacher's fit, measurements, report
+
+
+PRESETS = {
+    "quick": Preset(
+        recipe="small-data",
+        settings={
+            **_SMALL_BATCH,
+            "student.name": "nano",
+            "student.image_size": (64, 64),
+            "student.patch_size": (16, 16),
+            "teacher.image_size": 96,
+            "teacher.probe_views": 2,
+        },
+        fine={"optim.lr": 2e-4, "optim.warmup_epochs": 1},
+        fine_epochs=0.3,
+        eval_images=1000,
+        images_per_s=200,
+        overhead_s=20,
+    ),
+    "standard": Preset(
+        recipe="small-data",
+        settings={
+            **_SMALL_BATCH,
+            "train.batch_size": 256,
+            "optim.lr_batch": 256,
+            "student.name": "tiny",
+            "student.image_size": (128, 128),
+            "student.patch_size": (16, 16),
+        },
+        fine={"optim.lr": 1e-4, "optim.warmup_epochs": 1},
+        fine_epochs=0.3,
+        eval_images=None,
+        images_per_s=3000,
+        overhead_s=15,
+    ),
+    "full": Preset(
+        recipe="deit",
+        settings={"student.name": "base", "teacher.spec": "timm:regnety_160.deit_in1k"},
+        # The published fine-tuning: 25 epochs of 300, a small constant rate (section 6).
+        fine={"optim.lr": 5e-6, "optim.min_lr": 5e-6, "optim.weight_decay": 1e-8},
+        fine_epochs=25 / 300,
+        eval_images=None,
+        images_per_s=1_281_167 * 300 / (53 * 3600),
+        overhead_s=600,
+    ),
+}

@@ -1,0 +1,123 @@
+"""Makes a study's runs: what is finished is passed over, what was stopped goes on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import console
+from ..errors import DeitkitError
+from ..files import write_text
+from ..job import run_job
+from ..teachers.backbone import find_source, open_backbone
+from .convnet import train_convnet
+from .description import Study
+from .plan import PlannedRun, plan_runs, run_folder, share_of
+from .records import is_finished
+from .summary import summarise
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a study's files are, and the paragraph that its numbers gave."""
+
+    folder: Path
+    finding: str
+
+
+def run_study(
+    study: Study,
+    preset: str,
+    data: Path,
+    out: Path,
+    *,
+    target: Path | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    shard: tuple[int, int] = (1, 1),
+    settings: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Makes the runs of one shard and sums up all that are finished.
+
+    An arm whose teacher cannot be had is left out, with a sentence. Raises DeitkitError for what the
+    caller can mend, and Interrupted when a signal stopped a run after its state was saved; the
+    same call then goes on.
+    """
+    changed = dict(settings or {})
+    runs = plan_runs(study, preset, data, out, target=target, seeds=seeds, settings=changed)
+    mine = share_of(runs, *shard)
+    _claim_folder(out, study, preset, data, target, changed)
+    skipped: dict[str, str] = {}
+    for number, run in enumerate(mine, 1):
+        if is_finished(run.folder):
+            continue
+        reason = skipped.get(run.arm.name) or _missing(run, out)
+        if reason is not None:
+            if run.arm.name not in skipped:
+                console.say(f"{run.arm.name} is left out: {reason}")
+            skipped[run.arm.name] = reason
+            continue
+        console.say(f"run {number} of {len(mine)}: {run.arm.name}, seed {run.seed}")
+        _make(run)
+        summarise(study, preset, out, seeds, skipped)
+    return Outcome(out, summarise(study, preset, out, seeds, skipped))
+
+
+def _make(run: PlannedRun) -> None:
+    if run.arm.convnet:
+        train_convnet(run.data, run.folder, run.config)
+    else:
+        run_job(run.data, run.folder, run.config, resume=True)
+    # A finished run resumes no more, and checkpoints are most of its size.
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+
+
+def _missing(run: PlannedRun, out: Path) -> str | None:
+    """Why a run cannot be made: its teacher, or a run that it needs; None where all is there."""
+    for needed in run.arm.needs:
+        if not is_finished(run_folder(out, needed, run.seed)):
+            return f"it needs the arm {needed!r}, which was left out"
+    teacher = run.config.teacher.spec
+    return None if teacher == "none" else _missing_teacher(teacher)
+
+
+@functools.cache
+def _missing_teacher(spec: str) -> str | None:
+    try:
+        open_backbone(find_source(spec), 128)
+    except DeitkitError as error:
+        return str(error)
+    return None
+
+
+def _claim_folder(
+    out: Path, study: Study, preset: str, data: Path, target: Path | None, settings: Mapping[str, Any]
+) -> None:
+    """Makes the study's folder; one that holds another study, or other things, is refused."""
+    facts = {
+        "study": study.name,
+        "preset": preset,
+        "data": str(data.resolve()),
+        "target": str(target.resolve()) if target else None,
+        "settings": {key: str(value) for key, value in settings.items()},
+    }
+    path = out / "study.json"
+    if path.exists():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        for key, now in facts.items():
+            if saved.get(key) != now:
+                raise DeitkitError(
+                    f"{out} holds a study whose {key} was {saved.get(key)} and is now {now}; "
+                    "choose another --out, or give the study's own"
+                )
+        return
+    if out.exists() and any(file.suffix != ".part" for file in out.iterdir()):
+        raise DeitkitError(
+            f"{out} is not empty and holds no study; choose an empty or a new folder for --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False))

@@ -1,0 +1,131 @@
+"""Plans: settings of arms, shares of shards, and studies that fit into their half hour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deitkit import recipes
+from deitkit.config import Config
+from deitkit.errors import DeitkitError
+from deitkit.study import catalogue, plan
+from deitkit.study.cost import imagenet_cost
+from deitkit.study.plan import DataSet, command_of, plan_runs, share_of
+
+from .studies import TINY
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every folder holds more images than a preset uses."""
+    monkeypatch.setattr(plan, "_count", lambda folder, config: DataSet(folder, 50_000, 10_000))
+
+
+def planned(study, preset: str = "quick", **more):
+    options = {"target": None, "seeds": (0, 1, 2), "settings": {}} | more
+    return plan_runs(study, preset, Path("data"), Path("out"), **options)
+
+
+@pytest.mark.parametrize("name", catalogue.STUDIES)
+@pytest.mark.parametrize("preset", ["quick", "standard"])
+def test_half_an_hour(large, name, preset):
+    runs = planned(catalogue.get(name), preset, target=Path("other") if name == "transfer" else None)
+    assert 600 < sum(run.seconds for run in runs) <= 1800
+    assert {run.seed for run in runs} == {0, 1, 2}
+    assert len({run.config.data.split_seed for run in runs}) == 1
+
+
+@pytest.mark.parametrize("name", catalogue.STUDIES)
+def test_every_claim_can_be_decided_at_every_size(name):
+    study = catalogue.get(name)
+    for preset in study.sizes:
+        assert study.claims_of(preset)
+
+
+@pytest.mark.parametrize("name", catalogue.STUDIES)
+def test_arms_differ_by_more_than_their_names(large, name):
+    study = catalogue.get(name)
+    for preset in study.sizes:
+        runs = planned(study, preset, seeds=(0,), target=Path("other") if name == "transfer" else None)
+        kinds = [(run.config, run.data, run.arm.convnet) for run in runs]
+        assert all(kinds.index(kind) == i for i, kind in enumerate(kinds))
+
+
+def test_published_settings(large):
+    runs = {run.arm.name: run.config for run in planned(catalogue.get("distillation"), "full", seeds=(0,))}
+    deit = recipes.get("deit").override(
+        {"student.name": "base", "teacher.spec": "timm:regnety_160.deit_in1k"}
+    )
+    assert runs["token"] == deit
+    assert runs["soft"].distillation.alpha == 0.1 and runs["soft"].distillation.token == "class"
+    assert runs["none"].teacher.spec == "none"
+
+
+def test_factors_of_an_arm(large):
+    runs = {run.arm.name: run.config for run in planned(TINY, seeds=(4,))}
+    assert runs["smooth"].data.train_fraction == pytest.approx(12 / 50_000)
+    assert runs["peer"].data.train_fraction == pytest.approx(6 / 50_000)
+    assert runs["smooth"].data.eval_fraction == pytest.approx(0.1)
+    assert runs["fine"].student.image_size == (24, 24)
+    assert runs["fine"].student.init == str(Path("out/runs/smooth/seed-4"))
+    assert (runs["smooth"].train.epochs, runs["fine"].train.epochs) == (2, 1)
+    assert runs["sharp"].train.label_smoothing == 0.0
+
+
+def test_settings_over_what_is_held(large):
+    runs = planned(TINY, settings={"train.epochs": "5", "data.eval_fraction": "0.5"}, seeds=(0,))
+    assert runs[0].config.train.epochs == 5 and runs[0].config.data.eval_fraction == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("train.label_smoothing", "varies"), ("train.seed", "--seeds"), ("optim.lr", "varies")]
+)
+def test_settings_that_a_study_varies(large, key, said):
+    with pytest.raises(DeitkitError, match=said):
+        planned(TINY, settings={key: "0.1"})
+
+
+def test_target_is_asked_for_where_it_is_needed(large):
+    with pytest.raises(DeitkitError, match="add --target"):
+        planned(catalogue.get("transfer"))
+    with pytest.raises(DeitkitError, match="takes no --target"):
+        planned(TINY, target=Path("other"))
+
+
+def test_names_that_do_not_exist(large):
+    with pytest.raises(DeitkitError, match="'losses'"):
+        catalogue.get("loses")
+    with pytest.raises(DeitkitError, match="no preset"):
+        planned(TINY, "tiny")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_shards(large, count):
+    runs = planned(TINY)
+    shares = [share_of(runs, i + 1, count) for i in range(count)]
+    assert sorted(runs.index(run) for share in shares for run in share) == list(range(len(runs)))
+    for share in shares:
+        for i, run in enumerate(share):  # what a run needs comes before it, in the same share
+            before = {(other.arm.name, other.seed) for other in share[:i]}
+            assert {(name, run.seed) for name in run.arm.needs} <= before
+    loads = [sum(run.seconds for run in share) for share in shares]
+    assert max(loads) - min(loads) <= max(loads) / 2
+    with pytest.raises(DeitkitError, match="no shard"):
+        share_of(runs, count + 1, count)
+
+
+def test_command_makes_the_same_run(large):
+    run = planned(TINY, seeds=(3,))[2]
+    words = command_of(run)
+    changes = dict(word.split("=", 1) for word in words if "=" in word)
+    assert words[:2] == ["deitkit", "train"]
+    assert recipes.get(words[words.index("--recipe") + 1]).override(changes) == run.config
+    assert Config.from_dict(run.config.to_dict()) == run.config
+
+
+def test_imagenet_cost():
+    one, eight = imagenet_cost(0.5, 500, epochs=300, gpus=(1, 8), scaling=0.5)
+    assert one["hours"] == pytest.approx(1_281_167 * 300 / 1000 / 3600)
+    assert eight["images_per_s"] == pytest.approx(4000)
+    assert eight["gpu_hours"] == pytest.approx(2 * one["gpu_hours"])
