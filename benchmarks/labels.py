@@ -46,8 +46,8 @@ CPU = torch.device("cpu")
 STUDENTS = [
     ("nano, soft", "small-data", {"student.name": "nano"}),
     ("tiny, soft", "small-data", {"student.name": "tiny"}),
-    ("nano, hard", "deit", {"student.name": "nano"}),
-    ("tiny, hard", "deit", {"student.name": "tiny"}),
+    ("nano, hard", "deit-distilled", {"student.name": "nano"}),
+    ("tiny, hard", "deit-distilled", {"student.name": "tiny"}),
 ]
 HEADER_BYTES = 300  # of a shard, rounded up
 

@@ -318,6 +318,7 @@ def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
         (["--set", "optim.lrr=1"], "did you mean 'optim.lr'"),
         (["--set", "optim.lr=fast"], "cannot be 'fast'"),
         (["--set", "optim.lr"], "has no value"),
+        (["--recipe", "deit", "--teacher=timm:resnet18"], "distillation is off"),
         (["--recipe", "small-dta"], "did you mean 'small-data'"),
         (["--teacher", "timm:resnet81"], "did you mean"),
         (["--teacher", "oracle"], "cannot read the teacher"),

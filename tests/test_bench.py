@@ -7,7 +7,7 @@ import json
 import pytest
 
 from deitkit.bench import bench
-from deitkit.cli import main
+from deitkit.cli import app
 from deitkit.cli.bench import parse_batches
 from deitkit.errors import DeitkitError
 
@@ -17,7 +17,8 @@ def test_rows_of_a_run(random_run, backends, capsys, monkeypatch):
     monkeypatch.setattr(
         "deitkit.bench.bench.__kwdefaults__", bench.__kwdefaults__ | {"rounds": 1, "seconds": 0.01}
     )
-    main(["bench", str(random_run), "--batch", "2,1", "--backends", backends, "--device", "cpu", "--json"])
+    options = ["--batch", "2,1", "--backends", backends, "--device", "cpu", "--json"]
+    app(["bench", str(random_run), *options], standalone_mode=False)
     rows = json.loads(capsys.readouterr().out)
     sides = {(r["backend"], r["precision"]) for r in rows}
     expected = {("pytorch", "fp32")}

@@ -152,10 +152,10 @@ def test_a_run_from_labels_says_so(stage, tmp_path, soft, capsys):
 
 def test_another_recipe_and_student_learn_from_the_same_labels(stage, tmp_path, soft, capsys):
     settings = {"teacher.labels": str(soft), "student.name": "tiny", "train.epochs": 1}
-    deitkit.train(stage / "pictures", tmp_path / "run", recipe="deit", **STUDENT, **settings)
+    deitkit.train(stage / "pictures", tmp_path / "run", recipe="deit-distilled", **STUDENT, **settings)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["distillation"]["mode"] == "hard" and config["augment"]["crop_scale"] == [0.5, 1.0]
-    assert "not as in recipe deit: augment.crop_scale" in capsys.readouterr().err
+    assert "not as in recipe deit-distilled: augment.crop_scale" in capsys.readouterr().err
 
 
 def test_a_budget_takes_no_more_epochs_than_are_stored(stage, tmp_path, soft):
@@ -220,7 +220,7 @@ deitkit.label(sys.argv[1], sys.argv[2], epochs=3, **json.loads(sys.argv[3]))
 def start(stage: Path, out: Path) -> subprocess.Popen[bytes]:
     settings = json.dumps(VIEWS | taught(stage))
     command = [sys.executable, "-c", CHILD, str(stage / "pictures"), str(out), settings]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
 
 
 def test_killed_and_gone_on(stage, tmp_path, soft):
@@ -351,7 +351,7 @@ def test_a_damaged_store_is_refused_before_training(stage, tmp_path, soft):
     ("more", "words"),
     [
         ({"train.seed": 1}, "train.seed 0, and 1"),
-        ({"recipe": "deit", "student.image_size": 16}, "augment.crop_scale"),
+        ({"recipe": "deit-distilled", "student.image_size": 16}, "augment.crop_scale"),
         ({"hard": True}, "top-3 labels, and hard"),
         ({"top_k": 2}, "top-3 labels, and top-2"),
         ({"top_k": 2, "hard": True}, "give one of them"),

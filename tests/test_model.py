@@ -197,3 +197,21 @@ def test_the_last_block_leaves_out_only_what_nobody_reads():
 
     for short, whole in zip(gradients(), gradients(tokens_after=(2,)), strict=True):
         torch.testing.assert_close(short, whole)
+
+
+def test_layer_scale_merges_into_the_projections():
+    """The merged model has the published keys and answers as before; gains start where they are told."""
+    model = create_model("nano", num_classes=5, image_size=32, patch_size=16, layer_scale=1e-4).double()
+    gains = {k: p for k, p in model.named_parameters() if ".gamma_" in k}
+    assert len(gains) == 2 * len(model.blocks)
+    assert all(p.detach().numpy() == pytest.approx(1e-4) for p in gains.values())
+    plain = create_model("nano", num_classes=5, image_size=32, patch_size=16)
+    assert model.num_params == plain.num_params == sum(p.numel() for p in plain.parameters())
+    with torch.no_grad():
+        for p in gains.values():
+            p.uniform_(-2, 2)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    before = model(images)
+    model.merge_layer_scale()
+    assert set(model.state_dict()) == set(plain.state_dict())
+    torch.testing.assert_close(model(images), before)

@@ -27,7 +27,8 @@ class StudentConfig:
     patch_size: tuple[int, int] | None = None  # height, width in pixels; None picks about 64 patches on a CPU
     drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
     start: Literal["published", "structured"] = "published"  # first values; structured learns sooner
-    init: str | None = None  # weights to start from: a run folder, a file or a hub name; None: from scratch
+    layer_scale: float | None = None  # where LayerScale's gains start (arXiv 2103.17239); none: no gains
+    init: str = "none"  # weights to start from: auto, none, a run folder, a file, timm:NAME or hf:OWNER/NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class AugmentConfig:
     randaugment_ops: int = 2  # operations a view (RandAugment, arXiv 1909.13719); 0: none
     randaugment_magnitude: float = 9.0  # of 10
     randaugment_std: float = 0.5  # spread of the magnitude between operations
+    three_augment: bool = False  # each view greyed, solarised or blurred (3-Augment, arXiv 2204.07118)
     color_jitter: float = 0.0  # brightness, contrast, saturation each within 1 +- this
     erasing: float = 0.25  # probability of erasing a rectangle (arXiv 1708.04896)
     mixup: float = 0.8  # Beta parameter of mixup (arXiv 1710.09412); 0: off
@@ -81,10 +83,13 @@ class TeacherConfig:
 class DistillationConfig:
     """What the student takes from the teacher."""
 
-    mode: Literal["none", "soft", "hard"] = "hard"
+    mode: Literal["none", "soft", "hard", "dist"] = "hard"  # dist: correlations (arXiv 2205.10536)
     token: Literal["distill", "class"] = "distill"  # which token learns from the teacher; class: one head
     alpha: float = 0.5  # weight of the teacher's term; the label's term weighs 1 - alpha
-    temperature: float = 3.0  # of soft distillation (arXiv 1503.02531)
+    temperature: float = 3.0  # of soft distillation (arXiv 1503.02531) and of dist
+    standardise: bool = False  # both logits as z-scores before soft distillation (arXiv 2403.01427)
+    reduction: Literal["batch", "batch_and_classes"] = "batch"  # soft; the second is the published code's
+    smoothing: float = 0.0  # of the teacher's hard labels; the paper leaves them as they are
     guidance: float = 0.0  # weight of feature guidance (arXiv 2207.10026); 0: off
     guidance_until: float = 1.0  # share of training after which guidance stops
 
@@ -93,7 +98,7 @@ class DistillationConfig:
 class OptimConfig:
     """The optimizer and its schedule, stepped once an optimizer update."""
 
-    name: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov's momentum, of betas' first value
+    name: Literal["adamw", "lamb", "sgd"] = "adamw"  # lamb: for large batches; sgd: Nesterov, of betas' first
     lr: float = 5e-4  # at a global batch of `lr_batch` images, scaled linearly to the one in use
     lr_batch: int = 512
     min_lr: float = 1e-5  # where the cosine ends
@@ -113,6 +118,7 @@ class TrainConfig:
     budget_s: float | None = None  # plan the epochs so that the whole job ends within so many seconds
     batch_size: int = 1024  # images an optimizer update
     micro_batch_size: int | None = None  # images a forward pass; None: by device
+    loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # on the labels; bce as in arXiv 2204.07118
     label_smoothing: float = 0.1
     device: str = "auto"
     seed: int = 0

@@ -32,6 +32,7 @@ from .prepare import (
     normalise,
     open_data,
     settle_device,
+    settle_init,
     view_workers,
 )
 from .teachers.backbone import find_source
@@ -79,9 +80,10 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     device = settle_device(config.train.device)
     splits = find_splits(data, config)
     config, why = choose_student(config, splits, device)
-    if _taught_live(config):
-        find_source(config.teacher.spec)  # a misspelt teacher is refused before hours of decoding
-    _claim_folder(out, config, resume)
+    _check_teacher(config)
+    saved = _begun_run(out, resume)
+    config = settle_init(config, saved)
+    _claim_folder(out, config, saved)
     console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
     console.say(why)
     parts = (splits.train, splits.val, splits.test, splits.unlabeled)
@@ -130,16 +132,31 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     return Run(out, found)
 
 
-def _claim_folder(out: Path, config: Config, resume: bool) -> None:
-    """Makes the run folder; a folder with another run in it is refused, its settings when resuming too."""
+def _check_teacher(config: Config) -> None:
+    """Refuses a misspelt teacher, and one that nothing would be asked of, before hours of decoding."""
+    if _taught_live(config):
+        find_source(config.teacher.spec)
+    if config.distillation.mode == "none" and config.teacher.spec not in ("auto", "none"):
+        raise DeitkitError(
+            f"the teacher {config.teacher.spec!r} would teach nothing, since distillation is off; "
+            "add --distillation hard or soft, or leave the teacher out"
+        )
+
+
+def _begun_run(out: Path, resume: bool) -> Config | None:
+    """The settings of the run that `out` holds already; None where there is none yet."""
     settings = out / "settings.json"
-    begun = any((out / name).exists() for name in ("teacher", "plan.json"))
-    if settings.exists() and begun:
-        if not resume:
-            raise DeitkitError(
-                f"{out} holds a run already; add --resume to continue it, or choose another --out"
-            )
-        saved = Config.from_dict(json.loads(settings.read_text()))
+    if not settings.exists() or not any((out / name).exists() for name in ("teacher", "plan.json")):
+        return None
+    if not resume:
+        raise DeitkitError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
+    return Config.from_dict(json.loads(settings.read_text()))
+
+
+def _claim_folder(out: Path, config: Config, saved: Config | None) -> None:
+    """Makes the run folder; one with other things in it is refused, other settings when resuming too."""
+    settings = out / "settings.json"
+    if saved is not None:
         different = saved.differences(config)
         if not (out / "plan.json").exists():  # no epoch is planned yet: another budget may still be given
             different.pop("train.budget_s", None)
@@ -312,6 +329,7 @@ def train_one(
         trainer.run([display, *tensorboard_logs(trainer.folder / "tensorboard")])
     seconds = time.monotonic() - started
     weights = _keep_better_weights(trainer, data.val, device)
+    trainer.model.merge_layer_scale()
     results.save_model(trainer.folder / "model.safetensors", trainer.model)
     facts, output = results.measure_student(trainer.model, trainer.config.student.name, data, device)
     ran = (trainer.total_steps - done) * images / trainer.total_steps

@@ -101,9 +101,11 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     One yes-or-no question a class, as DeiT III trains (arXiv 2204.07118, section 3), mean over batch
     and classes as published. Targets stay as they are: smoothed and mixed ones keep their values,
-    where the published code's threshold would turn every smoothed target into 1.
+    where the published code's threshold would turn every smoothed target into 1. A row of zeros,
+    which stands for no label, asks nothing.
     """
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+    each = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return (each * targets.any(-1, keepdim=True)).mean()
 
 
 def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:

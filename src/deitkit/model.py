@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -142,20 +142,45 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block with stochastic depth (Huang et al., arXiv 1603.09382)."""
+    """A pre-norm transformer block with stochastic depth (Huang et al., arXiv 1603.09382).
 
-    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float, drop_path_rate: float):
+    `layer_scale`: what the gains per channel of both branches start at (LayerScale, Touvron et al.,
+    arXiv 2103.17239), under the published keys `gamma_1` and `gamma_2`; None: no such gains.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path_rate: float,
+        layer_scale: float | None = None,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.attn = Attention(embed_dim, num_heads)
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = MLP(embed_dim, int(embed_dim * mlp_ratio))
         self.drop_path_rate = drop_path_rate
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale is not None:
+            self.gamma_1 = nn.Parameter(torch.full((embed_dim,), layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """(B, N, D) -> the same, or (B, num_queries, D): only the first tokens, which still see all."""
-        x = x[:, :num_queries] + self.drop_path(self.attn(self.norm1(x), num_queries))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        branch = self.attn(self.norm1(x), num_queries)
+        x = x[:, :num_queries] + self.drop_path(_scaled(branch, self.gamma_1))
+        return x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
+
+    @torch.no_grad()
+    def merge_layer_scale(self) -> None:
+        """Multiplies the gains into the projections before them: gamma (W x + b) = (gamma W) x + gamma b."""
+        for gamma, projection in ((self.gamma_1, self.attn.proj), (self.gamma_2, self.mlp.fc2)):
+            if gamma is not None:
+                projection.weight.mul_(gamma[:, None])
+                projection.bias.mul_(gamma)
+        self.gamma_1 = self.gamma_2 = None
 
     def drop_path(self, branch: Tensor) -> Tensor:
         """Drops the branch for a random part of the batch, scaling the rest to keep the mean."""
@@ -166,12 +191,16 @@ class Block(nn.Module):
         return branch * (mask / keep)
 
 
+def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return branch if gamma is None else branch * gamma
+
+
 class DeiT(nn.Module):
     """A vision transformer with, if `distilled`, a distillation token beside the class token.
 
     images: (B, in_channels, *image_size), normalised. Raises DeitkitError for another size, or
     where the image size is no multiple of the patch size. `drop_path_rate` is the last block's;
-    it grows linearly from 0 at the first.
+    it grows linearly from 0 at the first. `layer_scale` is where LayerScale's gains start; None: none.
     """
 
     def __init__(
@@ -187,6 +216,7 @@ class DeiT(nn.Module):
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         distilled: bool = True,
+        layer_scale: float | None = None,
     ):
         super().__init__()
         if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
@@ -205,7 +235,7 @@ class DeiT(nn.Module):
         num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, r) for r in rates)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, r, layer_scale) for r in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.head_dist = nn.Linear(embed_dim, num_classes) if distilled else None
@@ -218,7 +248,7 @@ class DeiT(nn.Module):
         """
         self.patch_embed.proj.reset_parameters()
         for name, p in self.named_parameters():
-            if name.startswith("patch_embed."):
+            if name.startswith("patch_embed.") or ".gamma_" in name:
                 continue
             if name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -247,6 +277,16 @@ class DeiT(nn.Module):
         if self.dist_token is None:
             return None
         return F.cosine_similarity(self.cls_token.flatten(), self.dist_token.flatten(), dim=0).item()
+
+    def merge_layer_scale(self) -> None:
+        """Leaves a plain DeiT with the same outputs, in the published shape; without LayerScale, nothing."""
+        for block in self.blocks:
+            cast(Block, block).merge_layer_scale()
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of the model as it ships, which is to say without LayerScale's gains."""
+        return sum(p.numel() for name, p in self.named_parameters() if ".gamma_" not in name)
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, prefix + N, D), positions added."""
@@ -297,6 +337,7 @@ def create_model(
     patch_size: int | tuple[int, int] = 16,
     drop_path_rate: float = 0.0,
     distilled: bool = True,
+    layer_scale: float | None = None,
 ) -> DeiT:
     """A DeiT of a named variant (`VARIANTS`); sizes in pixels, one number for a square."""
     if name not in VARIANTS:
@@ -311,6 +352,7 @@ def create_model(
         num_heads=v.num_heads,
         drop_path_rate=drop_path_rate,
         distilled=distilled,
+        layer_scale=layer_scale,
     )
 
 

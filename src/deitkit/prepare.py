@@ -21,7 +21,7 @@ from .data.unlabeled import find_unlabeled
 from .errors import DeitkitError
 from .evaluation.metrics import HeadMetrics, Tally
 from .model import VARIANTS, DeiT, create_model
-from .weights import load_into, read
+from .weights import find_initial, load_into, read
 
 # Of the student's input; the teacher has its own.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -151,6 +151,17 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
     return config, why
 
 
+def settle_init(config: Config, saved: Config | None) -> Config:
+    """`student.init` without "auto": what a run that is resumed began with, else what can be had now."""
+    if config.student.init != "auto":
+        return config
+    if saved is not None:
+        return replace(config, student=replace(config.student, init=saved.student.init))
+    init, why = find_initial(config.student.name)
+    console.say(why)
+    return replace(config, student=replace(config.student, init=init))
+
+
 def _divisor(size: int, near: int) -> int:
     """The divisor of `size` nearest to `near`."""
     return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - near), d))
@@ -210,10 +221,12 @@ def build_model(config: Config, num_classes: int) -> DeiT:
         patch_size=config.student.patch_size,
         drop_path_rate=config.student.drop_path_rate,
         distilled=distilled,
+        layer_scale=config.student.layer_scale,
     )
     if config.student.start == "structured":
         model.start_structured()
-    if config.student.init is not None:
+    assert config.student.init != "auto", "settle_init comes first"
+    if config.student.init != "none":
         for change in load_into(model, read(config.student.init)):
             console.say(f"initial weights: {change}")
     return model

@@ -88,7 +88,7 @@ def measure_student(
     model.eval()
     with torch.inference_mode():
         speed = images_per_s(lambda: model(images), len(batch))
-    params = sum(p.numel() for p in model.parameters())
+    params = model.num_params
     facts = {
         "name": name,
         "top1": metrics.top1,
@@ -161,7 +161,7 @@ def describe_run(
             "depth": len(model.blocks),
             "num_heads": model.num_heads,
             "distilled": model.head_dist is not None,
-            "params": sum(p.numel() for p in model.parameters()),
+            "params": model.num_params,
         },
         "versions": {
             "python": platform.python_version(),

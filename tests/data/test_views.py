@@ -17,7 +17,7 @@ from deitkit.data.plan import Batch, hashed, normal, plan_epoch, uniform
 from deitkit.data.store import PixelStore
 from deitkit.data.views import OPERATIONS, ViewMaker, _crop_boxes, _draw_operations
 
-EVERYTHING = AugmentConfig(color_jitter=0.3, erasing=0.6)
+EVERYTHING = AugmentConfig(color_jitter=0.3, erasing=0.6, three_augment=True)
 NOTHING = AugmentConfig(
     crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, randaugment_ops=0, erasing=0, mixup=0, cutmix=0
 )
@@ -180,6 +180,38 @@ def test_randaugment_draws_every_operation_alike():
         assert list(shares.values()) == pytest.approx([0.5 / 15] * 15, abs=0.006)
         assert magnitude.mean() == pytest.approx(0.9, abs=0.01) and magnitude.max() <= 1
         assert sign.mean() == pytest.approx(0, abs=0.03)
+
+
+def test_three_augment_changes_every_view_in_one_of_three_ways():
+    coloured = torch.from_numpy(some_pixels(1)).expand(900, -1, -1, -1)
+    keys = hashed(4, np.arange(900))
+    views = ViewMaker(replace(NOTHING, three_augment=True), (24, 24))(
+        coloured, np.ones(900, np.float32), keys
+    )
+    image = coloured.float() / 255
+    greyed = (views - views.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-4
+    turned = torch.where(image < 127.5 / 255, image, 1 - image)
+    solarised = ((views - turned).abs() > 0.01).float().mean((1, 2, 3)) < 0.02  # but for rounding at 128
+    assert not (greyed & solarised).any()
+    for hit in (greyed, solarised, ~greyed & ~solarised):
+        assert hit.float().mean() == pytest.approx(1 / 3, abs=0.06)
+    blurred = views[~greyed & ~solarised]  # by strengths from none to two pixels, all different
+    spread = blurred.std((1, 2, 3))
+    assert len(spread.unique()) > 250 and spread.max() <= image.std() + 0.01
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_blur_is_a_gaussian_of_that_width(sigma):
+    """A point becomes the Gaussian, and an even picture stays as it is, up to the border."""
+    point = torch.zeros(1, 3, 31, 33)
+    point[:, :, 15, 16] = 200.0
+    blurred = color.gaussian_blur(point, torch.full((1, 1, 1, 1), sigma))[0, 0].double().numpy()
+    across = blurred.sum(0) / blurred.sum()
+    width = np.sqrt((across * (np.arange(33) - 16) ** 2).sum())
+    assert blurred.sum() == pytest.approx(200, rel=1e-5)
+    assert width == pytest.approx(sigma if sigma > 0.5 else 0, abs=0.02)
+    even = torch.full((1, 3, 9, 9), 77.0)
+    torch.testing.assert_close(color.gaussian_blur(even, torch.full((1, 1, 1, 1), sigma)), even)
 
 
 def test_erasing_hits_its_share_and_only_a_rectangle():

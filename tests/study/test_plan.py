@@ -54,7 +54,7 @@ def test_arms_differ_by_more_than_their_names(large, name):
 
 def test_published_settings(large):
     runs = {run.arm.name: run.config for run in planned(catalogue.get("distillation"), "full", seeds=(0,))}
-    deit = recipes.get("deit").override(
+    deit = recipes.get("deit-distilled").override(
         {"student.name": "base", "teacher.spec": "timm:regnety_160.deit_in1k"}
     )
     assert runs["token"] == deit

@@ -1,28 +1,92 @@
-"""The loss of a step, put together."""
+"""The parts of a training loss, put together as the settings say."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from deitkit import losses
-from deitkit.config import DistillationConfig
+from deitkit.config import DistillationConfig, TrainConfig
 from deitkit.model import DeiTOutput
 from deitkit.teachers.teacher import TeacherAnswer
 from deitkit.training.task import training_loss
 
-
-def logits(seed: int) -> torch.Tensor:
-    return torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+PLAIN = TrainConfig(label_smoothing=0.0)
 
 
-def test_views_without_a_label_teach_the_distillation_head_only():
-    output, answer = DeiTOutput(logits(0), logits(1)), TeacherAnswer(logits(2), ())
-    targets = torch.eye(4)[[0, 1, 2, 3, 0, 1]]
+@pytest.fixture
+def batch() -> tuple[DeiTOutput, torch.Tensor, TeacherAnswer]:
+    """Both heads' logits, soft targets and a teacher's answer: six images, five classes."""
+    g = torch.Generator().manual_seed(0)
+    of_class, of_distill, teacher, targets = (2 * torch.randn(6, 5, generator=g) for _ in range(4))
+    return DeiTOutput(of_class, of_distill), targets.softmax(-1), TeacherAnswer(teacher, ())
+
+
+DISTILLATION = {
+    "hard": (DistillationConfig(mode="hard"), lambda s, t: losses.hard_distillation(s, t)),
+    "hard, smoothed": (
+        DistillationConfig(mode="hard", smoothing=0.1),
+        lambda s, t: losses.hard_distillation(s, t, 0.1),
+    ),
+    "soft": (
+        DistillationConfig(mode="soft", temperature=2.0),
+        lambda s, t: losses.soft_distillation(s, t, 2.0),
+    ),
+    "soft, as the published code scales it": (
+        DistillationConfig(mode="soft", temperature=2.0, reduction="batch_and_classes"),
+        lambda s, t: losses.soft_distillation(s, t, 2.0) / 5,
+    ),
+    "soft, standardised": (
+        DistillationConfig(mode="soft", temperature=2.0, standardise=True),
+        lambda s, t: losses.soft_distillation(losses.standardise(s), losses.standardise(t), 2.0),
+    ),
+    "dist": (DistillationConfig(mode="dist", temperature=4.0), lambda s, t: losses.dist(s, t, 4.0)),
+}
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+@pytest.mark.parametrize("token", ["distill", "class"])
+def test_the_teachers_term_is_the_one_asked_for(batch, name, token):
+    output, targets, answer = batch
+    config, expected = DISTILLATION[name]
+    parts = training_loss(
+        output, targets, answer, replace(config, token=token, alpha=0.3), PLAIN, guidance=None
+    )
+    student = output.distill_logits if token == "distill" else output.class_logits
+    base = losses.soft_target_cross_entropy(output.class_logits, targets)
+    torch.testing.assert_close(parts["distill"], expected(student, answer.logits))
+    torch.testing.assert_close(parts["loss"], 0.7 * base + 0.3 * expected(student, answer.logits))
+
+
+@pytest.mark.parametrize("mode", ["none", "soft", "hard", "dist"])
+def test_without_a_teacher_only_the_labels_count(batch, mode):
+    output, targets, answer = batch
+    config = DistillationConfig(mode=mode)
+    parts = training_loss(output, targets, answer if mode == "none" else None, config, PLAIN, guidance=None)
+    assert set(parts) == {"loss", "class"}
+    torch.testing.assert_close(parts["loss"], losses.soft_target_cross_entropy(output.class_logits, targets))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bce_takes_smoothed_targets_as_they_are(batch, smoothing):
+    output, targets, _ = batch
+    train = TrainConfig(loss="bce", label_smoothing=smoothing)
+    parts = training_loss(output, targets, None, DistillationConfig(mode="none"), train, guidance=None)
+    expected = losses.binary_cross_entropy(output.class_logits, losses.smooth(targets, smoothing))
+    torch.testing.assert_close(parts["loss"], expected)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "bce"])
+def test_views_without_a_label_teach_the_distillation_head_only(batch, loss):
+    output, _, answer = batch
+    targets = torch.eye(5)[[0, 1, 2, 3, 0, 1]]
     targets[4:] = 0
-    config = DistillationConfig(mode="soft", alpha=0.3, temperature=2.0)
-    parts = training_loss(output, targets, answer, config, smoothing=0.1, guidance=None, labelled_share=4 / 6)
-    labelled = losses.soft_target_cross_entropy(output.class_logits[:4], losses.smooth(targets[:4], 0.1))
+    config, train = DistillationConfig(mode="soft", alpha=0.3, temperature=2.0), TrainConfig(loss=loss)
+    parts = training_loss(output, targets, answer, config, train, guidance=None, labelled_share=4 / 6)
+    alone = DeiTOutput(output.class_logits[:4], None)
+    labelled = training_loss(alone, targets[:4], None, config, train, guidance=None)["class"]
     everything = losses.soft_distillation(output.distill_logits, answer.logits, 2.0)
     assert parts["class"].item() == pytest.approx(labelled.item(), rel=1e-6)
     assert parts["loss"].item() == pytest.approx((0.7 * labelled + 0.3 * everything).item(), rel=1e-6)

@@ -15,6 +15,7 @@ from .convert import convert
 from .evaluate import evaluate
 from .export import export
 from .label import label
+from .models import list_models
 from .predict import predict
 from .recipes import list_recipes
 from .study import study
@@ -38,6 +39,7 @@ app.command("export")(export)
 app.command("bench")(bench)
 app.command("recipes")(list_recipes)
 app.command("study")(study)
+app.command("models")(list_models)
 
 _CANNOT_WRITE = {
     errno.ENOSPC,

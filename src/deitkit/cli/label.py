@@ -19,7 +19,7 @@ def label(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to hold, those already there included.")],
     teacher: Annotated[str | None, typer.Option(help="auto or timm:NAME[@WEIGHTS].")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Whose augmentation and batches: small-data, deit or finetune.")
+        str | None, typer.Option(help="Whose augmentation and batches, of those that deitkit recipes lists.")
     ] = None,
     image_size: Annotated[str | None, typer.Option(help="The students', in pixels: N or HxW.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Probabilities a view to keep [10].")] = None,

@@ -33,19 +33,17 @@ def train(
     patch_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
-    distillation: Annotated[str | None, typer.Option(help="none, soft or hard.")] = None,
+    distillation: Annotated[str | None, typer.Option(help="none, soft, hard or dist.")] = None,
     teacher: Annotated[str | None, typer.Option(help="auto, none or timm:NAME[@WEIGHTS].")] = None,
     unlabeled: Annotated[
         str | None, typer.Option(help="Folder of images without labels, for the teacher to answer.")
     ] = None,
-    init: Annotated[
-        str | None, typer.Option(help="Weights to start from: a run, a file, timm: or hf:NAME.")
-    ] = None,
+    init: Annotated[str | None, typer.Option(help="auto, none, a run, a file, timm:NAME or hf:NAME.")] = None,
     labels: Annotated[
         str | None, typer.Option(help="Stored answers (deitkit label) in place of a live teacher.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="small-data, deit or finetune [small-data, or the labels'].")
+        str | None, typer.Option(help="One that deitkit recipes lists [small-data, or the labels'].")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update.")] = None,

@@ -1,11 +1,13 @@
 """Colour operations on batches of views: (B, 3, H, W) float in [0, 255] and a level (B, 1, 1, 1).
 
-The ones in `OPERATIONS` are RandAugment's, with timm's "increasing" strengths: a larger level, in
-[-1, 1] with its sign, always means a stronger change. Sums over pixels are taken over whole
-numbers, so their value does not depend on the order of summation.
+`OPERATIONS` holds RandAugment's, with timm's "increasing" strengths: a larger level, in [-1, 1] with
+its sign, always means a stronger change. `THREE_AUGMENT` holds 3-Augment's. Sums over pixels are
+taken over whole numbers, so their value does not depend on the order of summation.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,31 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
     out = ((x - smooth) * factor + smooth).clamp_(0, 255)
     out[:, :, [0, -1]], out[..., [0, -1]] = x[:, :, [0, -1]], x[..., [0, -1]]
     return out
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blurred with a Gaussian of `sigma` (B, 1, 1, 1) pixels, at most 2; the border is repeated."""
+    reach = 6  # three standard deviations of the widest
+    offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)  # (B, 1, 1, 2 reach + 1)
+    weights = weights / weights.sum(-1, keepdim=True)
+    for axis in (2, 3):
+        at = torch.arange(x.shape[axis], device=x.device)
+        blurred = torch.zeros_like(x)
+        # One tap after the other, not a convolution: its rounding could depend on the batch.
+        for i in range(2 * reach + 1):
+            tap = (at + i - reach).clamp(0, x.shape[axis] - 1)
+            blurred = blurred + x.index_select(axis, tap) * weights[..., i : i + 1]
+        x = blurred
+    return x
+
+
+# 3-Augment (DeiT III, arXiv 2204.07118, section 3.2): one of three, at full strength; `u` in [0, 1).
+THREE_AUGMENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grey": lambda x, u: grey(x).expand_as(x),
+    "solarize": lambda x, u: torch.where(x < 128, x, 255.0 - x),
+    "blur": lambda x, u: gaussian_blur(x, 0.1 + 1.9 * u),
+}
 
 
 def _enhance_factor(level: Tensor) -> Tensor:

@@ -51,4 +51,4 @@ def _cut_box(rng: np.random.RandomState, weight: float, H: int, W: int) -> tuple
     """A box of share 1 - weight around a uniform centre, clipped to the image: top, bottom, left, right."""
     h, w = int(H * np.sqrt(1 - weight)), int(W * np.sqrt(1 - weight))
     y, x = rng.randint(H), rng.randint(W)
-    return max(y - h // 2, 0), min(y + h // 2, H), max(x - w // 2, 0), min(x + w // 2, W)
+    return max(y - h // 2, 0), min(y + (h + 1) // 2, H), max(x - w // 2, 0), min(x + (w + 1) // 2, W)

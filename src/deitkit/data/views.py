@@ -24,7 +24,7 @@ Keys = NDArray[np.uint64]
 Operation = tuple[NDArray[np.str_], Array, Array]  # names, magnitudes, signs; each (B,)
 
 # Slots of a view's random numbers. Each use has its own range, so a new use never shifts another.
-_CROP, _FLIP, _JITTER, _RANDAUGMENT, _ERASE = 0, 100, 110, 200, 300
+_CROP, _FLIP, _JITTER, _THREE_AUGMENT, _RANDAUGMENT, _ERASE = 0, 100, 110, 120, 200, 300
 _TRIES = 10  # rejection rounds for a crop or an erased rectangle, as in torchvision and timm
 
 # RandAugment's fifteen operations in timm's "increasing" set: five move pixels, ten change colours.
@@ -47,6 +47,8 @@ class ViewMaker:
         """
         drawn = _draw_operations(self.augment, keys)
         views = self._warp(pixels, self._affine(aspects.astype(np.float64), keys, drawn))
+        if self.augment.three_augment:
+            self._three_augment(views, keys)
         if self.augment.color_jitter:
             views = self._jitter(views, keys)
         for name, magnitude, sign in drawn:
@@ -84,6 +86,15 @@ class ViewMaker:
         centred = pixels.float().sub_(128.0)
         return F.grid_sample(centred, grid, mode="bilinear", align_corners=False).add_(128.0)
 
+    def _three_augment(self, views: Tensor, keys: Keys) -> None:
+        """One of three operations for every view, in place, each as likely as the others."""
+        drawn = (uniform(keys, _THREE_AUGMENT) * len(color.THREE_AUGMENT)).astype(int)
+        strength = uniform(keys, _THREE_AUGMENT + 1)
+        for i, change in enumerate(color.THREE_AUGMENT.values()):
+            chosen = np.flatnonzero(drawn == i)
+            if len(chosen):
+                views[chosen] = change(views[chosen], _column(strength[chosen], views))
+
     def _jitter(self, views: Tensor, keys: Keys) -> Tensor:
         """Brightness, contrast and saturation, each scaled within 1 +- color_jitter."""
         for i, change in enumerate((color.brightness, color.contrast, color.saturation)):
@@ -93,20 +104,29 @@ class ViewMaker:
 
     def _erase(self, views: Tensor, keys: Keys) -> None:
         """Random erasing with noise in place (Zhong et al., arXiv 1708.04896), as timm's "pixel" mode."""
-        H, W = self.image_size
-        area = 0.02 + (1 / 3 - 0.02) * _tries(keys, _ERASE + 10)
-        ratio = np.exp(np.log(0.3) * (1 - 2 * _tries(keys, _ERASE + 20)))
-        height, width = np.sqrt(area * H * W * ratio), np.sqrt(area * H * W / ratio)
-        fits = (height < H) & (width < W)
-        first = fits.argmax(1)
-        for i in np.flatnonzero((uniform(keys, _ERASE) < self.augment.erasing) & fits.any(1)):
-            h, w = int(height[i, first[i]]), int(width[i, first[i]])
-            top = int(uniform(keys[i : i + 1], _ERASE + 1)[0] * (H - h + 1))
-            left = int(uniform(keys[i : i + 1], _ERASE + 2)[0] * (W - w + 1))
+        hit = uniform(keys, _ERASE) < self.augment.erasing
+        for i, (top, left, h, w) in enumerate(_erased_boxes(keys, self.image_size)):
+            if not hit[i] or h == 0:
+                continue
             noise = np.random.RandomState(int(keys[i] & np.uint64(0xFFFFFFFF))).randn(3, h, w)
             # A standard normal in the usual normalised space: mean near 0.45, deviation near 0.225.
             patch = torch.from_numpy(noise * 57.0 + 115.0).to(views.dtype)
             views[i, :, top : top + h, left : left + w] = patch.to(views.device)
+
+
+def _erased_boxes(keys: Keys, image_size: tuple[int, int]) -> NDArray[np.int64]:
+    """(B, 4) rectangles of random erasing: top, left, height, width; all 0 where no draw fitted."""
+    H, W = image_size
+    area = (0.02 + (1 / 3 - 0.02) * _tries(keys, _ERASE + 10)) * H * W
+    ratio = np.exp(np.log(0.3) * (1 - 2 * _tries(keys, _ERASE + 20)))
+    height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (height < H) & (width < W)
+    first, rows = fits.argmax(1), np.arange(len(keys))
+    height, width = height[rows, first], width[rows, first]
+    top = np.floor(uniform(keys, _ERASE + 1) * (H - height + 1))
+    left = np.floor(uniform(keys, _ERASE + 2) * (W - width + 1))
+    boxes = np.stack([top, left, height, width], axis=1)
+    return np.where(fits.any(1, keepdims=True), boxes, 0).astype(np.int64)
 
 
 def _tries(keys: Keys, slot: int) -> Array:

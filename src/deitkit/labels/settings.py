@@ -29,9 +29,9 @@ def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, A
     wanted = start.override(settings)
     if wanted.distillation.mode == "none":
         raise DeitkitError("distillation.mode none uses no labels; leave out --labels or choose soft or hard")
-    if manifest.labels["kind"] == "hard" and wanted.distillation.mode == "soft":
+    if manifest.labels["kind"] == "hard" and wanted.distillation.mode != "hard":
         raise DeitkitError(
-            f"{folder} holds hard labels, which cannot serve distillation.mode soft; "
+            f"{folder} holds hard labels, which cannot serve distillation.mode {wanted.distillation.mode}; "
             "give --distillation hard, or label again with --top-k"
         )
     refuse_too_many_epochs(store, wanted.train.epochs)

@@ -45,6 +45,17 @@ class Convnet(nn.Module):
         """(B, C, H, W) -> DeiTOutput with class logits only."""
         return DeiTOutput(self.net(images), None)
 
+    def token_cosine(self) -> None:
+        """There are no tokens to compare."""
+
+    def merge_layer_scale(self) -> None:
+        """There are no gains to merge."""
+
+    @property
+    def num_params(self) -> int:
+        """Parameters, all of which ship."""
+        return sum(p.numel() for p in self.parameters())
+
 
 def train_convnet(data: Path, out: Path, config: Config) -> None:
     """Trains the peer of the configured student on labels and writes `config.json` and `results.json`.

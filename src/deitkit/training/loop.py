@@ -180,7 +180,7 @@ class Trainer:
                 targets,
                 answer,
                 self.config.distillation,
-                smoothing=self.config.train.label_smoothing,
+                self.config.train,
                 guidance=guidance,
                 labelled_share=labelled,
             )

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate, a pure function of the step."""
+"""The optimizer's parameter groups, and the learning rate, a pure function of the step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..config import OptimConfig
+from .lamb import Lamb
 
 # Biases, norms' gains, and everything that is no matrix go without weight decay; so do both tokens
 # and the positions, which are matrices by shape only.
@@ -27,8 +28,10 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
 
 
 def create_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.Optimizer:
-    """Fused AdamW (Loshchilov & Hutter, arXiv 1711.05101), or SGD with Nesterov's momentum."""
+    """Fused AdamW (Loshchilov & Hutter, arXiv 1711.05101), LAMB (You et al., arXiv 1904.00962) or SGD."""
     groups = parameter_groups(modules, config.weight_decay)
+    if config.name == "lamb":
+        return Lamb(groups, lr=config.lr, betas=config.betas)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0], nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
-from ..config import DistillationConfig
+from ..config import DistillationConfig, TrainConfig
 from ..model import DeiT, DeiTOutput
 from ..teachers.teacher import TeacherAnswer
 
@@ -37,13 +37,27 @@ class Guidance(nn.Module):
         return torch.stack(terms).sum()
 
 
+_LABEL_LOSSES = {"cross-entropy": losses.soft_target_cross_entropy, "bce": losses.binary_cross_entropy}
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, config: DistillationConfig) -> Tensor:
+    """The teacher's term in the mode that `config` names, not yet weighted; both logits (B, K)."""
+    if config.mode == "hard":
+        return losses.hard_distillation(student_logits, teacher_logits, config.smoothing)
+    if config.mode == "dist":
+        return losses.dist(student_logits, teacher_logits, config.temperature)
+    if config.standardise:
+        student_logits, teacher_logits = map(losses.standardise, (student_logits, teacher_logits))
+    return losses.soft_distillation(student_logits, teacher_logits, config.temperature, config.reduction)
+
+
 def training_loss(
     output: DeiTOutput,
     targets: Tensor,
     answer: TeacherAnswer | None,
     config: DistillationConfig,
+    train: TrainConfig,
     *,
-    smoothing: float,
     guidance: Guidance | None,
     labelled_share: float = 1.0,
 ) -> dict[str, Tensor]:
@@ -53,17 +67,14 @@ def training_loss(
     labelled views, `labelled_share` of the global batch. Without a teacher only the class term remains,
     at full weight.
     """
-    smoothed = losses.smooth(targets, smoothing)
-    base = losses.soft_target_cross_entropy(output.class_logits, smoothed) / labelled_share
+    smoothed = losses.smooth(targets, train.label_smoothing)
+    base = _LABEL_LOSSES[train.loss](output.class_logits, smoothed) / labelled_share
     parts = {"class": base}
     if answer is None or config.mode == "none":
         return {"loss": base, **parts}
     student_logits = output.distill_logits if config.token == "distill" else output.class_logits
     assert student_logits is not None, "the distillation token needs a distilled student"
-    if config.mode == "soft":
-        parts["distill"] = losses.soft_distillation(student_logits, answer.logits, config.temperature)
-    else:
-        parts["distill"] = losses.hard_distillation(student_logits, answer.logits)
+    parts["distill"] = distillation_loss(student_logits, answer.logits, config)
     total = (1 - config.alpha) * base + config.alpha * parts["distill"]
     if guidance is not None:
         parts["guidance"] = guidance(output, answer)

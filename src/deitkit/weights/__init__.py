@@ -7,11 +7,15 @@ it changed; `export` writes what timm, transformers and the official code load.
 from .exporting import export
 from .fitting import load_into, resize_positions
 from .keys import published_keys, transformers_keys
+from .pretrained import PUBLISHED, Published, find_initial
 from .sources import Weights, read
 
 __all__ = [
+    "PUBLISHED",
+    "Published",
     "Weights",
     "export",
+    "find_initial",
     "load_into",
     "published_keys",
     "read",

@@ -17,14 +17,16 @@ def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = Fals
 
     Each sentence of the result names one change; the list is empty where every tensor fitted. A
     distillation token that is missing starts, with its position and its head, as a copy of the
-    class token's; one too many is left out. Heads for another number of classes start afresh. Position
-    embeddings and patch kernels are resized, bicubic as published, `antialias` as the official code
+    class token's; one too many is left out. LayerScale's gains start at 1 where there are none. Heads
+    for another number of classes start afresh. Position embeddings and patch kernels are resized,
+    bicubic as published, `antialias` as the official code
     (False) or timm (True) has it. The number of attention heads leaves no trace in weights and is not
     checked. Raises DeitkitError for another width, depth, or kind of model.
     """
     state = {k: v.to(model.pos_embed) for k, v in weights.items()}
     _check_body(model, state)
     changes: list[str] = []
+    _fit_layer_scale(model, state, changes)
     _fit_distillation(model, state, changes)
     _fit_heads(model, state, changes)
     _fit_patches(model, state, changes, antialias)
@@ -65,11 +67,13 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
         )
     adapted = ("head", "dist_token", "pos_embed", "patch_embed.proj.weight")
     foreign = [k for k in state if k not in own and not k.startswith(adapted)]
-    absent = [k for k in own if k not in state and not k.startswith(adapted)]
+    absent = [k for k in own if k not in state and not k.startswith(adapted) and ".gamma_" not in k]
     if foreign or absent:
         what = f"an extra {foreign[0]!r}" if foreign else f"no {absent[0]!r}"
         raise DeitkitError(f"the weights are of another architecture: they have {what}; give those of a DeiT")
-    shapes = {k: (state[k].shape, v.shape) for k, v in own.items() if not k.startswith(adapted)}
+    shapes = {
+        k: (state[k].shape, v.shape) for k, v in own.items() if not k.startswith(adapted) and k in state
+    }
     kernel = "patch_embed.proj.weight"
     shapes[kernel] = (state[kernel].shape[:2], own[kernel].shape[:2])  # width and input channels only
     for key, (theirs, ours) in shapes.items():
@@ -78,6 +82,14 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
                 f"{key!r} is {tuple(theirs)} in the weights and {tuple(ours)} in the student; "
                 "choose the student that matches them, or other weights"
             )
+
+
+def _fit_layer_scale(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> None:
+    """`published_keys` merges trained gains into the projections, so 1 keeps the function they had."""
+    gains = {k: v for k, v in model.state_dict().items() if ".gamma_" in k and k not in state}
+    if gains:
+        state |= {k: torch.ones_like(v) for k, v in gains.items()}
+        changes.append("the gains of LayerScale start at 1: those of the weights are in their projections")
 
 
 def _fit_distillation(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> None:

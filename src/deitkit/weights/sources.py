@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import DeitkitError
 from .keys import published_keys
 
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
 
 
@@ -133,14 +134,19 @@ def _from_timm(name: str) -> dict[str, Tensor]:
 
 
 def _from_hugging_face(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    """The weights file, from the local cache where it lies there; its config.json comes beside it."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
+    for file in _HUB_FILES:
+        cached = try_to_load_from_cache(name, file)
+        if isinstance(cached, str):
+            return Path(cached)
     try:
         hf_hub_download(name, "config.json")
         try:
-            return Path(hf_hub_download(name, "model.safetensors"))
+            return Path(hf_hub_download(name, _HUB_FILES[0]))
         except EntryNotFoundError:
-            return Path(hf_hub_download(name, "pytorch_model.bin"))
+            return Path(hf_hub_download(name, _HUB_FILES[1]))
     except Exception as error:
         raise _unreachable(f"hf:{name}", error) from None

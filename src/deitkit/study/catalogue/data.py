@@ -50,7 +50,7 @@ STUDY = Study(
     title="Share of the training data",
     source="arXiv 2012.12877, table 5 (all of ImageNet; ViT-B at 384 pixels; shares of it are not published)",
     # The light augmentation of small-data would leave a plain ViT and DeiT alike.
-    recipe="deit",
+    recipe="deit-distilled",
     sizes={
         "quick": Size(epochs=9, images=1000),
         "standard": Size(epochs=8, images=10_000),

@@ -1,0 +1,50 @@
+"""LAMB, the optimizer of DeiT III."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Lamb(torch.optim.Optimizer):
+    """Adam's direction, given each tensor's own length (You et al., arXiv 1904.00962, algorithm 2).
+
+    params: groups with their own `weight_decay`. As in the implementation that DeiT III was trained
+    with, the gradient's global norm is first brought down to 1, and only tensors with weight decay
+    have their step scaled, by |w| / |step|; the others take Adam's step.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = 1e-6
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; `closure` is not called."""
+        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        excess = torch.nn.utils.get_total_norm(gradients).clamp_min(1.0)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad / excess, group)
+
+    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros(())  # a tensor, as torch's optimizers keep it
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        count, (beta1, beta2) = state["step"].item(), group["betas"]
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        scale = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
+        step = (mean / (1 - beta1**count)).div_(scale).add_(p, alpha=group["weight_decay"])
+        if group["weight_decay"]:
+            length, own = p.norm(), step.norm()
+            # A tensor of zeros, or without a gradient, has no length of its own to keep.
+            step.mul_(torch.where((length > 0) & (own > 0), length / own, torch.ones_like(own)))
+        p.sub_(step, alpha=group["lr"])

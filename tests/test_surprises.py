@@ -1,0 +1,231 @@
+"""What surprises users of the published DeiT training code, each with a test of the behaviour here.
+
+Some of them are tested where their piece is; `ELSEWHERE` says where, and a test keeps it true.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deitkit
+from deitkit import prepare, recipes
+from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
+from deitkit.errors import DeitkitError
+from deitkit.model import DeiT, DeiTOutput, create_model
+from deitkit.teachers.backbone import Backbone
+from deitkit.teachers.backends import Network, PyTorchBackend
+from deitkit.teachers.teacher import Teacher, TeacherAnswer, TeacherCard
+from deitkit.training.optim import learning_rate, parameter_groups
+from deitkit.training.task import training_loss
+
+from .conftest import write_pictures
+
+ELSEWHERE = {
+    "soft distillation is divided by the number of classes as well": (
+        "test_losses.py",
+        "test_soft_distillation_does_not_weaken_with_the_number_of_classes",
+    ),
+    "BCE makes every smoothed target 1": (
+        "test_losses.py",
+        "test_binary_cross_entropy_keeps_smoothed_targets",
+    ),
+    "repeated augmentation needs several processes and 256 images": (
+        "data/test_views.py",
+        "test_repeats_give_three_views_of_a_third",
+    ),
+    "position embeddings of square grids only": (
+        "weights/test_fitting.py",
+        "test_resize_positions_of_a_non_square_grid",
+    ),
+    "plain weights crash in a distilled model": (
+        "weights/test_fitting.py",
+        "test_plain_to_distilled_copies_the_class_token",
+    ),
+    "distilled weights crash in a plain model": (
+        "weights/test_fitting.py",
+        "test_distilled_to_plain_leaves_the_token_out",
+    ),
+    "a loss that is no number ends a process without a word": (
+        "test_bad_input.py",
+        "test_not_finite_loss_names_the_files",
+    ),
+    "mixup needs an even batch": ("data/test_views.py", "test_mixing_leaves_alone_what_it_should"),
+    "the last images of an epoch are dropped": ("data/test_views.py", "test_plan_visits_every_image_once"),
+    "loading weights runs code": ("weights/test_sources.py", "test_read_never_runs_what_a_file_says"),
+    "heads are joined by their logits": (
+        "test_model.py",
+        "test_joint_logits_can_disagree_with_joint_probabilities",
+    ),
+    "a resumed run differs by an epoch": ("training/test_resume.py", "test_killed_at_random_points"),
+}
+
+
+@pytest.mark.parametrize("surprise", ELSEWHERE)
+def test_it_is_tested_where_its_piece_is(surprise):
+    file, name = ELSEWHERE[surprise]
+    tree = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> deitkit.Run:
+    """The published recipe on eleven classes of two training images each, in batches of five views."""
+    folder = tmp_path_factory.mktemp("surprises")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEITKIT_CACHE", str(folder / "cache"))
+        return deitkit.train(
+            write_pictures(folder / "data", CLASSES, count=3),
+            folder / "run",
+            recipe="deit",
+            student__name="nano",
+            student__image_size=16,
+            student__patch_size=8,
+            train__batch_size=5,
+            train__epochs=2,
+            train__device="cpu",
+            optim__ema_decay=0.5,
+        )
+
+
+CLASSES = tuple(f"class {k:02}" for k in range(11))
+
+
+def a_batch(model: DeiT, classes: int) -> tuple[DeiTOutput, torch.Tensor, TeacherAnswer]:
+    images = torch.randn(4, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
+    return model(images), torch.eye(classes)[:4], TeacherAnswer(torch.randn(4, classes), ())
+
+
+def small_config(**changes) -> Config:
+    return replace(Config(), distillation=DistillationConfig(mode="hard")).override(
+        {"student.name": "nano", "student.image_size": 16, "student.patch_size": 8} | changes
+    )
+
+
+def test_both_heads_learn_while_fine_tuning_to_other_classes(tmp_path):
+    """Published: distillation while fine-tuning raises NotImplementedError."""
+    save_file(
+        create_model("nano", num_classes=7, image_size=16, patch_size=8).state_dict(),
+        tmp_path / "a.safetensors",
+    )
+    model = prepare.build_model(small_config(**{"student.init": str(tmp_path / "a.safetensors")}), 5)
+    output, targets, answer = a_batch(model, 5)
+    training_loss(output, targets, answer, DistillationConfig(mode="hard"), TrainConfig(), guidance=None)[
+        "loss"
+    ].backward()
+    for learnt in (model.head.weight, model.head_dist.weight, model.cls_token, model.dist_token):
+        assert learnt.grad.abs().max() > 0
+
+
+def test_fine_tuning_without_a_teacher_leaves_no_random_head(tmp_path):
+    """Published: only the class head is trained, and evaluation averages in the other, which is random."""
+    save_file(
+        create_model("nano", num_classes=7, image_size=16, patch_size=8).state_dict(),
+        tmp_path / "a.safetensors",
+    )
+    changes = {"student.init": str(tmp_path / "a.safetensors"), "distillation.mode": "none"}
+    model = prepare.build_model(small_config(**changes), 5)
+    assert model.head_dist is None and model(torch.zeros(1, 3, 16, 16)).distill_logits is None
+
+
+def test_the_rate_rises_from_the_first_update_on():
+    """Published: epochs 0 and 1 both run at the floor of the warm-up, since it steps after the epoch."""
+    config = OptimConfig()
+    rates = [
+        learning_rate(step, total_steps=3000, steps_per_epoch=10, batch_size=1024, config=config)
+        for step in range(60)
+    ]
+    assert rates[0] > config.warmup_lr and all(b > a for a, b in itertools.pairwise(rates[:50]))
+    assert np.mean(rates[10:20]) > 2 * np.mean(rates[:10])
+    assert rates[49] == pytest.approx(1e-3)  # five epochs of warm-up end at the peak
+
+
+def test_there_is_no_cool_down_that_does_nothing():
+    """Published: --cooldown-epochs has no effect."""
+    with pytest.raises(DeitkitError, match=r"no setting 'optim\.cooldown_epochs'"):
+        recipes.get("deit").override({"optim.cooldown_epochs": 10})
+
+
+def test_averaged_weights_are_measured_and_kept_where_better(run):
+    """Published: the average is saved and never evaluated, and the best is picked among raw weights."""
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all("val_ema" in line for line in lines)
+    better = "val_ema" if lines[-1]["val_ema"]["loss"] <= lines[-1]["val"]["loss"] else "val"
+    assert run.results["weights"] == {"val_ema": "ema", "val": "raw"}[better]
+    assert run.results["student"]["top1"] == lines[-1][better]["top1"]
+
+
+def test_the_distillation_token_does_not_decay():
+    """Published: dist_token decays, cls_token and pos_embed do not."""
+    model = create_model("nano", num_classes=5, image_size=16, patch_size=8)
+    decaying, kept = parameter_groups([model], 0.05)
+    assert kept["weight_decay"] == 0 and decaying["weight_decay"] == 0.05
+    for token in (model.dist_token, model.cls_token, model.pos_embed):
+        assert any(p is token for p in kept["params"]) and not any(p is token for p in decaying["params"])
+
+
+def test_the_teacher_has_its_own_size_normalisation_and_head():
+    """Published: the teacher must have the data's classes, and sees the student's size and normalisation."""
+    import timm
+
+    seen: list[torch.Tensor] = []
+    cnn = timm.create_model("resnet10t", num_classes=0)
+    first = cnn.conv1[0] if isinstance(cnn.conv1, torch.nn.Sequential) else cnn.conv1
+    first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    network = Network(Backbone(cnn, 64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)), torch.nn.Linear(512, 3))
+    card = TeacherCard("resnet10t", None, 64, ("a", "b", "c"), "", 0, (128, 256), False)
+    teacher = Teacher(card, PyTorchBackend(network, torch.device("cpu")))
+    answer = teacher(torch.full((2, 3, 16, 16), 0.6))
+    assert answer.logits.shape == (2, 3)  # the user's classes
+    assert seen[0].shape[-2:] == (64, 64)
+    torch.testing.assert_close(seen[0].amax((0, 2, 3)), torch.tensor([0.5, 1.0, 1.5]))
+
+
+def test_the_teacher_stays_frozen_while_the_student_trains():
+    """timm: the teacher is a part of the task, whose train() reaches it."""
+    import timm
+
+    network = Network(
+        Backbone(timm.create_model("resnet10t", num_classes=0), 32, (0,) * 3, (1,) * 3),
+        torch.nn.Linear(512, 3),
+    )
+    backend = PyTorchBackend(network, torch.device("cpu"))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    student = create_model("nano", num_classes=3, image_size=16, patch_size=8)
+    student.train()
+    backend(torch.rand(2, 3, 16, 16))
+    assert not any(m.training for m in network.modules())
+    assert not any(p.requires_grad for p in network.backbone.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_a_cpu_trains_in_single_precision(run):
+    """Published: float16 autocast is always on; here a GPU takes bfloat16, and everything else float32."""
+    assert {t.dtype for t in load_file(run.folder / "model.safetensors").values()} == {torch.float32}
+
+
+def test_odd_batches_and_few_images_train(run):
+    """Published: mixup needs an even batch, drop_last is always on, and few images give no batch at all."""
+    assert run.results["train"]["images"] == 2 * 24  # an epoch: three views of every third of 22 images
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["train"]["loss"]) for line in lines)
+
+
+def test_the_number_of_classes_is_the_folders(run):
+    """Published: the 1000 classes of ImageNet stand in the code."""
+    assert deitkit.load(run.folder).classes == CLASSES
+    assert load_file(run.folder / "model.safetensors")["head.weight"].shape[0] == 11
+
+
+def test_nothing_in_a_run_is_pickled(run):
+    """Published: checkpoints pickle the argument namespace."""
+    for path in (p for p in run.folder.rglob("*") if p.is_file()):
+        assert not path.read_bytes().startswith((b"\x80", b"PK\x03\x04")), f"{path} looks like a pickle"
