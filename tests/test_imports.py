@@ -16,7 +16,7 @@ PACKAGE = Path(deitkit.__file__).parent
 # From the top down; a part may import those of lower layers only, never a neighbour of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("labelling", "study"),
+    ("labelling", "pretraining", "study"),
     ("job", "evaluate", "analyze", "export", "bench", "bench_worker"),
     ("results", "analysis"),
     ("prepare",),

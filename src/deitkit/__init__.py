@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .job import Run, train
     from .labelling import label
     from .model import DeiT, create_model
+    from .pretraining import pretrain
 
 __version__ = "0.1.0"
 
@@ -29,10 +30,22 @@ _HOMES = {
     "create_model": "model",
     "label": "labelling",
     "load": "delivery.classifier",
+    "pretrain": "pretraining",
     "train": "job",
 }
 
-__all__ = ["Classifier", "Config", "DeiT", "DeitkitError", "Run", "create_model", "label", "load", "train"]
+__all__ = [
+    "Classifier",
+    "Config",
+    "DeiT",
+    "DeitkitError",
+    "Run",
+    "create_model",
+    "label",
+    "load",
+    "pretrain",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,9 +81,9 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     splits = find_splits(data, config)
     config, why = choose_student(config, splits, device)
     _check_teacher(config)
-    saved = _begun_run(out, resume)
+    saved = begun_run(out, resume)
     config = settle_init(config, saved)
-    _claim_folder(out, config, saved)
+    claim_folder(out, config, saved)
     console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
     console.say(why)
     parts = (splits.train, splits.val, splits.test, splits.unlabeled)
@@ -91,7 +91,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     with console.bar("decoding", total) as advance:
         opened = open_data(splits, config, advance)
     splits.write(out / "split.json")
-    _write_json(out / "skipped.json", [{"path": p, "reason": r} for p, r in opened.skipped])
+    write_json(out / "skipped.json", [{"path": p, "reason": r} for p, r in opened.skipped])
     if opened.skipped:
         console.say(
             f"{len(opened.skipped)} unreadable images were skipped; {out / 'skipped.json'} lists them"
@@ -107,27 +107,27 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
         console.say(results.teacher_sentence(teacher_facts))
         results.warn_of_weak_teacher(teacher_facts["top1"], opened.val)
 
-    trainer = _trainer(out, config, opened, teacher, device, labels)
+    trainer = create_trainer(out, config, opened, teacher, device, labels)
     control = None
     if config.train.control:
-        control = _trainer(out / "control", _without_teacher(config), opened, None, device)
-    epochs = _planned_epochs(out, trainer, control, config, started)
+        control = create_trainer(out / "control", _without_teacher(config), opened, None, device)
+    epochs = planned_epochs(out, trainer, control, config, started)
     plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
-    _write_json(
+    write_json(
         out / "config.json", results.describe_run(config, opened, trainer.model, teacher_facts, plan, data)
     )
     student_facts, output = train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
-        _write_json(
+        write_json(
             out / "control" / "config.json",
             results.describe_run(control.config, opened, control.model, None, plan, data),
         )
         control_facts, _ = train_one(control, epochs, opened, device, resume, "control")
         student_facts["control"] = control_facts["student"]
-        _write_json(out / "control" / "results.json", {"student": control_facts["student"]})
+        write_json(out / "control" / "results.json", {"student": control_facts["student"]})
     found = results.assemble(student_facts, teacher_facts, opened, time.monotonic() - started)
     results.write_predictions(out / "predictions.csv", opened.val.images, output, by_teacher)
-    _write_json(out / "results.json", found)
+    write_json(out / "results.json", found)
     write_report(out)
     return Run(out, found)
 
@@ -143,7 +143,7 @@ def _check_teacher(config: Config) -> None:
         )
 
 
-def _begun_run(out: Path, resume: bool) -> Config | None:
+def begun_run(out: Path, resume: bool) -> Config | None:
     """The settings of the run that `out` holds already; None where there is none yet."""
     settings = out / "settings.json"
     if not settings.exists() or not any((out / name).exists() for name in ("teacher", "plan.json")):
@@ -153,7 +153,7 @@ def _begun_run(out: Path, resume: bool) -> Config | None:
     return Config.from_dict(json.loads(settings.read_text()))
 
 
-def _claim_folder(out: Path, config: Config, saved: Config | None) -> None:
+def claim_folder(out: Path, config: Config, saved: Config | None) -> None:
     """Makes the run folder; one with other things in it is refused, other settings when resuming too."""
     settings = out / "settings.json"
     if saved is not None:
@@ -169,7 +169,7 @@ def _claim_folder(out: Path, config: Config, saved: Config | None) -> None:
     if not settings.exists() and out.exists() and any(p.suffix != ".part" for p in out.iterdir()):
         raise DeitkitError(f"{out} is not empty and holds no run; choose an empty or a new folder for --out")
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(settings, config.to_dict())
+    write_json(settings, config.to_dict())
 
 
 def _taught_live(config: Config) -> bool:
@@ -252,7 +252,7 @@ def _without_teacher(config: Config) -> Config:
     return replace(config, distillation=replace(config.distillation, mode="none", guidance=0.0))
 
 
-def _trainer(
+def create_trainer(
     folder: Path,
     config: Config,
     data: Data,
@@ -284,7 +284,7 @@ def _trainer(
     )
 
 
-def _planned_epochs(
+def planned_epochs(
     out: Path, trainer: Trainer, control: Trainer | None, config: Config, started: float
 ) -> int:
     """The configured epochs; under a budget, as many as fit, measured on a student that is thrown away."""
@@ -311,7 +311,7 @@ def _planned_epochs(
         if trainer.labels is not None and epochs > trainer.labels.epochs():
             epochs = trainer.labels.epochs()
             console.say(f"labels are stored for {epochs} of them, so {epochs} are trained")
-    _write_json(saved, {"epochs": epochs})
+    write_json(saved, {"epochs": epochs})
     return epochs
 
 
@@ -348,5 +348,5 @@ def _keep_better_weights(trainer: Trainer, val: Part, device: torch.device) -> s
     return "raw"
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))

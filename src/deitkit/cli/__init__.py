@@ -17,6 +17,7 @@ from .export import export
 from .label import label
 from .models import list_models
 from .predict import predict
+from .pretrain import pretrain
 from .recipes import list_recipes
 from .study import study
 from .train import parse_budget, train
@@ -35,6 +36,7 @@ app.command("eval")(evaluate)
 app.command("analyze")(analyze)
 app.command("predict")(predict)
 app.command("convert")(convert)
+app.command("pretrain")(pretrain)
 app.command("export")(export)
 app.command("bench")(bench)
 app.command("recipes")(list_recipes)

@@ -23,6 +23,20 @@ def parse_budget(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def parse_length(epochs: int | None, budget: str | None) -> dict[str, Any]:
+    """`--epochs` or `--budget` as settings; raises DeitkitError where both are given."""
+    if epochs is not None and budget is not None:
+        raise DeitkitError("--epochs and --budget both say how long to train; give one of them")
+    return {"train.epochs": epochs, "train.budget_s": parse_budget(budget) if budget else None}
+
+
+def stopped(resume: bool) -> typer.Exit:
+    """What ends a verb whose work a signal stopped, after the command that goes on was printed."""
+    command = " ".join(sys.argv if resume else [*sys.argv, "--resume"])
+    print(f"stopped and saved; to go on: {command}", file=sys.stderr)
+    return typer.Exit(130)
+
+
 def train(
     data: Annotated[
         Path, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
@@ -54,14 +68,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Train a distilled student on a folder of images."""
-    if epochs is not None and budget is not None:
-        raise DeitkitError("--epochs and --budget both say how long to train; give one of them")
     named: dict[str, Any] = {
         "student.name": student,
         "student.image_size": image_size,
         "student.patch_size": patch_size,
-        "train.epochs": epochs,
-        "train.budget_s": parse_budget(budget) if budget else None,
+        **parse_length(epochs, budget),
         "distillation.mode": distillation,
         "teacher.spec": teacher,
         "data.unlabeled": unlabeled,
@@ -81,9 +92,7 @@ def train(
     try:
         run = job.train(data, out, recipe=recipe, resume=resume, **settings)
     except Interrupted:
-        command = " ".join(sys.argv if resume else [*sys.argv, "--resume"])
-        print(f"stopped and saved; to go on: {command}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise stopped(resume) from None
     _print_summary(run.results, run.report)
 
 

@@ -87,14 +87,20 @@ def find_source(spec: str) -> Source:
 
 def open_backbone(source: Source, image_size: int) -> Backbone:
     """The backbone with its trained weights; never with random ones. `image_size` in pixels a side."""
+    return open_with_head(source, image_size)[0]
+
+
+def open_with_head(source: Source, image_size: int) -> tuple[Backbone, nn.Module]:
+    """As `open_backbone`, and the head that the weights were trained with, on pooled features."""
     model: Any = timm.create_model(source.name)
     _load_weights(model, source)
     config = model.default_cfg
     mean, std = config["mean"], config["std"]
     if "efficientnet_lite" in source.name:  # trained with (pixel - 127) / 128
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    head = model.get_classifier().requires_grad_(False)
     model.reset_classifier(0)
-    return Backbone(model, image_size, mean, std)
+    return Backbone(model, image_size, mean, std), head
 
 
 def native_image_size(source: Source) -> int:

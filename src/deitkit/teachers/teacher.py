@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ..config import TeacherConfig
 from ..errors import DeitkitError
 from ..files import write_tensors
-from .backbone import Backbone, Source, find_source, native_image_size, open_backbone
+from .backbone import Backbone, Source, find_source, native_image_size, open_backbone, open_with_head
 from .backends import Backend, Network, choose_backend
 from .finetune import FineTuneBatches, finetune
 from .probe import fit_probe
@@ -112,6 +113,35 @@ def fit_teacher(
         finetuned=config.fit == "finetune",
     )
     return Teacher(card, choose_backend(network, student_size, device, config.backend)), network
+
+
+def native_teacher(config: TeacherConfig, *, student_size: tuple[int, int], device: torch.device) -> Teacher:
+    """The teacher with the head that its weights came with, which knows ImageNet's thousand classes.
+
+    Raises DeitkitError where it has another number of outputs.
+    """
+    source = find_source(config.spec)
+    backbone, head = open_with_head(source, input_size(config, source, student_size))
+    network = Network(backbone, head)
+    backend = choose_backend(network, student_size, device, config.backend)
+    logits, *maps = backend(torch.zeros(2, 3, *student_size))
+    classes = tuple(ImageNetInfo().label_names())
+    if logits.shape[1] != len(classes):
+        raise DeitkitError(
+            f"the teacher {source.name} has {logits.shape[1]} outputs; give one that was trained on "
+            f"ImageNet's {len(classes)} classes"
+        )
+    card = TeacherCard(
+        name=source.name,
+        weights=source.weights.name if source.weights else None,
+        image_size=backbone.image_size,
+        classes=classes,
+        how="its own head",
+        params=sum(p.numel() for p in network.parameters()),
+        map_channels=tuple(m.shape[1] for m in maps),
+        finetuned=False,
+    )
+    return Teacher(card, backend)
 
 
 def save_teacher(folder: Path, teacher: Teacher, network: Network) -> None:

@@ -1,0 +1,98 @@
+"""A start for students: what an ImageNet teacher says of pictures without labels, learnt beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import console, recipes, results
+from .data.folder import ImageSet, Splits
+from .data.unlabeled import find_unlabeled
+from .errors import DeitkitError
+from .job import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one, write_json
+from .prepare import Data, Part, choose_student, open_data, settle_device
+from .teachers.teacher import Teacher, native_teacher
+
+_HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
+
+
+def pretrain(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    recipe: str = "pretrain",
+    resume: bool = False,
+    **settings: Any,
+) -> Run:
+    """Trains a student on all images under `folders`, at any depth, without their labels.
+
+    The student learns the teacher's answers over ImageNet's classes and, by guidance, its feature maps;
+    `student.init` of other runs takes `out`. A fiftieth of the images, at most 1000, is held out: what
+    is called top-1 is there how often student and teacher name the same class. settings as for
+    `deitkit.train`. Raises DeitkitError for anything the caller can mend, Interrupted when a signal
+    stopped training after its state was saved.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    config = recipes.get(recipe).override({key.replace("__", "."): v for key, v in settings.items()})
+    if config.distillation.mode == "none" or config.teacher.spec == "none":
+        raise DeitkitError("pictures without labels need a teacher to answer them; give a --teacher")
+    device = settle_device(config.train.device)
+    splits = _split([Path(folder) for folder in folders], config.data.split_seed)
+    config, why = choose_student(config, splits, device)
+    claim_folder(out, config, begun_run(out, resume))
+    console.say(f"{len(splits.train)} images, and {len(splits.val)} held out")
+    console.say(why)
+    with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
+        opened = open_data(splits, config, advance)
+    size = config.student.image_size
+    assert size is not None
+    teacher = native_teacher(config.teacher, student_size=size, device=device)
+    data = _answered(opened, teacher, device)
+    facts, _ = results.measure_teacher(teacher, data.val, device)
+    trainer = create_trainer(out, config, data, teacher, device)
+    epochs = planned_epochs(out, trainer, None, config, started)
+    plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
+    root = Path(*folders) if len(folders) == 1 else out
+    write_json(out / "config.json", results.describe_run(config, data, trainer.model, facts, plan, root))
+    trained, _ = train_one(trainer, epochs, data, device, resume, "pre-training")
+    found = results.assemble(trained, facts, data, time.monotonic() - started)
+    found["verdict"] = (
+        f"Start students from it with --init {out}: it names the teacher's class on "
+        f"{found['student']['top1']:.1f} % of {len(data.val.images)} images that were held out."
+    )
+    del found["confusion"]  # a thousand classes squared
+    write_json(out / "results.json", found)
+    return Run(out, found)
+
+
+def _split(folders: Sequence[Path], seed: int) -> Splits:
+    found, *others = (find_unlabeled(folder, ())[0] for folder in folders)
+    for other in others:
+        found = found.joined(other)
+    order = np.random.RandomState(seed).permutation(len(found))  # a frozen stream, as for other splits
+    held = min(_MOST_HELD_OUT, max(1, round(len(found) * _HELD_OUT)))
+    if held == len(found):
+        raise DeitkitError(f"{folders[0]} holds one image; give a folder with thousands")
+    train, val = (found.subset(np.sort(part)) for part in (order[held:], order[:held]))
+    return Splits(train, val, None, f"without labels, {held} held out, seed {seed}")
+
+
+def _answered(opened: Data, teacher: Teacher, device: torch.device) -> Data:
+    """All images to learn from, and the held-out ones with the teacher's classes as labels."""
+    said = results.teacher_logits(teacher, opened.val, device).argmax(1).numpy()
+    classes = teacher.card.classes
+
+    def named(images: ImageSet, labels: np.ndarray) -> ImageSet:
+        return replace(images, labels=labels, classes=classes)
+
+    pool = Part(named(opened.pool.images, opened.pool.images.labels), opened.pool.store)
+    val = Part(named(opened.val.images, said), opened.val.store)
+    splits = replace(opened.splits, train=pool.images, val=val.images)
+    return replace(opened, splits=splits, train=pool, pool=pool, val=val)

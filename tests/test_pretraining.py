@@ -1,0 +1,72 @@
+"""Pictures without labels: a tiny pre-training, what it writes, and a student that starts from it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import deitkit
+from deitkit import cli, weights
+from deitkit.errors import DeitkitError
+from tests.conftest import write_pictures
+
+TINY = {
+    "student.name": "nano",
+    "student.image_size": 16,
+    "student.patch_size": 8,
+    "teacher.image_size": 32,
+    "train.epochs": 1,
+    "train.batch_size": 8,
+    "train.device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Pre-trained on two folders."""
+    root = tmp_path_factory.mktemp("start")
+    folders = [write_pictures(root / name, count=6) for name in ("one", "other")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEITKIT_CACHE", str(root / "cache"))
+        return deitkit.pretrain(folders, root / "run", **TINY)
+
+
+def test_it_learns_the_teachers_thousand_classes(start):
+    config = json.loads((start.folder / "config.json").read_text())
+    assert (config["data"]["train"], config["data"]["val"]) == (23, 1)
+    assert len(config["classes"]) == 1000 and config["classes"][0] == "n01440764"  # tench
+    assert config["student"]["distilled"] is False
+    [line] = map(json.loads, (start.folder / "metrics.jsonl").read_text().splitlines())
+    assert line["train"]["class"] == 0 and line["train"]["distill"] > 0 and line["train"]["guidance"] > 0
+    assert line["train"]["loss"] == pytest.approx(line["train"]["distill"] + 16 * line["train"]["guidance"])
+
+
+def test_a_student_starts_from_it(start, pictures, tmp_path):
+    settings = TINY | {"teacher.spec": "none", "student.init": str(start.folder)}
+    run = deitkit.train(pictures, tmp_path / "run", **settings)
+    assert run.results["student"]["top1"] > 0
+    begun = weights.read(start.folder)
+    trained = weights.read(run.folder)
+    key = "blocks.0.attn.qkv.weight"
+    assert torch.nn.functional.cosine_similarity(begun[key].flatten(), trained[key].flatten(), dim=0) > 0.99
+
+
+def test_mistakes_are_refused(pictures, tmp_path):
+    for changes, words in (
+        ({"teacher.spec": "none"}, "need a teacher"),
+        ({"teacher.spec": "timm:resnet81"}, "did you mean"),
+    ):
+        with pytest.raises(DeitkitError, match=words):
+            deitkit.pretrain([pictures], tmp_path / "out", **TINY | changes)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DeitkitError, match="holds no images"):
+        deitkit.pretrain([tmp_path / "empty"], tmp_path / "out", **TINY)
+
+
+def test_the_command_line_goes_on_only_with_resume(start, capsys):
+    command = ["pretrain", str(start.folder.parent / "one"), "--out", str(start.folder)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command)
+    assert ended.value.code == 2 and "add --resume" in capsys.readouterr().err
