@@ -20,7 +20,7 @@ def pretrain(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="An ImageNet model: auto or timm:NAME[@WEIGHTS].")
+        str | None, typer.Option(help="An ImageNet model, such as auto or timm:NAME.")
     ] = None,
     init: Annotated[str | None, typer.Option(help="none, a run, a file, timm:NAME or hf:NAME.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,

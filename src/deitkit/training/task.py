@@ -64,8 +64,8 @@ def training_loss(
     """The parts of the loss and their weighted sum, `loss` (arXiv 2012.12877, equations 2 and 3).
 
     targets (B, K) are soft, zero for a view without a label; the class term is the mean over the
-    labelled views, `labelled_share` of the global batch, and 0 where there are none. Without a teacher only the class term remains,
-    at full weight.
+    labelled views, `labelled_share` of the global batch, and 0 where there are none. Without a teacher
+    only the class term remains, at full weight.
     """
     smoothed = losses.smooth(targets, train.label_smoothing)
     base = _LABEL_LOSSES[train.loss](output.class_logits, smoothed) / (labelled_share or 1.0)
