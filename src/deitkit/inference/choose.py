@@ -69,14 +69,18 @@ class FastestThatAgrees:
         if self.looked:
             return self.chosen(views)
         if self.spent_s >= _LOOK_AFTER_S:
-            self.looked = True
-            self.chosen = self._look(views)
+            self.look(views)
         started = time.perf_counter()
         answer = self.chosen(views)
         self.spent_s += time.perf_counter() - started
         return answer
 
-    def _look(self, views: Tensor) -> Engine:
+    def look(self, views: Tensor) -> None:
+        """Settles on an engine now, for batches such as `views`."""
+        self.looked = True
+        self.chosen = self._fastest(views)
+
+    def _fastest(self, views: Tensor) -> Engine:
         expected = self.eager(views)
         backends: tuple[Backend, ...] = ("openvino", "onnxruntime")
         for backend in backends:

@@ -31,9 +31,9 @@ PEERS = {"nano": "resnet10t", "tiny": "resnet10t", "small": "resnet50", "base": 
 class Convnet(nn.Module):
     """A timm model with random weights that answers as a student without a distillation token."""
 
-    def __init__(self, name: str, num_classes: int):
+    def __init__(self, name: str, num_classes: int, image_size: tuple[int, int]):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.image_size, self.head_dist = num_classes, image_size, None
         self.net = timm.create_model(name, num_classes=num_classes)
         for module in self.net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -71,9 +71,9 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     name = PEERS[config.student.name]
     torch.manual_seed(config.train.seed)
     # The loop reads a model's outputs and weights only, so it trains anything that answers alike.
-    model = cast(DeiT, Convnet(name, len(opened.classes)).to(device))
     size = config.student.image_size
     assert size is not None
+    model = cast(DeiT, Convnet(name, len(opened.classes), size).to(device))
     labels, classes = opened.train.images.labels, len(opened.classes)
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
