@@ -19,9 +19,7 @@ def pretrain(
     patch_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="An ImageNet model, such as auto or timm:NAME.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="An ImageNet model, such as auto or timm:NAME.")] = None,
     init: Annotated[str | None, typer.Option(help="none, a run, a file, timm:NAME or hf:NAME.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update.")] = None,
