@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+SHIPPED = "deitkit:"  # and a student's name: weights that come with the package
 _ANSWER_SECONDS = 6.0  # a hub that takes longer to say that a file exists counts as unreachable
 
 
@@ -63,9 +64,8 @@ def find_initial(student: str) -> tuple[str, str]:
     distilled ones in the local cache, then on the hub, which is asked for a few seconds at most, and
     only where something is published. Never raises for a missing network.
     """
-    shipped = _shipped(student)
-    if shipped is not None:
-        return str(shipped), f"initial weights: those that come with deitkit for {student}"
+    if shipped_file(student).is_file():
+        return f"{SHIPPED}{student}", f"initial weights: those that come with deitkit for {student}"
     if not PUBLISHED.get(student):
         return "none", f"no trained weights are published for {student}: {_COST}"
     first = PUBLISHED[student][0]
@@ -78,10 +78,9 @@ def find_initial(student: str) -> tuple[str, str]:
     return "none", f"the hub could not be reached for the published weights of {student}: {_COST}"
 
 
-def _shipped(student: str) -> Path | None:
-    """Weights inside the package: `weights/data/NAME.safetensors`, where there is one for the student."""
-    path = Path(str(importlib.resources.files(__package__))) / "data" / f"{student}.safetensors"
-    return path if path.is_file() else None
+def shipped_file(student: str) -> Path:
+    """Where weights for the student lie inside the package, if there are any; a model card lies beside."""
+    return Path(str(importlib.resources.files(__package__))) / "data" / f"{student}.safetensors"
 
 
 def _cached(name: str) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DeitkitError
 from .keys import published_keys
+from .pretrained import SHIPPED, shipped_file
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
@@ -32,7 +33,8 @@ def read(source: str | Path) -> Weights:
 
     source: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file (bare, or under "model" or
     "state_dict", as the official code and timm save); a folder that holds one, such as a run of
-    deitkit or a folder of transformers or timm; `timm:NAME`; `hf:OWNER/NAME`.
+    deitkit or a folder of transformers or timm; `timm:NAME`; `hf:OWNER/NAME`; `deitkit:NAME`, what
+    comes with the package for a student.
 
     LayerScale (DeiT III, arXiv 2204.07118) has no place in the model, so each gamma is multiplied into
     the weight and bias of the projection before it, which is mathematically equal. Position embeddings
@@ -44,7 +46,7 @@ def read(source: str | Path) -> Weights:
     if text.startswith("timm:"):
         state, grid = _from_timm(text[5:]), None
     else:
-        path = _from_hugging_face(text[3:]) if text.startswith("hf:") else _file_of(Path(source))
+        path = _located(text)
         state, grid = _read_file(path), _saved_grid(path)
     weights = Weights(published_keys(state))
     weights.grid_size = grid
@@ -55,6 +57,17 @@ def read(source: str | Path) -> Weights:
         )
     _pad_positions(weights)
     return weights
+
+
+def _located(source: str) -> Path:
+    if source.startswith("hf:"):
+        return _from_hugging_face(source[3:])
+    if source.startswith(SHIPPED):
+        path = shipped_file(source[len(SHIPPED) :])
+        if not path.is_file():
+            raise DeitkitError(f"no weights come with deitkit under {source!r}; deitkit models lists those")
+        return path
+    return _file_of(Path(source))
 
 
 def _file_of(path: Path) -> Path:
