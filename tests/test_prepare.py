@@ -1,35 +1,48 @@
-"""What the settings make of a folder before training."""
+"""What is settled before training, by the data and the device."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 
-from deitkit.config import Config
-from deitkit.errors import DeitkitError
-from deitkit.prepare import find_splits
+from deitkit import prepare, recipes
+from deitkit.data.folder import ImageSet, Splits
 
-from .conftest import write_pictures
-
-
-def test_a_share_of_the_training_images_leaves_validation_alone(pictures):
-    whole = find_splits(pictures, Config())
-    fewer = find_splits(pictures, Config().override({"data.train_fraction": 0.5}))
-    assert fewer.val.paths == whole.val.paths
-    assert set(fewer.train.paths) < set(whole.train.paths)
-    assert fewer.train.counts().tolist() == [4, 4] and whole.train.counts().tolist() == [9, 9]
-    assert "8 of 18" in fewer.how
+CPU = torch.device("cpu")
 
 
-def test_a_share_of_the_validation_images_leaves_training_and_test_alone(tmp_path):
-    for part in ("train", "val", "test"):
-        write_pictures(tmp_path / part, count=8)
-    splits = find_splits(tmp_path, Config().override({"data.eval_fraction": 0.25}))
-    assert splits.test is not None
-    assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 4, 16)
+def splits_of(count: int) -> Splits:
+    images = ImageSet(
+        Path("nowhere"), tuple(f"{i}.jpg" for i in range(count)), np.arange(count) % 2, ("a", "b")
+    )
+    return Splits(images, images, None, "made up")
 
 
-@pytest.mark.parametrize("key", ["data.train_fraction", "data.eval_fraction"])
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
-def test_shares_outside_their_range(pictures, key, share):
-    with pytest.raises(DeitkitError, match=key):
-        find_splits(pictures, Config().override({key: share}))
+def chosen(count: int, side: int, monkeypatch: pytest.MonkeyPatch, **settings):
+    monkeypatch.setattr(prepare, "_median_side", lambda images: side)
+    config = recipes.get("small-data").override(settings)
+    return prepare.choose_student(config, splits_of(count), CPU)
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(100, 200), (2000, 60), (9469, 13), (50_000, 10)])
+def test_few_images_are_seen_more_often(count, epochs, monkeypatch):
+    config, why = chosen(count, 300, monkeypatch)
+    assert config.train.epochs == epochs and f"{epochs} epochs" in why
+
+
+def test_who_names_the_epochs_or_a_budget_is_obeyed(monkeypatch):
+    config, why = chosen(2000, 300, monkeypatch, **{"train.epochs": "7"})
+    assert config.train.epochs == 7 and "epochs" not in why
+    _, why = chosen(2000, 300, monkeypatch, **{"train.budget_s": 60})
+    assert "epochs" not in why
+
+
+@pytest.mark.parametrize(("side", "image", "patch"), [(32, 32, 4), (64, 64, 8), (300, 96, 12)])
+def test_a_cpus_student_has_64_patches_at_any_size(side, image, patch, monkeypatch):
+    config, why = chosen(2000, side, monkeypatch)
+    assert config.student.name == "nano"
+    assert config.student.image_size == (image, image) and config.student.patch_size == (patch, patch)
+    assert f"nano at {image}x{image}" in why and f"about {side} pixels" in why

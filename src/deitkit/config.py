@@ -114,7 +114,7 @@ class OptimConfig:
 class TrainConfig:
     """How long and on what."""
 
-    epochs: int = 300
+    epochs: int | None = 300  # None (auto): by the number of images, 10 to 200
     budget_s: float | None = None  # plan the epochs so that the whole job ends within so many seconds
     batch_size: int = 1024  # images an optimizer update
     micro_batch_size: int | None = None  # images a forward pass; None: by device

@@ -292,6 +292,7 @@ def planned_epochs(
     if saved.exists():  # a resumed run keeps its plan
         return int(json.loads(saved.read_text())["epochs"])
     epochs = config.train.epochs
+    assert epochs is not None, "choose_student comes first"
     if config.train.budget_s is not None:
         per_epoch = 0.0
         for each in (trainer, control):

@@ -26,6 +26,9 @@ from .weights import find_initial, load_into, read
 # Of the student's input; the teacher has its own.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
+# What a student of little data sees where nobody says how long to train: enough for a few thousand
+# images, minutes on a CPU.
+_VIEWS = 120_000
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _used_share(splits: Splits, config: Config) -> Splits:
 
 
 def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:
-    """Fills in the student's name, image and patch size, the batches; and a sentence that says why."""
+    """Fills in the student's name, image and patch size, epochs, batches; and a sentence that says why."""
     student, images = config.student, splits.train
     side = _median_side(images)
     name = student.name
@@ -141,12 +144,17 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
         f"student {name} at {image_size[0]}x{image_size[1]} in patches of {patch[0]}x{patch[1]}: "
         f"{len(images)} training images of about {side} pixels, on {device.type}"
     )
+    epochs = config.train.epochs
+    if epochs is None:
+        epochs = min(200, max(10, round(_VIEWS / len(images))))
+        if config.train.budget_s is None:
+            why += f"; {epochs} epochs for that many images"
     batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
     micro = config.train.micro_batch_size or (min(32, batch) if device.type == "cpu" else batch)
     config = replace(
         config,
         student=replace(student, name=name, image_size=image_size, patch_size=patch),
-        train=replace(config.train, batch_size=batch, micro_batch_size=micro),
+        train=replace(config.train, epochs=epochs, batch_size=batch, micro_batch_size=micro),
     )
     return config, why
 

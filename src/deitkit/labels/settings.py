@@ -34,7 +34,10 @@ def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, A
             f"{folder} holds hard labels, which cannot serve distillation.mode {wanted.distillation.mode}; "
             "give --distillation hard, or label again with --top-k"
         )
-    refuse_too_many_epochs(store, wanted.train.epochs)
+    if wanted.train.epochs is not None:
+        refuse_too_many_epochs(store, wanted.train.epochs)
+    else:
+        wanted = wanted.override({"train.epochs": store.epochs()})
     return _without_guidance(wanted, "distillation.guidance" in changes)
 
 

@@ -91,6 +91,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         facts={"data": opened.train.images.fingerprint(), "settings": config.to_dict(), "model": name},
     )
     title, epochs = f"training {name}", config.train.epochs
+    assert epochs is not None, "choose_student comes first"
     trained, _ = train_one(trainer, epochs, opened, device, resume=True, title=title)
     trained["student"]["name"] = name
     found = results.assemble(trained, None, opened, time.monotonic() - started)

@@ -26,6 +26,7 @@ def expected_seconds(config: Config, preset: Preset, images: float) -> float:
     """Seconds of a run over so many training images, at the speed its preset takes for granted."""
     own = config.override(HELD | dict(preset.settings))
     relative = forward_macs(config) / forward_macs(own)
+    assert config.train.epochs is not None, "a study names its epochs"
     return preset.overhead_s + config.train.epochs * images * relative / preset.images_per_s
 
 

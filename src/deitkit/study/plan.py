@@ -151,6 +151,8 @@ def _limit(
 
 def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -> Config:
     """The settings of one run."""
+    if held.train.epochs is None:
+        raise DeitkitError("a study compares runs of one length; give train.epochs a number")
     epochs = held.train.epochs * arm.epochs * (preset.fine_epochs if arm.starts_from else 1.0)
     changes: dict[str, Any] = {
         "train.seed": seed,
