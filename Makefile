@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench small-data parity clean
+.PHONY: demo test check bench small-data study parity clean
 
 demo: .venv/demo
 	$(BIN)/python examples/elpv.py
@@ -16,17 +16,25 @@ check: .venv/dev
 	$(BIN)/mypy
 
 parity: .venv/dev
-	$(BIN)/python -m pytest -q tests/parity tests/test_weights.py -m ""
+	$(BIN)/python -m pytest -q tests/parity tests/weights tests/test_surprises.py -m ""
 
 # The training loop beside timm's, on a quiet machine.
 bench: .venv/dev
 	$(BIN)/python benchmarks/train_throughput.py
 
-# Student against control over three seeds; SIGNDIGITS is the folder of Sign Language Digits.
+# Students against their controls over three seeds; SIGNDIGITS is the folder of Sign Language Digits.
 small-data: .venv/dev
 	$(BIN)/python examples/elpv.py --only-data
-	$(BIN)/python benchmarks/small_data.py --data runs/elpv-data/images --name elpv --epochs 16
-	$(BIN)/python benchmarks/small_data.py --data $(SIGNDIGITS) --name signdigits64 --split blocks --epochs 30
+	$(BIN)/python benchmarks/small_data.py --data runs/elpv-data/images --name elpv --epochs 16 $(ARMS)
+	$(BIN)/python benchmarks/small_data.py --data $(SIGNDIGITS) --name signdigits64 --split blocks --epochs 30 \
+	  $(ARMS)
+
+ARMS := recipe control scratch "scratch, control"
+
+# A study of the paper on ELPV, from nothing, in half an hour on two cores.
+study: .venv/dev
+	$(BIN)/python examples/elpv.py --only-data
+	$(BIN)/deitkit study distillation runs/elpv-data/images --out runs/study-distillation
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

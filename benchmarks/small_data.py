@@ -1,10 +1,13 @@
-"""Does the distilled student beat its control? Trains both over seeds and writes a table.
+"""What makes a small student good on little data? Trains arms over seeds and writes a table.
 
-    python benchmarks/small_data.py --data FOLDER --name NAME --epochs N [--split blocks] [--seeds 0 1 2]
+    python benchmarks/small_data.py --data FOLDER --name NAME [--epochs N] [--split blocks]
+        [--fraction 0.05] [--seeds 0 1 2] [--inside] ARM [ARM ...]
 
-Each seed trains the default recipe and, without a teacher, the same student for the same epochs. The
-split stays the same over the seeds. Rows are appended to results/small-data/NAME.csv, where a seed that
-is there with the same epochs and settings is not run again; the last line of stdout is JSON.
+An ARM is one of those named below, or section.key=value joined by commas, over the recipe small-data.
+The split stays the same over seeds and arms. With --inside, the images that are reported on are set
+aside first and never opened: the rest is split again, and arms are compared there, which is how a
+setting is chosen. Rows are appended to results/small-data/NAME.csv (or NAME-inside.csv), where an arm and
+seed that is there already is not run again; the last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -15,11 +18,32 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import deitkit
+from deitkit import recipes
+from deitkit.prepare import find_splits
 
+ARMS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "control": {"distillation.mode": "none"},  # the same start, without a teacher
+    "scratch": {"student.init": "none"},
+    "scratch, control": {"student.init": "none", "distillation.mode": "none"},
+    # The paper's distillation: hard labels on the token, nothing else.
+    "scratch, plain": {
+        "student.init": "none",
+        "student.start": "published",
+        "distillation.mode": "hard",
+        "distillation.guidance": 0.0,
+    },
+    "no guidance": {"distillation.guidance": 0.0},
+    "no guidance, hard": {"distillation.guidance": 0.0, "distillation.mode": "hard"},
+}
 FIELDS = [
     "data",
+    "arm",
     "seed",
     "epochs",
     "train_images",
@@ -28,86 +52,101 @@ FIELDS = [
     "student",
     "class",
     "distill",
-    "control",
-    "student_images_per_s",
-    "teacher_images_per_s",
-    "train_seconds",
     "weights",
+    "seconds",
+    "student_images_per_s",
+    "student_backend",
+    "teacher_images_per_s",
+    "teacher_backend",
     "machine",
+    "versions",
     "date",
-    "settings",
 ]
 
 
-def row_of(name: str, seed: int, settings: dict, run: deitkit.Run) -> dict:
-    r = run.results
-    values = (
-        name,
-        seed,
-        r["train"]["epochs"],
-        r["train"]["images"] // r["train"]["epochs"],
-        r["val"]["images"],
-        r["teacher"]["top1"],
-        r["student"]["top1"],
-        r["student"]["top1_class"],
-        r["student"]["top1_distill"],
-        r["control"]["top1"],
-        round(r["student"]["images_per_s"]),
-        round(r["teacher"]["images_per_s"]),
-        round(r["train"]["seconds"]),
-        r["weights"],
-        r["machine"],
-        r["date"],
-        json.dumps(settings),
-    )
-    return dict(zip(FIELDS, (round(v, 2) if isinstance(v, float) else v for v in values), strict=True))
+def settings_of(arm: str) -> dict[str, Any]:
+    if arm in ARMS:
+        return ARMS[arm]
+    return dict(item.split("=", 1) for item in arm.split(","))
 
 
-def finished(table: Path, epochs: int, settings: dict, seeds: list[int]) -> list[dict]:
-    """The rows of `table` that need not be run again."""
+def training_part(data: Path, config: deitkit.Config, folder: Path) -> Path:
+    """A folder of links to the images that the reported split trains on."""
+    images = find_splits(data, config).train
+    for i, label in enumerate(images.labels):
+        source = images.full_path(i).resolve()
+        link = folder / images.classes[label] / source.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source)
+    return folder
+
+
+def rows_in(table: Path) -> list[dict[str, Any]]:
     if not table.exists():
         return []
     with open(table, newline="") as file:
-        rows = list(csv.DictReader(file))
-    same = [r for r in rows if int(r["epochs"]) == epochs and r["settings"] == json.dumps(settings)]
-    return [row for row in same if int(row["seed"]) in seeds]
+        return list(csv.DictReader(file))
+
+
+def row_of(name: str, arm: str, seed: int, found: dict[str, Any]) -> dict[str, Any]:
+    student, teacher, train = found["student"], found["teacher"] or {}, found["train"]
+    values = (
+        *(name, arm, seed, train["epochs"], train["images"] // train["epochs"], found["val"]["images"]),
+        *(teacher.get("top1"), student["top1"], student["top1_class"], student["top1_distill"]),
+        *(found["weights"], round(train["seconds"]), round(student["images_per_s"]), student["backend"]),
+        *(round(teacher["images_per_s"]) if teacher else None, teacher.get("backend")),
+        *(found["machine"], f"deitkit {deitkit.__version__}, torch {torch.__version__}", found["date"]),
+    )
+    rounded = (round(v, 2) if isinstance(v, float) else v for v in values)
+    return dict(zip(FIELDS, rounded, strict=True))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--epochs", default="auto")
     parser.add_argument("--split", default="stratified")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the training images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], help="section.key=value")
+    parser.add_argument("--inside", action="store_true", help="compare inside the training images")
+    parser.add_argument("arms", nargs="+", metavar="ARM")
     options = parser.parse_args()
-    settings = dict(item.split("=", 1) for item in options.set)
-    table = Path("results/small-data") / f"{options.name}.csv"
+    name = f"{options.name}-inside" if options.inside else options.name
+    table = Path("results/small-data") / f"{name}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
-    rows = finished(table, options.epochs, settings, options.seeds)
-    for seed in options.seeds:
-        if seed in {int(row["seed"]) for row in rows}:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            run = deitkit.train(
-                options.data,
-                Path(folder) / "run",
-                **{"train.epochs": options.epochs, "train.seed": seed, "train.control": True},
-                **{"data.split": options.split, "data.split_seed": 0},
-                **settings,
-            )
-            rows.append(row_of(options.name, seed, settings, run))
-        new = not table.exists()
-        with open(table, "a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if new:
-                writer.writeheader()
-            writer.writerow(rows[-1])
-    gaps = [float(r["student"]) - float(r["control"]) for r in rows]
-    tops = ([float(row[who]) for row in rows] for who in ("student", "control"))
-    spread = max(statistics.stdev(values) for values in tops) if len(rows) > 1 else None
-    print(json.dumps({"gaps": gaps, "mean_gap": statistics.mean(gaps), "spread": spread}))
+    rows = rows_in(table)
+    held = {
+        "train.epochs": options.epochs,
+        "data.split": options.split,
+        "data.split_seed": 0,
+        "data.train_fraction": options.fraction,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        data = options.data
+        if options.inside:
+            config = recipes.get("small-data").override(held)
+            data, held["data.train_fraction"] = training_part(data, config, Path(scratch) / "data"), 1.0
+        for seed in options.seeds:
+            for arm in options.arms:
+                if any((r["arm"], int(r["seed"])) == (arm, seed) for r in rows):
+                    continue
+                settings = held | {"train.seed": seed} | settings_of(arm)
+                out = Path(scratch) / f"{len(rows)}"
+                rows.append(row_of(name, arm, seed, deitkit.train(data, out, **settings).results))
+                new = not table.exists()
+                with open(table, "a", newline="") as file:
+                    writer = csv.DictWriter(file, FIELDS)
+                    if new:
+                        writer.writeheader()
+                    writer.writerow(rows[-1])
+    print(json.dumps({arm: summary([r for r in rows if r["arm"] == arm]) for arm in options.arms}))
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    tops = [float(r["student"]) for r in rows]
+    spread = statistics.stdev(tops) if len(tops) > 1 else None
+    return {"seeds": len(tops), "top1": statistics.mean(tops), "deviation": spread}
 
 
 if __name__ == "__main__":
