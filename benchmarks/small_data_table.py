@@ -1,0 +1,85 @@
+"""Makes results/small-data/summary.md and figure.svg of the tables that benchmarks/small_data.py wrote.
+
+python benchmarks/small_data_table.py
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+FOLDER = Path("results/small-data")
+Rows = list[dict[str, str]]
+
+
+def main() -> None:
+    parts = ["# Students on little data\n"]
+    tables = {path.stem: list(csv.DictReader(path.open(newline=""))) for path in sorted(FOLDER.glob("*.csv"))}
+    for name, rows in tables.items():
+        parts += [f"## {name}\n", *table(rows), ""]
+    reported = {name: rows for name, rows in tables.items() if not name.endswith("-inside")}
+    if reported:
+        draw(reported).savefig(FOLDER / "figure.svg")
+        parts.insert(1, "![top-1 of each arm and seed beside the teacher's](figure.svg)\n")
+    (FOLDER / "summary.md").write_text("\n".join(parts))
+
+
+def by_arm(rows: Rows) -> dict[str, Rows]:
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    return {arm: [row for row in rows if row["arm"] == arm] for arm in arms}
+
+
+def spread(values: list[str]) -> str:
+    numbers = [float(v) for v in values if v]
+    if not numbers:
+        return ""
+    return f"{statistics.mean(numbers):.1f}" + (
+        f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
+    )
+
+
+def table(rows: Rows) -> list[str]:
+    """Mean and standard deviation over seeds, in percent."""
+    first = rows[0]
+    teacher = spread([next((r["teacher"] for r in rows if r["teacher"]), "")])
+    head = [
+        f"{first['train_images']} training and {first['val_images']} validation images; teacher {teacher} %. "
+        f"{first['machine']}, {first['versions']}, {' and '.join(sorted({r['date'] for r in rows}))}.\n",
+        "| arm | seeds | epochs | joint | class head | distillation head | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines = []
+    for arm, runs in by_arm(rows).items():
+        epochs = " and ".join(sorted({r["epochs"] for r in runs}))
+        heads = " | ".join(spread([r[key] for r in runs]) for key in ("student", "class", "distill"))
+        minutes = statistics.mean(float(r["seconds"]) for r in runs) / 60
+        lines.append(f"| {arm} | {len(runs)} | {epochs} | {heads} | {minutes:.1f} |")
+    return head + lines
+
+
+def draw(tables: dict[str, Rows]) -> Figure:
+    """A panel a data set: a dot for each seed of each arm, a line for the teacher."""
+    figure = Figure(figsize=(3.4 * len(tables), 3.2), layout="constrained")
+    for axes, (name, rows) in zip(
+        figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True
+    ):
+        arms = by_arm(rows)
+        for place, runs in enumerate(arms.values()):
+            tops = [float(run["student"]) for run in runs]
+            axes.plot(tops, [place] * len(tops), "o", alpha=0.7)
+        teachers = {row["teacher"] for row in rows if row["teacher"]}
+        for top in teachers:
+            axes.axvline(float(top), color="black", linestyle=":", linewidth=1)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.invert_yaxis()
+        axes.set_title(f"{name} ({rows[0]['train_images']} images)", fontsize=10)
+        axes.set_xlabel("top-1, %; dotted: teacher", fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Packs a pre-trained run as the weights that come with deitkit for its student.
+
+    deitkit pretrain FOLDER [FOLDER ...] --out RUN
+    python examples/pack_start.py RUN
+
+Writes half-precision weights and, beside them, how they came about as JSON (docs/pretraining.md is the
+model card).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from deitkit import weights
+from deitkit.files import write_tensors, write_text
+from deitkit.weights.pretrained import shipped_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args()
+    config = json.loads((options.run / "config.json").read_text(encoding="utf-8"))
+    results = json.loads((options.run / "results.json").read_text(encoding="utf-8"))
+    file = shipped_file(config["student"]["name"])
+    file.parent.mkdir(exist_ok=True)
+    write_tensors(file, {key: tensor.half() for key, tensor in weights.read(options.run).items()})
+    card = {
+        "student": config["student"],
+        "teacher": config["teacher"],
+        "images": config["data"]["train"],
+        "epochs": results["train"]["epochs"],
+        "seconds": round(results["train"]["seconds"]),
+        "agreement": results["student"]["top1"],  # with the teacher, in percent of the held-out images
+        "machine": results["machine"],
+        "versions": config["versions"],
+        "date": results["date"],
+    }
+    write_text(file.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
