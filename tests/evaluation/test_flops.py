@@ -38,7 +38,7 @@ def test_the_command_line_lists_the_students(capsys):
         "timm:deit_tiny_distilled_patch16_224.fb_in1k",
         "hf:facebook/deit-tiny-distilled-patch16-224",
     ]
-    assert [row["init"] for row in rows if row["student"] == "nano"] == [[]]
+    assert [row["init"] for row in rows if row["student"] == "nano"] == [["deitkit:nano"]]
     cli.app(["models"], standalone_mode=False)
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("nano", "tiny", "small", "base"))

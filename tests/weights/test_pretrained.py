@@ -76,18 +76,26 @@ def test_without_a_network_it_starts_from_scratch_and_says_what_that_costs(empty
     assert "could not be reached" in why and "from scratch" in why and "\n" not in why
 
 
-def test_nothing_is_published_for_nano_and_nobody_is_asked(empty_cache, no_network):
+def test_nothing_is_published_for_nano_and_nobody_is_asked(empty_cache, no_network, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "shipped_file", lambda student: tmp_path / "missing")
     init, why = weights.find_initial("nano")
     assert init == "none" and no_network == [] and "no trained weights are published for nano" in why
 
 
-def test_weights_in_the_package_come_first(empty_cache, no_network, tmp_path, monkeypatch):
-    file = tmp_path / "nano.safetensors"
-    monkeypatch.setattr(pretrained, "_shipped", lambda student: file if student == "nano" else None)
-    assert weights.find_initial("nano") == (
-        str(file),
-        "initial weights: those that come with deitkit for nano",
-    )
+def test_weights_in_the_package_come_first(empty_cache, no_network):
+    init, why = weights.find_initial("nano")
+    assert init == "deitkit:nano" and "come with deitkit" in why and no_network == []
+    file = pretrained.shipped_file("nano")
+    assert file.stat().st_size < 6e6 and file.with_suffix(".json").is_file()
+    model = create_model("nano", num_classes=3, image_size=96, patch_size=12)
+    changes = weights.load_into(model, weights.read(init))
+    assert any("patch kernels were resized from 8x8 to 12x12" in change for change in changes)
+    torch.testing.assert_close(model.dist_token, model.cls_token)
+
+
+def test_a_student_without_weights_in_the_package_is_refused():
+    with pytest.raises(DeitkitError, match=r"no weights come with deitkit under 'deitkit:base'"):
+        weights.read("deitkit:base")
 
 
 def test_a_hub_that_does_not_answer_costs_seconds(monkeypatch):
@@ -119,7 +127,7 @@ def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(pictures, tmp_path, 
     """By the second call there could be weights; the run goes on with what it began with."""
     config = recipes.get("small-data").override({"student.name": "nano"})
     begun = prepare.settle_init(config, None)
-    assert begun.student.init == "none"
+    assert begun.student.init == "deitkit:nano"
     monkeypatch.setattr("deitkit.prepare.find_initial", lambda name: pytest.fail("asked again"))
     assert prepare.settle_init(config, begun) == begun
     out = tmp_path / "run"

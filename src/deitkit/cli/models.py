@@ -20,19 +20,21 @@ def list_models(json_: Annotated[bool, typer.Option("--json", help="Print JSON."
     from rich.console import Console
     from rich.table import Table
 
-    columns = "student", "width x depth, heads", "pixels", "parameters", "multiply-adds", "ImageNet top-1 %"
-    table = Table(*columns, "--init")
+    table = Table("student", "shape", "pixels", "parameters", "multiply-adds", "ImageNet top-1")
     for row in rows:
         table.add_row(
             row["student"],
-            f"{row['embed_dim']} x {row['depth']}, {row['num_heads']}",
+            f"{row['embed_dim']}/{row['depth']}/{row['num_heads']}",
             str(row["image_size"]),
             f"{row['params'] / 1e6:.1f} M",
             f"{row['multiply_adds'] / 1e9:.2f} G",
-            "" if row["top1"] is None else f"{row['top1']:.1f}",
-            "\n".join(row["init"]),
+            "" if row["top1"] is None else f"{row['top1']:.1f} %",
         )
     Console().print(table)
+    print("shape: width/depth/heads. Weights to start from, for --init:")
+    for row in rows:  # not in the table, which a narrow terminal would cut
+        for name in row["init"]:
+            print(f"  {row['student']}: {name}")
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -41,9 +43,10 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
     from ..evaluation.flops import multiply_adds
     from ..model import VARIANTS, create_model
-    from ..weights import PUBLISHED
+    from ..weights import PUBLISHED, SHIPPED, shipped_file
 
     rows = []
+    shipped = [f"{SHIPPED}{name}"] if shipped_file(name).is_file() else []
     for weights in PUBLISHED[name] or (None,):
         size = weights.image_size if weights else 224
         with torch.device("meta"):
@@ -61,7 +64,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
                 "params": model.num_params,
                 "multiply_adds": multiply_adds(model, (size, size)),
                 "top1": weights.top1 if weights else None,
-                "init": [f"timm:{weights.timm}", f"hf:{weights.transformers}"] if weights else [],
+                "init": [f"timm:{weights.timm}", f"hf:{weights.transformers}"] if weights else shipped,
             }
         )
     return rows

@@ -7,11 +7,12 @@ it changed; `export` writes what timm, transformers and the official code load.
 from .exporting import export
 from .fitting import load_into, resize_positions
 from .keys import published_keys, transformers_keys
-from .pretrained import PUBLISHED, Published, find_initial
+from .pretrained import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
 from .sources import Weights, read
 
 __all__ = [
     "PUBLISHED",
+    "SHIPPED",
     "Published",
     "Weights",
     "export",
@@ -20,5 +21,6 @@ __all__ = [
     "published_keys",
     "read",
     "resize_positions",
+    "shipped_file",
     "transformers_keys",
 ]
