@@ -183,7 +183,9 @@ class Block(nn.Module):
 
         return self.add_branch(self.add_branch(x, attention, num_queries), mlp)
 
-    def add_branch(self, x: Tensor, branch: Callable[[Tensor], Tensor], num_tokens: int | None = None) -> Tensor:
+    def add_branch(
+        self, x: Tensor, branch: Callable[[Tensor], Tensor], num_tokens: int | None = None
+    ) -> Tensor:
         """(B, N, D) plus `branch` of it, on the first `num_tokens`; in training with stochastic depth.
 
         A random part of the samples goes without the branch, which is not computed for them (DINOv2,
@@ -320,13 +322,14 @@ class DeiT(nn.Module):
         positions = self.pos_embed
         if grid != self.grid_size:
             # Antialiased, so that every position of the full grid has its part in a coarser one's.
-            positions = resize_positions(positions, self.num_prefix_tokens, self.grid_size, grid, antialias=True)
+            P = self.num_prefix_tokens
+            positions = resize_positions(positions, P, self.grid_size, grid, antialias=True)
         return torch.cat([*prefix, x], dim=1) + positions
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches; raises DeitkitError for images of a size that does not fit."""
         (H, W), (p, q) = images.shape[-2:], self.patch_embed.patch_size
-        if (H, W) != self.image_size and (not self.training or H % p or W % q):
+        if self.image_size != (H, W) and (not self.training or H % p or W % q):
             raise DeitkitError(
                 f"the model takes images of {self.image_size[0]}x{self.image_size[1]}, got {H}x{W}"
             )
