@@ -121,9 +121,9 @@ class TrainConfig:
     micro_batch_size: int | None = None  # images a forward pass; None: by device
     loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # on the labels; bce as in arXiv 2204.07118
     label_smoothing: float = 0.1
-    start_size: tuple[int, int] | None = None  # of views at first (FixRes, arXiv 1906.06423), or none
+    start_size: tuple[int, int] | None = None  # of smaller views at first (FixRes, arXiv 1906.06423)
     start_share: float = 0.8  # share of the updates made at start_size
-    patience: int | None = None  # measurements without a lower loss of the EMA before a stop; picks on val
+    patience: int | None = None  # stop after so many EMA measurements without gain; selects on validation
     device: str = "auto"
     seed: int = 0
     control: bool = False  # also train the same student without a teacher, side by side
