@@ -134,6 +134,16 @@ def test_guidance_stops_and_its_projections_rest(tmp_path):
     assert moved == [True] * 5 + [False] * 9
 
 
+def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_updates(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.guidance_until": 7 / 15})
+    parts: list[dict[str, float]] = []
+    update = run.update
+    run.update = lambda *batch: parts.append(update(*batch)) or parts[-1]  # type: ignore[method-assign]
+    run.run([Steps()])
+    assert [("guidance" in line["train"]) for line in lines(tmp_path)] == [True] * 3 + [False] * 2
+    assert lines(tmp_path)[2]["train"]["guidance"] == pytest.approx(parts[6]["guidance"])
+
+
 def test_answers_made_ahead_change_nothing(tmp_path):
     ahead, direct = (trainer(tmp_path / name, SAVING) for name in ("ahead", "direct"))
     ahead.run([Steps()])

@@ -134,12 +134,14 @@ class Trainer:
             while not self.finished:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
                 sums: dict[str, float] = {}
+                counts: dict[str, int] = {}  # a part of the loss may end within an epoch
                 started, seen = time.monotonic(), 0
                 for batch, answers in self.prepared(epoch, done):
                     parts = self.update(batch, answers)
                     seen += len(batch.indices)
                     for k, v in parts.items():
                         sums[k] = sums.get(k, 0.0) + v * len(batch.indices)
+                        counts[k] = counts.get(k, 0) + len(batch.indices)
                     for watcher in watchers:
                         watcher.on_step(self.state.step, len(batch.indices))
                     if stop():
@@ -149,7 +151,7 @@ class Trainer:
                         self._save()
                         saved_at = time.monotonic()
                 seconds = time.monotonic() - started
-                self._end_epoch(epoch, {k: v / seen for k, v in sums.items()}, seen, seconds, watchers)
+                self._end_epoch(epoch, {k: v / counts[k] for k, v in sums.items()}, seen, seconds, watchers)
                 saved_at = time.monotonic()
 
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, Answers]]:
