@@ -172,7 +172,7 @@ def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
     model = timm.create_model("regnety_160", num_classes=0)
     backbone = Backbone(model, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     teacher = choose_backend(Network(backbone, torch.nn.Linear(3024, 1000)), (224, 224), CPU, "auto")
-    batch = trainer.make(trainer._plan(0)[0])
+    batch = trainer.make(trainer.plan(0)[0])
     times: dict[str, list[float]] = {"teacher": [], "student": []}
     for turn in range(rounds + 1):
         for name, work in (

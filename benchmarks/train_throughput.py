@@ -41,7 +41,6 @@ from timm.utils import ModelEmaV3
 
 from deitkit import recipes
 from deitkit.data.loader import TrainingViews
-from deitkit.data.plan import plan_epoch
 from deitkit.model import VARIANTS
 from deitkit.prepare import build_model, choose_student, find_splits, normalise, open_data
 from deitkit.teachers.backbone import find_source, open_backbone
@@ -132,17 +131,13 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
         epochs=1000,
     )
 
-    def batches() -> Iterator:
-        for epoch in range(1000):
-            yield from plan_epoch(trainer.num_images, batch_size=BATCH, repeats=1, seed=0, epoch=epoch)
-
-    planned = batches()
+    prepared = (ready for epoch in range(1000) for ready in trainer.prepared(epoch))
 
     def steps(n: int) -> int:
         images = 0
         for _ in range(n):
-            batch = trainer.make(next(planned))
-            trainer.update(batch)
+            batch, answers = next(prepared)
+            trainer.update(batch, answers)
             images += len(batch.indices)
         return images
 

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("losses", "weights", "merging", "inference"),
     ("model",),
     ("recipes",),
-    ("config",),
+    ("config", "positions"),
     ("errors", "files", "console"),
 )
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}

@@ -114,6 +114,14 @@ def test_hard_distillation_ends_in_the_live_teachers_weights(stage, tmp_path, ha
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 
 
+def test_smaller_views_at_first_need_a_live_teacher(stage, tmp_path, soft):
+    settings = VIEWS | {"train.start_size": 8, "student.patch_size": 8}
+    with pytest.raises(DeitkitError, match=r"train\.start_size needs a live teacher"):
+        train(stage, tmp_path / "stored", **{"teacher.labels": str(soft), "train.start_size": 8})
+    with pytest.raises(DeitkitError, match=r"train\.start_size needs a live teacher"):
+        deitkit.label(stage / "pictures", tmp_path / "labels", epochs=1, **settings | taught(stage))
+
+
 def test_images_without_labels_are_answered_too(stage, tmp_path):
     write_pictures(tmp_path / "more", ("wolf",), count=7)
     unlabeled = {"data.unlabeled": str(tmp_path / "more")}

@@ -168,6 +168,24 @@ def test_guidance_is_zero_for_tokens_that_repeat_the_map_up_to_scale():
     assert losses.guidance(tokens, features, (3, 4)).item() == pytest.approx(0.0, abs=1e-4)
 
 
+def test_guidance_of_kept_patches_compares_those_cells_only():
+    g = torch.Generator().manual_seed(1)
+    tokens, features = torch.randn(2, 6, 5, generator=g), torch.randn(2, 5, 2, 3, generator=g)
+    kept = torch.tensor([[0, 4], [3, 5]])
+    rows = torch.stack([tokens[i, kept[i]] for i in range(2)])
+    each = [
+        losses.guidance(
+            tokens[i : i + 1, [cell]], features[i : i + 1, :, row : row + 1, column : column + 1], (1, 1)
+        )
+        for i in range(2)
+        for cell in kept[i].tolist()
+        for row, column in [divmod(cell, 3)]
+    ]
+    torch.testing.assert_close(losses.guidance(rows, features, (2, 3), kept), torch.stack(each).mean())
+    everything = torch.arange(6).expand(2, 6)
+    assert losses.guidance(tokens, features, (2, 3), everything) == losses.guidance(tokens, features, (2, 3))
+
+
 EVERY_TERM = {
     "soft_target_cross_entropy": lambda z, t: losses.soft_target_cross_entropy(z, t.float().softmax(-1)),
     "soft": lambda z, t: losses.soft_distillation(z, t, 2.0),

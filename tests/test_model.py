@@ -14,8 +14,8 @@ from deitkit.model import (
     create_model,
     joint_logits,
     joint_probabilities,
-    sincos_positions,
 )
+from deitkit.positions import resize_positions, sincos_positions
 
 
 def little(**changes) -> DeiT:
@@ -127,21 +127,122 @@ def test_tokens_after_gives_the_patch_tokens_of_those_blocks():
     torch.testing.assert_close(kept[1], seen[2][:, 2:])
 
 
-def test_drop_path_keeps_the_mean_and_drops_whole_samples():
-    block = little(drop_path_rate=0.3).blocks[-1].train()
+def ones(x: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(x)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.9])
+def test_stochastic_depth_drops_each_sample_with_its_rate(rate):
+    block = little(drop_path_rate=rate).blocks[-1].train()
     torch.manual_seed(0)
-    dropped = block.drop_path(torch.ones(20_000, 2, 3))
-    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
-    assert (dropped.amax((1, 2)) == dropped.amin((1, 2))).all()
-    standard_error = math.sqrt(0.3 / 0.7 / 20_000)
-    assert dropped.mean().item() == pytest.approx(1.0, abs=4 * standard_error)
+    size, rounds = 7, 4000
+    drawn = torch.stack([block.add_branch(torch.zeros(size, 2, 3), ones) for _ in range(rounds)])
+    assert (drawn.amax((2, 3)) == drawn.amin((2, 3))).all()  # whole samples
+    drawn = drawn[..., 0, 0]
+    assert drawn.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)])
+    dropped = (drawn == 0).float()
+    # As a mask of independent draws has it, for each place in the batch.
+    error = math.sqrt(rate * (1 - rate) / rounds)
+    assert dropped.mean(0).tolist() == pytest.approx([rate] * size, abs=4 * error)
+    assert drawn.mean().item() == pytest.approx(1.0, abs=4 * math.sqrt(rate / (1 - rate) / rounds / size))
+    # Unlike it, the number that is dropped is the mean, rounded down or up.
+    counts = dropped.sum(1)
+    assert counts.min() >= math.floor(size * rate) and counts.max() <= math.ceil(size * rate)
+
+
+def test_stochastic_depth_is_a_mask_that_saves_the_work():
+    block = little(drop_path_rate=0.5).blocks[-1].train()
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, worked = torch.randn(6, 5, 16, requires_grad=True), []
+
+    def branch(x: torch.Tensor) -> torch.Tensor:
+        worked.append(len(x))
+        return block.mlp(block.norm2(x))
+
+    torch.manual_seed(3)
+    out = block.add_branch(x, branch)
+    torch.manual_seed(3)
+    mask = block.add_branch(torch.zeros_like(x), ones)
+    gradients = torch.autograd.grad(out.square().sum(), [x, *block.mlp.parameters()])
+    expected = x + mask * branch(x)
+    torch.testing.assert_close(out, expected)
+    again = torch.autograd.grad(expected.square().sum(), [x, *block.mlp.parameters()])
+    for a, b in zip(gradients, again, strict=True):
+        torch.testing.assert_close(a, b)
+    assert worked == [3, 6]
+
+
+def test_stochastic_depth_of_a_single_sample_leaves_it_or_doubles_its_branch():
+    """A last batch may hold one image; with its branch dropped, gradients are zeros and not missing."""
+    block = little(drop_path_rate=0.5).blocks[-1].train()
+    x, seen = torch.randn(1, 5, 16), set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        block.zero_grad()
+        block(x).sum().backward()
+        seen.add(bool(block.mlp.fc2.bias.grad.any()))
+    assert seen == {True, False}
 
 
 def test_drop_path_grows_linearly_and_rests_in_evaluation():
     model = little(drop_path_rate=0.3)
     assert [b.drop_path_rate for b in model.blocks] == pytest.approx([0.0, 0.15, 0.3])
-    branch = torch.randn(4, 2, 3)
-    assert model.blocks[-1].drop_path(branch) is branch
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(model.blocks[-1].add_branch(x, ones), x + 1, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_patch_dropping_keeps_the_prefix_and_says_which_patches_stayed(distilled):
+    model = little(patch_drop_rate=0.5, distilled=distilled).train()
+    P = model.num_prefix_tokens
+    x = torch.randn(3, P + 12, 16)
+    kept, which = model.drop_patches(x)
+    assert kept.shape == (3, P + 6, 16)
+    assert torch.equal(kept[:, :P], x[:, :P])
+    for image in range(3):
+        assert which[image].unique().numel() == 6
+        assert torch.equal(kept[image, P:], x[image, P + which[image]])
+    assert not torch.equal(which[0], which[1]) or not torch.equal(which[1], which[2])
+    output = model(torch.randn(3, 3, 16, 24), tokens_after=(0,))
+    assert output.patch_tokens[0].shape == (3, 6, 16) and output.kept_patches.shape == (3, 6)
+
+
+def test_patch_dropping_is_fair_and_rests_in_evaluation():
+    model, images = little(patch_drop_rate=0.75), torch.randn(2, 3, 16, 24)
+    x = torch.zeros(4000, 14, 16)
+    same, which = model.drop_patches(x)
+    assert same is x and which is None
+    torch.testing.assert_close(model(images), little_like(model)(images), rtol=0, atol=0)
+    torch.manual_seed(0)
+    _, which = model.train().drop_patches(x)
+    shares = which.flatten().bincount(minlength=12) / 4000
+    assert shares.tolist() == pytest.approx([0.25] * 12, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
+    assert little(patch_drop_rate=0.99).train().drop_patches(x)[1].shape == (4000, 1)
+
+
+def little_like(model: DeiT) -> DeiT:
+    """The same weights without patch dropping."""
+    same = little()
+    same.load_state_dict(model.state_dict())
+    return same
+
+
+def test_smaller_images_in_training_see_resized_positions():
+    model, images = little(), torch.randn(2, 3, 8, 16)
+    torch.nn.init.normal_(model.pos_embed)
+    same = little(image_size=(8, 16))
+    positions = resize_positions(model.pos_embed.detach(), 2, (4, 3), (2, 2), antialias=True)
+    same.load_state_dict(model.state_dict() | {"pos_embed": positions})
+    output = model.train()(images)
+    assert output.grid_size == (2, 2)
+    torch.testing.assert_close(output.class_logits, same(images).class_logits)
+    output.class_logits.sum().backward()
+    assert (model.pos_embed.grad.abs().sum(-1) > 0).all()  # every position learns
+    with pytest.raises(DeitkitError, match="takes images of 16x24"):
+        model(torch.randn(2, 3, 10, 16))
+    with pytest.raises(DeitkitError, match="takes images of 16x24"):
+        model.eval()(images)
 
 
 def test_initial_values_are_the_published_ones():

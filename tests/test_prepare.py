@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from deitkit import prepare, recipes
+from deitkit.config import Config
 from deitkit.data.folder import ImageSet, Splits
+from deitkit.errors import DeitkitError
+from deitkit.prepare import choose_student, find_splits
+
+from .conftest import write_pictures
 
 CPU = torch.device("cpu")
 
@@ -46,3 +51,57 @@ def test_a_cpus_student_has_64_patches_at_any_size(side, image, patch, monkeypat
     assert config.student.name == "nano"
     assert config.student.image_size == (image, image) and config.student.patch_size == (patch, patch)
     assert f"nano at {image}x{image}" in why and f"about {side} pixels" in why
+
+
+def test_a_share_of_the_training_images_leaves_validation_alone(pictures):
+    whole = find_splits(pictures, Config())
+    fewer = find_splits(pictures, Config().override({"data.train_fraction": 0.5}))
+    assert fewer.val.paths == whole.val.paths
+    assert set(fewer.train.paths) < set(whole.train.paths)
+    assert fewer.train.counts().tolist() == [4, 4] and whole.train.counts().tolist() == [9, 9]
+    assert "8 of 18" in fewer.how
+
+
+def test_a_share_of_the_validation_images_leaves_training_and_test_alone(tmp_path):
+    for part in ("train", "val", "test"):
+        write_pictures(tmp_path / part, count=8)
+    splits = find_splits(tmp_path, Config().override({"data.eval_fraction": 0.25}))
+    assert splits.test is not None
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"student.patch_drop_rate": 1.0}, "student.patch_drop_rate is 1"),
+        ({"student.patch_drop_rate": -0.1}, "student.patch_drop_rate"),
+        ({"student.drop_path_rate": float("nan")}, "student.drop_path_rate is nan"),
+        ({"distillation.guidance_until": 1.5}, "distillation.guidance_until is 1.5"),
+        ({"train.patience": 0}, "train.patience is 0"),
+        ({"train.start_size": 20}, "train.start_size 20x20 does not fit.*multiple of the patch size 8x8"),
+        ({"train.start_size": 32}, "below 32x24"),
+        ({"train.start_size": "32,24"}, "below 32x24"),
+        ({"train.start_size": 0}, "train.start_size 0x0"),
+        ({"train.start_size": 16, "train.start_share": 1.0}, "train.start_share is 1"),
+    ],
+)
+def test_savings_that_cannot_be(pictures, settings, message):
+    config = Config().override({"student.image_size": "32,24", "student.patch_size": 8} | settings)
+    splits = find_splits(pictures, config)
+    with pytest.raises(DeitkitError, match=message):
+        choose_student(config, splits, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("size", [8, "32,16", "8,24"])
+def test_first_sizes_that_can_be(pictures, size):
+    sizes = {"student.image_size": "32,24", "student.patch_size": 8, "train.start_size": size}
+    config = Config().override(sizes)
+    chosen, _ = choose_student(config, find_splits(pictures, config), torch.device("cpu"))
+    assert chosen.train.start_size == config.train.start_size
+
+
+@pytest.mark.parametrize("key", ["data.train_fraction", "data.eval_fraction"])
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_shares_outside_their_range(pictures, key, share):
+    with pytest.raises(DeitkitError, match=key):
+        find_splits(pictures, Config().override({key: share}))

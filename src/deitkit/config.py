@@ -26,6 +26,7 @@ class StudentConfig:
     image_size: tuple[int, int] | None = None  # height, width in pixels; None picks by device and data
     patch_size: tuple[int, int] | None = None  # height, width in pixels; None picks about 64 patches on a CPU
     drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
+    patch_drop_rate: float = 0.0  # share of patches left out in training (PatchDropout, arXiv 2208.07220)
     start: Literal["published", "structured"] = "published"  # first values; structured learns sooner
     layer_scale: float | None = None  # where LayerScale's gains start (arXiv 2103.17239); none: no gains
     init: str = "none"  # weights to start from: auto, none, a run folder, a file, timm:NAME or hf:OWNER/NAME
@@ -91,7 +92,7 @@ class DistillationConfig:
     reduction: Literal["batch", "batch_and_classes"] = "batch"  # soft; the second is the published code's
     smoothing: float = 0.0  # of the teacher's hard labels; the paper leaves them as they are
     guidance: float = 0.0  # weight of feature guidance (arXiv 2207.10026); 0: off
-    guidance_until: float = 1.0  # share of training after which guidance stops
+    guidance_until: float = 1.0  # share of the updates after which guidance stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,9 @@ class TrainConfig:
     micro_batch_size: int | None = None  # images a forward pass; None: by device
     loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # on the labels; bce as in arXiv 2204.07118
     label_smoothing: float = 0.1
+    start_size: tuple[int, int] | None = None  # of smaller views at first (FixRes, arXiv 1906.06423)
+    start_share: float = 0.8  # share of the updates made at start_size
+    patience: int | None = None  # stop after so many EMA measurements without gain; selects on validation
     device: str = "auto"
     seed: int = 0
     control: bool = False  # also train the same student without a teacher, side by side

@@ -24,7 +24,6 @@ from .labels.store import LabelStore, open_labels
 from .model import DeiTOutput
 from .prepare import (
     Data,
-    Part,
     build_model,
     choose_student,
     evaluate,
@@ -37,7 +36,7 @@ from .prepare import (
 )
 from .teachers.backbone import find_source
 from .teachers.teacher import Teacher, fit_teacher, load_teacher, save_teacher
-from .training.loop import Trainer, seconds_per_step
+from .training.loop import Trainer, seconds_per_epoch
 from .training.tensorboard import tensorboard_logs
 
 # Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
@@ -271,6 +270,7 @@ def create_trainer(
         model=model,
         make=training_views(config, data, device).make,
         num_images=len(data.train.images),
+        num_val=len(data.val.images),
         num_unlabeled=0 if not taught else len(data.pool.images) - len(data.train.images),
         normalise=normalise,
         teacher=teacher,
@@ -298,10 +298,10 @@ def planned_epochs(
         for each in (trainer, control):
             if each is not None:
                 probe = replace(each, model=copy.deepcopy(each.model))
-                per_epoch += seconds_per_step(probe, range(12)) * each.steps_per_epoch
+                per_epoch += seconds_per_epoch(probe)
         spent = time.monotonic() - started
         left = config.train.budget_s * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
-        epochs = int(left / (per_epoch * 1.05))  # a twentieth for measuring after epochs
+        epochs = int(left / (per_epoch * 1.08))  # the rest for measuring after epochs
         if epochs < 1:
             raise DeitkitError(
                 f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one "
@@ -322,29 +322,41 @@ def train_one(
     """Trains to the end and keeps the better of raw and averaged weights; facts and validation logits."""
     trainer.epochs = epochs
     done = trainer.resume() if resume else 0
-    images = epochs * sum(len(b.indices) for b in trainer._plan(0))
+    images = epochs * sum(len(b.indices) for b in trainer.plan(0))
     started = time.monotonic()
     with console.bar(title, images) as advance:
         advance(done * images // trainer.total_steps)
         display = console.TrainingDisplay(advance, epochs)
         trainer.run([display, *tensorboard_logs(trainer.folder / "tensorboard")])
     seconds = time.monotonic() - started
-    weights = _keep_better_weights(trainer, data.val, device)
+    share_done = trainer.state.step / trainer.total_steps
+    if share_done < 1:
+        console.say(
+            f"stopped after {round(share_done * epochs)} of {epochs} epochs: {trainer.config.train.patience} "
+            "measurements went by without a lower validation loss"
+        )
+    weights = _keep_better_weights(trainer)
     trainer.model.merge_layer_scale()
     results.save_model(trainer.folder / "model.safetensors", trainer.model)
     facts, output = results.measure_student(trainer.model, trainer.config.student.name, data, device)
-    ran = (trainer.total_steps - done) * images / trainer.total_steps
-    speed = {"seconds": seconds, "images_per_s": ran / seconds, "epochs": epochs, "images": images}
+    ran = (trainer.state.step - done) * images / trainer.total_steps
+    speed = {
+        "seconds": seconds,
+        "images_per_s": ran / seconds,
+        "epochs": round(epochs * share_done),
+        "images": round(images * share_done),
+    }
     return {"student": facts, "train": speed, "weights": weights}, output
 
 
-def _keep_better_weights(trainer: Trainer, val: Part, device: torch.device) -> str:
+def _keep_better_weights(trainer: Trainer) -> str:
     """Leaves the better weights in the model, by validation loss, which moves less by chance than top-1."""
-    raw = evaluate(trainer.model, val, device).loss
-    with trainer.averaged_weights():
-        averaged = evaluate(trainer.model, val, device).loss
+    last = json.loads((trainer.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    raw, averaged = last["val"]["loss"], last["val_ema"]["loss"]
+    if trainer.state.best is not None:
+        averaged = trainer.state.best.loss
     if averaged <= raw:
-        trainer.model.load_state_dict(trainer.state.ema.weights)
+        trainer.model.load_state_dict(trainer.averaged)
         return "ema"
     return "raw"
 

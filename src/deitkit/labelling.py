@@ -23,6 +23,7 @@ from .labels.claims import Claims
 from .labels.codec import make_codec
 from .labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
 from .labels.replay import keep_first_views, refuse_other_views
+from .labels.settings import refuse_smaller_views
 from .labels.store import SHARD_VIEWS, LabelStore, Place
 from .prepare import Data, choose_student, find_splits, open_data, settle_device, view_workers
 from .teachers.backbone import find_source
@@ -96,6 +97,7 @@ def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: di
     teacher = config.teacher
     if teacher.spec == "none" or teacher.labels is not None or config.distillation.mode == "none":
         raise DeitkitError("labels need a live teacher; give --teacher, and no distillation.mode none")
+    refuse_smaller_views(config)
     find_source(teacher.spec)  # a misspelt teacher is refused before hours of decoding
     return config
 

@@ -108,16 +108,17 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return (each * targets.any(-1, keepdim=True)).mean()
 
 
-def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
+def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
     """Mean squared error between the student's tokens and a teacher's feature map.
 
     Locality Guidance, Li et al., ECCV 2022, arXiv 2207.10026.
 
     tokens: (B, N, C), the student's patch tokens projected to the map's channels, N = gh * gw.
     features: (B, C, h, w), the teacher's map. grid: (gh, gw), the student's patches.
+    kept: (B, n) cells of the grid that `tokens` (B, n, C) stand for; None: all.
     The map is averaged down along a side longer than the grid's and stretched bilinearly along a
     shorter one; both sides are layer-normalised over channels, without learnt scale, so that only
-    the pattern counts; the mean runs over all B * N * C elements.
+    the pattern counts; the mean runs over all elements of `tokens`.
     """
     features = features.float()
     h, w = features.shape[-2:]
@@ -126,4 +127,6 @@ def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
         features = F.interpolate(features, grid, mode="bilinear", align_corners=False, antialias=False)
     channels = features.shape[1:2]
     target = F.layer_norm(features.flatten(2).transpose(1, 2), channels)
+    if kept is not None:
+        target = target.gather(1, kept[..., None].expand(-1, -1, channels[0]))
     return F.mse_loss(F.layer_norm(tokens.float(), channels), target)

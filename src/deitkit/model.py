@@ -8,7 +8,7 @@ Shapes in comments: B batch, N tokens, D width, h heads, C/H/W image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import DeitkitError
+from .positions import resize_positions, sincos_positions
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,15 @@ class DeiTOutput(NamedTuple):
     class_logits: (B, K) from the class token's head.
     distill_logits: (B, K) from the distillation token's head, or None for a plain ViT.
     patch_tokens: one (B, N, D) per block asked for, without the prefix tokens.
+    grid_size: rows and columns of the patches that the images were cut into.
+    kept_patches: (B, N) which cells of that grid, row by row, the tokens stand for; None: all, in order.
     """
 
     class_logits: Tensor
     distill_logits: Tensor | None
     patch_tokens: tuple[Tensor, ...] = ()
+    grid_size: tuple[int, int] | None = None
+    kept_patches: Tensor | None = None
 
 
 def joint_probabilities(output: DeiTOutput) -> Tensor:
@@ -169,9 +174,33 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """(B, N, D) -> the same, or (B, num_queries, D): only the first tokens, which still see all."""
-        branch = self.attn(self.norm1(x), num_queries)
-        x = x[:, :num_queries] + self.drop_path(_scaled(branch, self.gamma_1))
-        return x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
+
+        def attention(x: Tensor) -> Tensor:
+            return _scaled(self.attn(self.norm1(x), num_queries), self.gamma_1)
+
+        def mlp(x: Tensor) -> Tensor:
+            return _scaled(self.mlp(self.norm2(x)), self.gamma_2)
+
+        return self.add_branch(self.add_branch(x, attention, num_queries), mlp)
+
+    def add_branch(
+        self, x: Tensor, branch: Callable[[Tensor], Tensor], num_tokens: int | None = None
+    ) -> Tensor:
+        """(B, N, D) plus `branch` of it, on the first `num_tokens`; in training with stochastic depth.
+
+        A random part of the samples goes without the branch, which is not computed for them (DINOv2,
+        arXiv 2304.07193, section 5); the others' is scaled to keep the mean. Every sample is dropped with
+        probability `drop_path_rate`, and how many are differs from the mean by less than one.
+        """
+        first = x[:, :num_tokens]
+        if not self.training or self.drop_path_rate == 0.0:
+            return first + branch(x)
+        keep, size = 1.0 - self.drop_path_rate, len(x)
+        count = int(size * keep + torch.rand(()).item())  # drawn on the CPU: a GPU need not be waited for
+        if count == size:
+            return first + branch(x) / keep
+        kept = torch.randperm(size, device=x.device)[:count]
+        return first.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=1.0 / keep)
 
     @torch.no_grad()
     def merge_layer_scale(self) -> None:
@@ -181,14 +210,6 @@ class Block(nn.Module):
                 projection.weight.mul_(gamma[:, None])
                 projection.bias.mul_(gamma)
         self.gamma_1 = self.gamma_2 = None
-
-    def drop_path(self, branch: Tensor) -> Tensor:
-        """Drops the branch for a random part of the batch, scaling the rest to keep the mean."""
-        if not self.training or self.drop_path_rate == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path_rate
-        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
-        return branch * (mask / keep)
 
 
 def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
@@ -201,6 +222,9 @@ class DeiT(nn.Module):
     images: (B, in_channels, *image_size), normalised. Raises DeitkitError for another size, or
     where the image size is no multiple of the patch size. `drop_path_rate` is the last block's;
     it grows linearly from 0 at the first. `layer_scale` is where LayerScale's gains start; None: none.
+
+    In training, images may be of another multiple of the patch size, whose positions are resized on the
+    fly, and `patch_drop_rate` is the share of patches that are left out (PatchDropout, arXiv 2208.07220).
     """
 
     def __init__(
@@ -217,6 +241,7 @@ class DeiT(nn.Module):
         drop_path_rate: float = 0.0,
         distilled: bool = True,
         layer_scale: float | None = None,
+        patch_drop_rate: float = 0.0,
     ):
         super().__init__()
         if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
@@ -228,6 +253,7 @@ class DeiT(nn.Module):
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
         self.num_prefix_tokens = 2 if distilled else 1
+        self.patch_drop_rate = patch_drop_rate
 
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -290,18 +316,42 @@ class DeiT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, prefix + N, D), positions added."""
-        if images.shape[-2:] != self.image_size:
-            raise DeitkitError(
-                f"the model takes images of {self.image_size[0]}x{self.image_size[1]}, "
-                f"got {images.shape[-2]}x{images.shape[-1]}"
-            )
+        grid = self._grid_of(images)
         x = self.patch_embed(images)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
-        return torch.cat([*prefix, x], dim=1) + self.pos_embed
+        positions = self.pos_embed
+        if grid != self.grid_size:
+            # Antialiased, so that every position of the full grid has its part in a coarser one's.
+            P = self.num_prefix_tokens
+            positions = resize_positions(positions, P, self.grid_size, grid, antialias=True)
+        return torch.cat([*prefix, x], dim=1) + positions
+
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches; raises DeitkitError for images of a size that does not fit."""
+        (H, W), (p, q) = images.shape[-2:], self.patch_embed.patch_size
+        if self.image_size != (H, W) and (not self.training or H % p or W % q):
+            raise DeitkitError(
+                f"the model takes images of {self.image_size[0]}x{self.image_size[1]}, got {H}x{W}"
+            )
+        return H // p, W // q
+
+    def drop_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, prefix + N, D) -> the same with n of N patches an image, each image's own, and which (B, n).
+
+        Every subset of round(N (1 - rate)) patches, at least one, is as likely as the others; the prefix
+        tokens all stay. Outside training nothing is dropped, and the second result is None.
+        """
+        if not self.training or self.patch_drop_rate == 0.0:
+            return x, None
+        B, P, N = len(x), self.num_prefix_tokens, x.shape[1] - self.num_prefix_tokens
+        count = max(1, round(N * (1.0 - self.patch_drop_rate)))
+        kept = torch.rand(B, N, device=x.device).argsort(1)[:, :count].sort(1).values
+        patches = x[:, P:].gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+        return torch.cat([x[:, :P], patches], dim=1), kept
 
     def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
         """(B, C, H, W) -> DeiTOutput; `tokens_after` lists block indices whose patch tokens to keep."""
-        x = self.embed(images)
+        x, kept_patches = self.drop_patches(self.embed(images))
         kept = []
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
@@ -309,24 +359,15 @@ class DeiT(nn.Module):
             x = block(x, self.num_prefix_tokens if i == last and i not in tokens_after else None)
             if i in tokens_after:
                 kept.append(x[:, self.num_prefix_tokens :])
-        return self.classify(x)._replace(patch_tokens=tuple(kept))
+        return self.classify(x)._replace(
+            patch_tokens=tuple(kept), grid_size=self._grid_of(images), kept_patches=kept_patches
+        )
 
     def classify(self, x: Tensor) -> DeiTOutput:
         """Both heads on the last block's tokens (B, N, D), prefix tokens first."""
         prefix = self.norm(x[:, : self.num_prefix_tokens])
         distill_logits = self.head_dist(prefix[:, 1]) if self.head_dist is not None else None
         return DeiTOutput(self.head(prefix[:, 0]), distill_logits)
-
-
-def sincos_positions(grid_size: tuple[int, int], embed_dim: int) -> Tensor:
-    """(gh * gw, D): sines and cosines of column and row at D / 4 wavelengths from 2 pi to 20,000 pi.
-
-    Vaswani et al., arXiv 1706.03762, section 3.5, once for each of the two axes; D a multiple of 4.
-    """
-    rows, columns = torch.meshgrid(*(torch.arange(side).float() for side in grid_size), indexing="ij")
-    frequencies = 10_000.0 ** -(torch.arange(embed_dim // 4) / (embed_dim // 4))
-    angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]
-    return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1)
 
 
 def create_model(
@@ -338,6 +379,7 @@ def create_model(
     drop_path_rate: float = 0.0,
     distilled: bool = True,
     layer_scale: float | None = None,
+    patch_drop_rate: float = 0.0,
 ) -> DeiT:
     """A DeiT of a named variant (`VARIANTS`); sizes in pixels, one number for a square."""
     if name not in VARIANTS:
@@ -353,6 +395,7 @@ def create_model(
         drop_path_rate=drop_path_rate,
         distilled=distilled,
         layer_scale=layer_scale,
+        patch_drop_rate=patch_drop_rate,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -156,7 +157,36 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
         student=replace(student, name=name, image_size=image_size, patch_size=patch),
         train=replace(config.train, epochs=epochs, batch_size=batch, micro_batch_size=micro),
     )
+    _refuse_impossible_savings(config)
     return config, why
+
+
+def _refuse_impossible_savings(config: Config) -> None:
+    """Raises DeitkitError for shares out of range and for a first size that the student cannot start at."""
+    rates = {"student.drop_path_rate": config.student.drop_path_rate}
+    rates["student.patch_drop_rate"] = config.student.patch_drop_rate
+    for key, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise DeitkitError(f"{key} is {rate:g}; give a share from 0 up to, but not, 1")
+    if not 0 <= config.distillation.guidance_until <= 1:
+        until = config.distillation.guidance_until
+        raise DeitkitError(f"distillation.guidance_until is {until:g}; give a share from 0 to 1")
+    if config.train.patience is not None and config.train.patience < 1:
+        raise DeitkitError(f"train.patience is {config.train.patience}; give 1 or more measurements, or none")
+    start, full, patch = config.train.start_size, config.student.image_size, config.student.patch_size
+    if start is None:
+        return
+    assert full is not None and patch is not None
+    if not 0 < config.train.start_share < 1:
+        raise DeitkitError(
+            f"train.start_share is {config.train.start_share:g}; give a share above 0 and below 1, "
+            "or leave out train.start_size"
+        )
+    if any(s < p or s % p or s > f for s, p, f in zip(start, patch, full, strict=True)) or start == full:
+        raise DeitkitError(
+            f"train.start_size {start[0]}x{start[1]} does not fit; give a size below {full[0]}x{full[1]} "
+            f"that is a multiple of the patch size {patch[0]}x{patch[1]}"
+        )
 
 
 def settle_init(config: Config, saved: Config | None) -> Config:
@@ -230,6 +260,7 @@ def build_model(config: Config, num_classes: int) -> DeiT:
         drop_path_rate=config.student.drop_path_rate,
         distilled=distilled,
         layer_scale=config.student.layer_scale,
+        patch_drop_rate=config.student.patch_drop_rate,
     )
     if config.student.start == "structured":
         model.start_structured()
@@ -242,8 +273,16 @@ def build_model(config: Config, num_classes: int) -> DeiT:
 
 def normalise(images: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> the student's input."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = _statistics(images.device)
     return (images - mean) / std
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation on the device, made once: each copy to a GPU would wait for all of its work."""
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return mean, std
 
 
 def plain_views(store: PixelStore, device: torch.device, batch_size: int = 64) -> Iterator[Tensor]:

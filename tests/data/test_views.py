@@ -87,6 +87,35 @@ def test_mixed_batches_do_not_depend_on_workers(training_views, workers):
         assert np.array_equal(a.indices, b.indices)
 
 
+def test_smaller_views_are_of_the_same_crops_and_labels(training_views):
+    """What a key decides are shares of an image's sides: a smaller view is the larger one, shrunk."""
+    [batch] = plan_epoch(COUNT, batch_size=COUNT, repeats=1, seed=4, epoch=1)
+    smooth = torch.nn.functional.avg_pool2d(training_views.store.fetch(np.arange(COUNT)).float(), 9, 1, 4)
+    pixels = smooth.to(torch.uint8).numpy()  # without what a smaller view cannot show
+    store = replace(training_views.store, read=lambda rows: pixels[rows])
+    augment = replace(EVERYTHING, erasing=0.0, cutmix=0.0, three_augment=False, randaugment_ops=0)
+    views = replace(training_views, store=store, augment=augment)
+    H, W = views.image_size
+    small = views.make(replace(batch, image_size=(H // 2, W // 2)))
+    large = views.make(batch)
+    assert small.images.shape[-2:] == (H // 2, W // 2)
+    shrunk = torch.nn.functional.avg_pool2d(large.images, 2)
+    assert (small.images - shrunk).abs().mean() < 0.02
+    assert (small.images - shrunk.roll(1, 0)).abs().mean() > 0.06  # what another image's view would give
+    assert torch.equal(small.targets, large.targets)
+    again = views.make(replace(batch, image_size=(H, W)))
+    assert torch.equal(again.images, large.images)
+
+
+def test_a_smaller_view_does_not_depend_on_its_batch(training_views):
+    views = replace(training_views, augment=replace(training_views.augment, mixup=0.0, cutmix=0.0))
+    [whole] = plan_epoch(COUNT, batch_size=COUNT, repeats=1, seed=4, epoch=1)
+    together = views.make(replace(whole, image_size=(8, 8))).images
+    for i in range(COUNT):
+        alone = Batch(whole.indices[i : i + 1], whole.keys[i : i + 1], (8, 8))
+        assert torch.equal(views.make(alone).images[0], together[i])
+
+
 def test_an_error_behind_a_worker_arrives():
     def fail(batch: Batch) -> None:
         raise RuntimeError("no pixels")

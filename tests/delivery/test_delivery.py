@@ -87,7 +87,9 @@ def run(tmp_path: Path) -> Path:
         (folder / name).write_text(json.dumps(content))
     heads = {"top1": 80.0, "top1_class": 79.0, "top1_distill": 78.0, "loss": 0.5}
     line = {"train": {"loss": 1.0, "class": 0.5}, "val": heads, "val_ema": heads}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line | {"epoch": e}) + "\n" for e in (1, 2)))
+    guided = {"epoch": 1, "train": line["train"] | {"guidance": 0.5}}  # for the first epoch only
+    lines = [json.dumps(line | changed) + "\n" for changed in (guided, {"epoch": 2})]
+    (folder / "metrics.jsonl").write_text("".join(lines))
     with open(folder / "predictions.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "prediction", "probability", "teacher_prediction"])

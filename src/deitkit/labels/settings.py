@@ -38,7 +38,17 @@ def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, A
         refuse_too_many_epochs(store, wanted.train.epochs)
     else:
         wanted = wanted.override({"train.epochs": store.epochs()})
+    refuse_smaller_views(wanted)
     return _without_guidance(wanted, "distillation.guidance" in changes)
+
+
+def refuse_smaller_views(config: Config) -> None:
+    """Raises DeitkitError where views start smaller: labels would have to know how long a student trains."""
+    if config.train.start_size is not None:
+        raise DeitkitError(
+            "train.start_size needs a live teacher: stored labels are of views of one size; "
+            "leave it out, or train without --labels"
+        )
 
 
 def refuse_too_many_epochs(store: LabelStore, epochs: int) -> None:

@@ -81,6 +81,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         model=model,
         make=TrainingViews(opened.train.store, labels, classes, config.augment, size, device).make,
         num_images=len(opened.train.images),
+        num_val=len(opened.val.images),
         normalise=normalise,
         teacher=None,
         device=device,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,28 +55,38 @@ class PyTorchBackend:
 
 
 class OpenVINOBackend:
-    """OpenVINO on the CPU: for small convnets several times as fast as eager PyTorch."""
+    """OpenVINO on the CPU: for small convnets several times as fast as eager PyTorch.
+
+    A graph is of one size of views; it is made for each size when the first such views come.
+    """
 
     name = "openvino"
 
     def __init__(self, network: nn.Module, view_size: tuple[int, int]):
+        self.network = network
+        self.compiled = {view_size: self._compile(view_size)}
+
+    def _compile(self, view_size: tuple[int, int]) -> Any:
         import openvino
 
         # batch of two: a batch of one would be folded into the graph as a constant
         example = torch.zeros(2, 3, *view_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of the constant input size, which is meant
-            model = openvino.convert_model(network.cpu().eval(), example_input=example)
+            model = openvino.convert_model(self.network.cpu().eval(), example_input=example)
         model.reshape([-1, 3, *view_size])
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # no more than PyTorch was given
         }
-        self.compiled = openvino.Core().compile_model(model, "CPU", options)
+        return openvino.Core().compile_model(model, "CPU", options)
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        answer = self.compiled(np.ascontiguousarray(views.numpy()))
+        size = (views.shape[-2], views.shape[-1])
+        if size not in self.compiled:
+            self.compiled[size] = self._compile(size)
+        answer = self.compiled[size](np.ascontiguousarray(views.numpy()))
         # Copied: OpenVINO's buffers are overwritten by the next call.
         return tuple(torch.from_numpy(np.array(answer[i])) for i in range(len(answer)))
 

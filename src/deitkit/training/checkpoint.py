@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import DeitkitError
 from ..files import write_tensors
+from .best import BestWeights
 from .ema import EMA
 from .task import Guidance
 
@@ -25,6 +26,7 @@ class TrainingState:
     guidance: Guidance | None
     ema: EMA
     optimizer: torch.optim.Optimizer
+    best: BestWeights | None = None  # where a run may stop early
     step: int = 0  # updates done
 
     def tensors(self) -> dict[str, Tensor]:
@@ -33,6 +35,8 @@ class TrainingState:
         flat |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
         if self.guidance is not None:
             flat |= {f"guidance.{k}": v for k, v in self.guidance.state_dict().items()}
+        if self.best is not None:
+            flat |= {f"best.{k}": v for k, v in self.best.tensors().items()}
         for i, values in self.optimizer.state_dict()["state"].items():
             flat |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
         return flat
@@ -48,6 +52,8 @@ class TrainingState:
             self.ema.weights[k].copy_(v)
         if self.guidance is not None:
             self.guidance.load_state_dict(part("guidance"))
+        if self.best is not None:
+            self.best.load(part("best"))
         saved = self.optimizer.state_dict()
         moments: dict[int, dict[str, Tensor]] = {}
         for k, v in part("optimizer").items():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +22,17 @@ from ..errors import DeitkitError
 from ..labels.store import LabelStore
 from ..model import DeiT
 from ..teachers.teacher import Teacher, TeacherAnswer
+from .best import BestWeights
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .ema import EMA
 from .optim import create_optimizer, learning_rate
+from .schedule import guided_at, image_size_at, measured_after, phases
 from .task import Guidance, training_loss
 
 _CHECKPOINT_SECONDS = 300.0  # also within an epoch, so that a crash costs at most so much
+
+
+Answers = Iterable[TeacherAnswer | None]  # of a teacher, one a micro-batch
 
 
 class Interrupted(Exception):
@@ -59,6 +63,7 @@ class Trainer:
     name_of: Callable[[int], str]  # image index -> file, for a message
     labels: LabelStore | None = None  # stored answers, in place of a live teacher's
     num_unlabeled: int = 0  # of images that follow the labelled ones
+    num_val: int = 0  # images that `evaluate` measures on
     epochs: int = 1
     workers: int = 0
     facts: dict[str, Any] = field(default_factory=dict)  # what a resumed run must share
@@ -72,12 +77,20 @@ class Trainer:
             guidance = Guidance(self.model, self.teacher.card.map_channels).to(self.device)
         modules: list[nn.Module] = [self.model] if guidance is None else [self.model, guidance]
         optimizer = create_optimizer(modules, self.config.optim)
-        self.state = TrainingState(
-            self.model, guidance, EMA(self.model, self.config.optim.ema_decay), optimizer
-        )
-        self.steps_per_epoch = len(self._plan(0))
+        ema = EMA(self.model, self.config.optim.ema_decay)
+        best = BestWeights(ema.weights) if self.config.train.patience is not None else None
+        self.state = TrainingState(self.model, guidance, ema, optimizer, best)
+        self.steps_per_epoch = len(self._planned(0))
 
-    def _plan(self, epoch: int) -> list[Batch]:
+    def plan(self, epoch: int) -> list[Batch]:
+        """The batches of an epoch (from 0), each with the size of its views."""
+        first = epoch * self.steps_per_epoch
+        return [
+            replace(batch, image_size=image_size_at(step, self.total_steps, self.config))
+            for step, batch in enumerate(self._planned(epoch), first)
+        ]
+
+    def _planned(self, epoch: int) -> list[Batch]:
         train = self.config.train
         return plan_epoch(
             self.num_images,
@@ -93,6 +106,18 @@ class Trainer:
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def finished(self) -> bool:
+        """Whether every update is done, or the run's patience is at an end."""
+        best, patience = self.state.best, self.config.train.patience
+        out_of_patience = best is not None and patience is not None and best.waited >= patience
+        return out_of_patience or self.state.step >= self.total_steps
+
+    @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The moving average; of a run that may stop early, the best that was measured."""
+        return self.state.ema.weights if self.state.best is None else self.state.best.weights
+
     def resume(self) -> int:
         """Continues from the newest checkpoint, if there is one; returns the updates already done."""
         load_checkpoint(self.folder / "checkpoints", self.state, self._facts())
@@ -106,15 +131,17 @@ class Trainer:
         """Trains to the end. Raises Interrupted on SIGINT and SIGTERM, after saving."""
         saved_at = time.monotonic()
         with _stop_requests() as stop:
-            while self.state.step < self.total_steps:
+            while not self.finished:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
                 sums: dict[str, float] = {}
+                counts: dict[str, int] = {}  # a part of the loss may end within an epoch
                 started, seen = time.monotonic(), 0
-                for batch in made_ahead(self.make, self._plan(epoch)[done:], self.workers):
-                    parts = self.update(batch)
+                for batch, answers in self.prepared(epoch, done):
+                    parts = self.update(batch, answers)
                     seen += len(batch.indices)
                     for k, v in parts.items():
                         sums[k] = sums.get(k, 0.0) + v * len(batch.indices)
+                        counts[k] = counts.get(k, 0) + len(batch.indices)
                     for watcher in watchers:
                         watcher.on_step(self.state.step, len(batch.indices))
                     if stop():
@@ -124,13 +151,52 @@ class Trainer:
                         self._save()
                         saved_at = time.monotonic()
                 seconds = time.monotonic() - started
-                self._end_epoch(epoch, {k: v / seen for k, v in sums.items()}, seen, seconds, watchers)
+                self._end_epoch(epoch, {k: v / counts[k] for k, v in sums.items()}, seen, seconds, watchers)
                 saved_at = time.monotonic()
 
-    def update(self, batch: ViewBatch) -> dict[str, float]:
-        """One optimizer update on a global batch, in micro-batches; returns the parts of its loss."""
+    def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, Answers]]:
+        """The batches of an epoch after the first `done`, each with what the teacher says of it.
+
+        On a CPU a thread asks the teacher about the next batch while the student learns from this one:
+        two small networks side by side use the cores better than one after the other (docs/speed.md).
+        """
+        ahead = self.teacher is not None and self.device.type == "cpu"
+        workers = max(1, self.workers) if ahead else self.workers
+        views = enumerate(
+            made_ahead(self.make, self.plan(epoch)[done:], workers), epoch * self.steps_per_epoch + done
+        )
+        if ahead:
+            yield from made_ahead(lambda at: (at[1], list(self.answers(at[1], at[0]))), views, 1)
+        else:
+            yield from ((batch, self.answers(batch, step)) for step, batch in views)
+
+    def answers(self, batch: ViewBatch, step: int) -> Answers:
+        """What the teacher says of each micro-batch of update `step`; None where its loss reads nothing."""
+        distillation = self.config.distillation
+        if self.labels is not None:
+            answer = self.labels.answer(*divmod(step, self.steps_per_epoch), self.device)
+            yield from (TeacherAnswer(logits, ()) for logits in answer.logits.split(self.micro_batch_size))
+            return
+        asked = distillation.alpha > 0 or (self.state.guidance is not None and self._guided(step))
+        for images in batch.images.split(self.micro_batch_size):
+            yield self.teacher(images) if self.teacher is not None and asked else None
+
+    def _guided(self, step: int) -> bool:
+        return guided_at(step, self.total_steps, self.config)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images a forward pass."""
+        return self.config.train.micro_batch_size or self.config.train.batch_size
+
+    def update(self, batch: ViewBatch, answers: Answers | None = None) -> dict[str, float]:
+        """One optimizer update on a global batch, in micro-batches; returns the parts of its loss.
+
+        answers: of the teacher, one a micro-batch; None asks it now.
+        """
         state, config = self.state, self.config
-        # Stochastic depth draws from the global generator: seeded by the step, a resumed run agrees.
+        # Stochastic depth and patch dropping draw from the global generator: seeded by the step, a
+        # resumed run agrees.
         torch.manual_seed((config.train.seed << 32) + state.step)
         rate = learning_rate(
             state.step,
@@ -143,14 +209,20 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         state.optimizer.zero_grad(set_to_none=True)
-        micro = config.train.micro_batch_size or config.train.batch_size
-        totals: dict[str, float] = {}
-        labelled = batch.labelled_share
-        parts = zip(batch.images.split(micro), batch.targets.split(micro), self._stored(micro), strict=False)
-        for images, targets, stored in parts:
-            share = len(images) / len(batch.images)
-            for k, v in self._backward(images, targets, stored, share, labelled).items():
-                totals[k] = totals.get(k, 0.0) + v
+        micro, shares, losses = self.micro_batch_size, [], []
+        answers = self.answers(batch, state.step) if answers is None else answers
+        for images, targets, answer in zip(
+            batch.images.split(micro), batch.targets.split(micro), answers, strict=True
+        ):
+            shares.append(len(images) / len(batch.images))
+            parts = self._backward(images, targets, answer, shares[-1], batch.labelled_share)
+            losses.append(torch.stack(list(parts.values())).detach())
+        # Read once an update: each reading waits for the device.
+        rows = torch.stack(losses).tolist()
+        totals = {
+            k: sum(row[i] * share for row, share in zip(rows, shares, strict=True))
+            for i, k in enumerate(parts)
+        }
         if not math.isfinite(totals["loss"]):
             self._refuse(batch)
         if config.optim.clip_grad is not None:
@@ -160,20 +232,12 @@ class Trainer:
         state.step += 1
         return totals
 
-    def _stored(self, micro: int) -> Iterable[TeacherAnswer | None]:
-        """The stored answers to this update's micro-batches; without any, None for each."""
-        if self.labels is None:
-            return itertools.repeat(None)
-        answer = self.labels.answer(*divmod(self.state.step, self.steps_per_epoch), self.device)
-        return [TeacherAnswer(logits, ()) for logits in answer.logits.split(micro)]
-
     def _backward(
-        self, images: Tensor, targets: Tensor, stored: TeacherAnswer | None, share: float, labelled: float
-    ) -> dict[str, float]:
-        """Adds the gradients of a micro-batch, weighted by its share of the global batch."""
-        guidance = self.state.guidance
+        self, images: Tensor, targets: Tensor, answer: TeacherAnswer | None, share: float, labelled: float
+    ) -> dict[str, Tensor]:
+        """Adds the gradients of a micro-batch, weighted by its share of the global batch; its losses."""
+        guidance = self.state.guidance if self._guided(self.state.step) else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            answer = self.teacher(images) if self.teacher is not None else stored
             output = self.model(self.normalise(images), tokens_after=guidance.blocks if guidance else ())
             parts = training_loss(
                 output,
@@ -185,7 +249,7 @@ class Trainer:
                 labelled_share=labelled,
             )
         (parts["loss"] * share).backward()
-        return {k: v.item() * share for k, v in parts.items()}
+        return parts
 
     def _end_epoch(
         self, epoch: int, train: dict[str, float], seen: int, seconds: float, watchers: Sequence[Watcher]
@@ -199,11 +263,12 @@ class Trainer:
             "images_per_s": seen / seconds,
             "seconds": seconds,
         }
-        # About twenty measurements a run: enough for a curve, little enough not to cost an epoch.
-        if (epoch + 1) % max(1, self.epochs // 20) == 0 or epoch + 1 == self.epochs:
+        if measured_after(epoch, self.epochs, self.num_val / self.num_images):
             line["val"] = self.evaluate(self.model)
-            with self.averaged_weights():
+            with self.holding(self.state.ema.weights):
                 line["val_ema"] = self.evaluate(self.model)
+            if self.state.best is not None:
+                self.state.best.note(line["val_ema"]["loss"], self.state.ema.weights)
         # Before the checkpoint: a line too many is dropped when resuming, a lost one would stay lost.
         with open(self.folder / "metrics.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
@@ -212,10 +277,10 @@ class Trainer:
             watcher.on_epoch(line)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """The model holds the moving average inside, and its own weights again after."""
+    def holding(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """The model holds `weights` inside, and its own again after."""
         own = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.state.ema.weights)
+        self.model.load_state_dict(weights)
         try:
             yield
         finally:
@@ -260,13 +325,23 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def seconds_per_step(trainer: Trainer, steps: Iterable[int]) -> float:
-    """The median time of real updates, on a trainer that is thrown away after."""
-    times = []
-    plan = trainer._plan(0)
-    for i in steps:
-        started = time.monotonic()
-        trainer.state.step = i % len(plan)  # stored labels know each batch by its step
-        trainer.update(trainer.make(plan[i % len(plan)]))
-        times.append(time.monotonic() - started)
-    return sorted(times)[len(times) // 2]
+def seconds_per_epoch(trainer: Trainer, updates: int = 12) -> float:
+    """An epoch's expected time on a trainer that is thrown away after.
+
+    The median of `updates` real updates in each part of a run, weighted by how long the part is: a
+    planned epoch stands for the whole run.
+    """
+    trainer.epochs, seconds = 1, 0.0
+    for steps in phases(trainer.steps_per_epoch, trainer.config):
+        times: list[float] = []
+        while len(times) < updates:
+            started = time.monotonic()
+            for step, (batch, answers) in zip(steps, trainer.prepared(0, steps.start), strict=False):
+                trainer.state.step = step
+                trainer.update(batch, answers)
+                times.append(time.monotonic() - started)
+                started = time.monotonic()
+                if len(times) == updates:
+                    break
+        seconds += sorted(times)[len(times) // 2] * len(steps)
+    return seconds

@@ -23,13 +23,13 @@ class Guidance(nn.Module):
         depth = len(student.blocks)
         # The shallower map guides the block half way up, the deeper one that at five sixths.
         self.blocks = (depth // 2 - 1, depth * 5 // 6 - 1)
-        self.grid = student.grid_size
         self.projections = nn.ModuleList(nn.Linear(student.embed_dim, c) for c in map_channels)
 
     def forward(self, output: DeiTOutput, answer: TeacherAnswer) -> Tensor:
         """The sum over both blocks of the mean squared error between normalised features."""
+        assert output.grid_size is not None
         terms = [
-            losses.guidance(project(tokens), features, self.grid)
+            losses.guidance(project(tokens), features, output.grid_size, output.kept_patches)
             for project, tokens, features in zip(
                 self.projections, output.patch_tokens, answer.maps, strict=True
             )

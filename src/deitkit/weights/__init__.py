@@ -4,8 +4,9 @@
 it changed; `export` writes what timm, transformers and the official code load.
 """
 
+from ..positions import resize_positions
 from .exporting import export
-from .fitting import load_into, resize_positions
+from .fitting import load_into
 from .keys import published_keys, transformers_keys
 from .pretrained import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
 from .sources import Weights, read

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import DeitkitError
 from ..model import DeiT
+from ..positions import resize_positions
 
 
 def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = False) -> list[str]:
@@ -33,25 +34,6 @@ def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = Fals
     _fit_positions(model, state, changes, antialias, getattr(weights, "grid_size", None))
     model.load_state_dict(state)
     return changes
-
-
-def resize_positions(
-    pos_embed: Tensor,
-    num_prefix: int,
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    antialias: bool = False,
-) -> Tensor:
-    """Position embeddings for another patch grid: (1, num_prefix + gh gw, D) -> (1, num_prefix + gh' gw', D).
-
-    Bicubic, align_corners False, as the published code fine-tunes at 384 px (arXiv 2012.12877,
-    section 3, "Fixing the positional encoding across resolutions"); the prefix tokens' stay as they are.
-    """
-    prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    patches = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, gh, gw)
-    if old_grid != new_grid:
-        patches = F.interpolate(patches, new_grid, mode="bicubic", align_corners=False, antialias=antialias)
-    return torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:

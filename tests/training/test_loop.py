@@ -1,0 +1,198 @@
+"""The loop on a small student under a made-up teacher: what each update sees, and when a run ends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deitkit.config import AugmentConfig, Config
+from deitkit.data.loader import TrainingViews
+from deitkit.data.store import PixelStore
+from deitkit.model import create_model
+from deitkit.teachers.teacher import TeacherAnswer
+from deitkit.training import loop
+from deitkit.training.loop import Trainer
+
+CPU = torch.device("cpu")
+PIXELS = np.random.RandomState(0).randint(0, 256, (12, 3, 36, 36), np.uint8)
+EPOCHS = 5  # of three updates each
+SAVING = {
+    "student.drop_path_rate": 0.5,
+    "student.patch_drop_rate": 0.5,
+    "train.start_size": 16,
+    "train.start_share": 0.6,
+    "train.patience": 100,
+    "distillation.guidance": 2.0,
+    "distillation.guidance_until": 0.4,
+}
+
+
+class MadeUpTeacher:
+    """A pure function of the views; remembers their sizes."""
+
+    card = SimpleNamespace(map_channels=(3, 3))
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, ...]] = []
+
+    def __call__(self, views: Tensor) -> TeacherAnswer:
+        self.sizes.append(tuple(views.shape[-2:]))
+        return TeacherAnswer(views.mean((2, 3)), (views[..., ::4, ::4], views[..., ::8, ::8]))
+
+
+class Steps:
+    """A watcher that keeps what it is told, and pulls the plug at an update."""
+
+    def __init__(self, until: int = 10_000):
+        self.until, self.done, self.lines = until, 0, []
+
+    def on_step(self, step: int, images: int) -> None:
+        self.done = step
+        if step == self.until:
+            raise RuntimeError("the power is gone")
+
+    def on_epoch(self, line: dict) -> None:
+        self.lines.append(line)
+
+
+def trainer(folder: Path, settings: dict, losses: list[float] | None = None) -> Trainer:
+    """A new trainer; `losses` are what the averaged weights measure, one a measurement."""
+    folder.mkdir(exist_ok=True)
+    base = {"train.batch_size": 4, "train.micro_batch_size": 3, "student.patch_size": 8, "optim.lr": 0.1}
+    config = Config().override(base | {"student.image_size": 32} | settings)
+    student = config.student
+    torch.manual_seed(0)
+    model = create_model(
+        "nano",
+        num_classes=3,
+        image_size=32,
+        patch_size=8,
+        drop_path_rate=student.drop_path_rate,
+        patch_drop_rate=student.patch_drop_rate,
+    )
+    store = PixelStore(np.ones(12, np.float32), lambda rows: PIXELS[rows], np.arange(12))
+    views = TrainingViews(store, np.arange(12) % 3, 3, AugmentConfig(), (32, 32), CPU)
+    measured = [0]
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        measured[0] += 1
+        given = losses is not None
+        weight = float(model.state_dict()["head.weight"].double().sum())
+        return {"loss": losses[(measured[0] - 1) // 2] if given else weight}
+
+    made = Trainer(
+        config=config,
+        model=model,
+        make=views.make,
+        num_images=12,
+        normalise=lambda images: images,
+        teacher=MadeUpTeacher() if config.teacher.spec != "none" else None,
+        device=CPU,
+        folder=folder,
+        evaluate=evaluate,
+        name_of=str,
+        facts={},
+    )
+    made.epochs = EPOCHS
+    return made
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_teacher_sees_the_smaller_views_and_is_not_asked_for_nothing(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.alpha": 0.0})
+    seen: list[int] = []
+    run.model.register_forward_hook(lambda model, inputs, output: seen.append(inputs[0].shape[-1]))
+    run.run([Steps()])
+    # Fifteen updates of two micro-batches: nine at 16 pixels, six of them guided.
+    assert seen == [16] * 18 + [32] * 12
+    assert run.teacher.sizes == [(16, 16)] * 12
+
+
+def test_guidance_stops_and_its_projections_rest(tmp_path):
+    run = trainer(tmp_path, SAVING)
+    kept: list[list[Tensor]] = []
+    parts: list[set[str]] = []
+    for step, (batch, answers) in enumerate(b for e in range(EPOCHS) for b in run.prepared(e)):
+        assert run.state.step == step
+        parts.append(set(run.update(batch, answers)))
+        kept.append([p.detach().clone() for p in run.state.guidance.parameters()])
+    assert [("guidance" in p) for p in parts] == [True] * 6 + [False] * 9
+    assert all("distill" in p for p in parts)  # the teacher's logits still count
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(kept)
+    ]
+    assert moved == [True] * 5 + [False] * 9
+
+
+def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_updates(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.guidance_until": 7 / 15})
+    parts: list[dict[str, float]] = []
+    update = run.update
+    run.update = lambda *batch: parts.append(update(*batch)) or parts[-1]  # type: ignore[method-assign]
+    run.run([Steps()])
+    assert [("guidance" in line["train"]) for line in lines(tmp_path)] == [True] * 3 + [False] * 2
+    assert lines(tmp_path)[2]["train"]["guidance"] == pytest.approx(parts[6]["guidance"])
+
+
+def test_answers_made_ahead_change_nothing(tmp_path):
+    ahead, direct = (trainer(tmp_path / name, SAVING) for name in ("ahead", "direct"))
+    ahead.run([Steps()])
+    for epoch in range(EPOCHS):
+        for planned in direct.plan(epoch):
+            direct.update(direct.make(planned))
+    for k, v in ahead.model.state_dict().items():
+        assert torch.equal(v, direct.model.state_dict()[k])
+
+
+@pytest.mark.parametrize("until", [1, 5, 6, 9, 10, 13])
+def test_resumed_after_any_update(tmp_path, monkeypatch, until):
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)  # after each update
+    whole = trainer(tmp_path / "whole", SAVING)
+    whole.run([Steps()])
+    cut = trainer(tmp_path / "cut", SAVING)
+    with pytest.raises(RuntimeError, match="power"):
+        cut.run([Steps(until)])
+    again = trainer(tmp_path / "cut", SAVING)
+    assert again.resume() == until - 1
+    again.run([Steps()])
+    first, second = whole.state.tensors(), again.state.tensors()
+    assert first.keys() == second.keys() and any(k.startswith("best.") for k in first)
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    assert [line["train"] for line in lines(tmp_path / "whole")][-1] == lines(tmp_path / "cut")[-1]["train"]
+
+
+def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):
+    losses = [3.0, 2.0, 2.5, 2.0, 1.0]
+    run = trainer(tmp_path, {"train.patience": 2}, losses)
+    averages: list[Tensor] = []
+
+    class Remember(Steps):
+        def on_epoch(self, line: dict) -> None:
+            averages.append(run.state.ema.weights["head.weight"].clone())
+
+    run.run([Remember()])
+    assert len(averages) == 4 and run.finished and run.state.step == 12
+    assert torch.equal(run.averaged["head.weight"], averages[1])
+    again = trainer(tmp_path, {"train.patience": 2}, losses)
+    again.resume()
+    assert again.finished and torch.equal(again.averaged["head.weight"], averages[1])
+
+
+def test_patience_that_is_not_used_up_changes_nothing(tmp_path):
+    run = trainer(tmp_path / "patient", {"train.patience": 2}, [3.0, 2.0, 2.5, 1.0, 2.0])
+    run.run([Steps()])
+    plain = trainer(tmp_path / "plain", {})
+    plain.run([Steps()])
+    assert run.state.step == EPOCHS * 3
+    for k, v in plain.model.state_dict().items():
+        assert torch.equal(v, run.model.state_dict()[k])
