@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deitkit import prepare, recipes
-from deitkit.data.folder import ImageSet, Splits
+from deitkit.data.images import ImageSet
+from deitkit.data.splits import Splits
 
 CPU = torch.device("cpu")
 

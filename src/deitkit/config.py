@@ -118,7 +118,7 @@ class TrainConfig:
     budget_s: float | None = None  # plan the epochs so that the whole job ends within so many seconds
     batch_size: int = 1024  # images an optimizer update
     micro_batch_size: int | None = None  # images a forward pass; None: by device
-    loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # on the labels; bce as in arXiv 2204.07118
+    loss: Literal["auto", "cross-entropy", "bce"] = "auto"  # on the labels; auto: bce for several an image
     label_smoothing: float = 0.1
     device: str = "auto"
     seed: int = 0

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import DeitkitError
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,21 @@ class DeiTOutput(NamedTuple):
     patch_tokens: tuple[Tensor, ...] = ()
 
 
-def joint_probabilities(output: DeiTOutput) -> Tensor:
+def probabilities_of(logits: Tensor, task: Task = "classes") -> Tensor:
+    """What logits (B, K) say in [0, 1]: softmax over the classes, or of several labels each one's sigmoid."""
+    return logits.float().softmax(-1) if task == "classes" else logits.float().sigmoid()
+
+
+def joint_probabilities(output: DeiTOutput, task: Task = "classes") -> Tensor:
     """Both heads as one classifier: the mean of their softmaxes, (B, K), rows sum to 1.
 
     The paper adds the softmaxes (section 4, "Classification with our approach"); halving the sum
-    keeps the order and makes it a distribution.
+    keeps the order and makes it a distribution. Of several labels an image, the mean of the sigmoids.
     """
-    p = output.class_logits.float().softmax(-1)
+    p = probabilities_of(output.class_logits, task)
     if output.distill_logits is None:
         return p
-    return (p + output.distill_logits.float().softmax(-1)) / 2
+    return (p + probabilities_of(output.distill_logits, task)) / 2
 
 
 def joint_logits(output: DeiTOutput) -> Tensor:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import AugmentConfig
+from .images import has_label, targets_of
 from .mix import mix_pairs
 from .plan import Batch
 from .store import PixelStore
@@ -29,7 +30,7 @@ Made = TypeVar("Made")
 class ViewBatch:
     """Views as a model may see them: images (B, 3, H, W) float in [0, 1], targets (B, K) soft.
 
-    A view without a label has a row of zeros.
+    Of one class an image, a view without a label has a row of zeros.
     """
 
     images: Tensor
@@ -40,7 +41,7 @@ class ViewBatch:
 
 @dataclass(frozen=True)
 class TrainingViews:
-    """Turns a planned batch into tensors; a pure function of the batch."""
+    """Turns a planned batch into tensors; a pure function of the batch. labels: as an ImageSet's."""
 
     store: PixelStore
     labels: NDArray
@@ -54,11 +55,10 @@ class TrainingViews:
         pixels = self.store.fetch(batch.indices).to(self.device)
         maker = ViewMaker(self.augment, self.image_size)
         images = maker(pixels, self.store.aspects[batch.indices], batch.keys)
-        labels = torch.from_numpy(self.labels[batch.indices]).to(self.device)
-        targets = torch.nn.functional.one_hot(labels.clamp(min=0), self.num_classes).float()
-        targets *= (labels >= 0).unsqueeze(1)  # an unlabelled view has no target: a row of zeros
+        labels = self.labels[batch.indices]
+        targets = torch.from_numpy(targets_of(labels, self.num_classes)).to(self.device)
         images, targets = mix_pairs(images, targets, batch.keys, self.augment)
-        return ViewBatch(images, targets, batch.indices, float((self.labels[batch.indices] >= 0).mean()))
+        return ViewBatch(images, targets, batch.indices, float(has_label(labels).mean()))
 
 
 def made_ahead(make: Callable[[Batch], Made], batches: Sequence[Batch], workers: int) -> Iterator[Made]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import DeitkitError
 from .decode import UnreadableImage, centre_view, open_with_aspect, read_aspect, squash
-from .folder import ImageSet
+from .images import ImageSet
 
 _VERSION = 2  # of what is kept: a change in decoding makes old caches stale
 

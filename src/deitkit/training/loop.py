@@ -22,6 +22,7 @@ from ..data.plan import Batch, plan_epoch
 from ..errors import DeitkitError
 from ..labels.store import LabelStore
 from ..model import DeiT
+from ..tasks import Task
 from ..teachers.teacher import Teacher, TeacherAnswer
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .ema import EMA
@@ -59,6 +60,7 @@ class Trainer:
     name_of: Callable[[int], str]  # image index -> file, for a message
     labels: LabelStore | None = None  # stored answers, in place of a live teacher's
     num_unlabeled: int = 0  # of images that follow the labelled ones
+    task: Task = "classes"
     epochs: int = 1
     workers: int = 0
     facts: dict[str, Any] = field(default_factory=dict)  # what a resumed run must share
@@ -183,6 +185,7 @@ class Trainer:
                 self.config.train,
                 guidance=guidance,
                 labelled_share=labelled,
+                task=self.task,
             )
         (parts["loss"] * share).backward()
         return {k: v.item() * share for k, v in parts.items()}
