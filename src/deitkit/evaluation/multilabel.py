@@ -53,12 +53,14 @@ class LabelMetrics:
 
 def measure_labels(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> LabelMetrics:
     """The metrics of logits (n, K) against labels (n, K), at least one of them on some image."""
+    # In double precision: a confident miss must cost its real loss, not infinity or a clamp.
     log_yes, log_no = (F.logsigmoid(s * class_logits.double()) for s in (1, -1))
     if distill_logits is not None:
         other_yes, other_no = (F.logsigmoid(s * distill_logits.double()) for s in (1, -1))
         log_yes = torch.logaddexp(log_yes, other_yes) - math.log(2)
         log_no = torch.logaddexp(log_no, other_no) - math.log(2)
-    heads = {"": log_yes.exp(), "_class": class_logits.sigmoid()}
+    joint = joint_probabilities(DeiTOutput(class_logits, distill_logits), "multilabel")
+    heads = {"": joint, "_class": class_logits.sigmoid()}
     heads |= {"_distill": distill_logits.sigmoid()} if distill_logits is not None else {}
     values: dict[str, Any] = {f"{name}_distill": None for name in ("map", "f1_micro", "f1_macro")}
     for head, probabilities in heads.items():
