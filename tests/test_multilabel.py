@@ -67,7 +67,9 @@ def test_the_student_learns_every_label(stage):
         assert student[name] > chance + 30
     assert student["f1_micro"] > 80 and student["f1_macro"] > 80
     assert student["interval"][0] <= student["map"] <= student["interval"][1]
-    assert all(row["images"] == pytest.approx(found["val"]["images"] / 2, abs=2) for row in found["per_class"])
+    assert all(
+        row["images"] == pytest.approx(found["val"]["images"] / 2, abs=2) for row in found["per_class"]
+    )
     assert np.mean([row["ap"] for row in found["per_class"]]) == pytest.approx(student["map"])
     assert found["teacher"]["map"] > chance and found["control"]["map"] > chance
     assert "mAP" in found["verdict"] and found["verdict"].startswith("Deploy the ")

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..data.decode import UnreadableImage, centre_view, open_rgb, to_rgb
+from ..data.decode import Extent, UnreadableImage, centre_view, open_with_extent, to_rgb
 from ..errors import DeitkitError
 from ..inference.choose import Backend, create_engine
 from ..inference.engines import EXTRAS, Engine
@@ -73,9 +73,11 @@ class Classifier:
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
             image = to_rgb(picture)
+            extent: Extent = image.size
         else:
-            image = open_rgb(Path(picture), at_least=round(2 * max(self.model.image_size) / self.crop))
-        return centre_view(image, self.model.image_size, self.crop)
+            at_least = round(2 * max(self.model.image_size) / self.crop)
+            image, extent = open_with_extent(Path(picture), at_least=at_least)
+        return centre_view(image, self.model.image_size, self.crop, extent)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> the model's input, on its device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -141,7 +142,7 @@ def _image_processor(model: DeiT, preprocessing: dict[str, Any]) -> dict[str, An
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(max(H, W) / preprocessing["crop"])},
+        "size": {"shortest_edge": math.floor(max(H, W) / preprocessing["crop"])},
         "resample": {"bilinear": 2, "bicubic": 3}[preprocessing["interpolation"]],
         "do_center_crop": True,
         "crop_size": {"height": H, "width": W},
