@@ -17,7 +17,7 @@ PACKAGE = Path(deitkit.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("labelling", "pretraining", "study"),
-    ("job", "evaluate", "analyze", "export", "bench", "bench_worker"),
+    ("job", "evaluate", "analyze", "export", "convert", "bench", "bench_worker"),
     ("results", "analysis"),
     ("prepare",),
     ("delivery", "evaluation", "training"),

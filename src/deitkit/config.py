@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class StudentConfig:
     drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
     start: Literal["published", "structured"] = "published"  # first values; structured learns sooner
     layer_scale: float | None = None  # where LayerScale's gains start (arXiv 2103.17239); none: no gains
+    init_antialias: bool = False  # positions of other sizes resized as timm does; false: as published
     init: str = "none"  # weights to start from: auto, none, a run folder, a file, timm:NAME or hf:OWNER/NAME
 
 
@@ -178,6 +180,14 @@ def flatten(nested: dict[str, Any]) -> dict[str, Any]:
     for key, value in nested.items():
         flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
     return flat
+
+
+def resized_side(side: int, crop: float) -> int:
+    """Pixels that a side of a picture is resized to before the share `data.eval_crop` of it is cut out.
+
+    Whole as in timm; a crop that was computed as 224 / 256 gives 256, whatever its last bit.
+    """
+    return math.floor(side / crop + 1e-6)
 
 
 def _sections() -> dict[str, type]:

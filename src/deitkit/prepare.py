@@ -270,7 +270,7 @@ def build_model(config: Config, num_classes: int) -> DeiT:
         model.start_structured()
     assert config.student.init != "auto", "settle_init comes first"
     if config.student.init != "none":
-        for change in load_into(model, read(config.student.init)):
+        for change in load_into(model, read(config.student.init), antialias=config.student.init_antialias):
             console.say(f"initial weights: {change}")
     return model
 

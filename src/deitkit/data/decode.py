@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
+
+from ..config import resized_side
 
 # Above this a picture would take over a gigabyte of memory: refused by its header.
 _MAX_PIXELS = 300_000_000
@@ -151,7 +152,7 @@ def centre_view(
     """
     H, W = size
     across, down = extent or image.size
-    low, narrow = math.floor(H / crop), math.floor(W / crop)
+    low, narrow = resized_side(H, crop), resized_side(W, crop)
     if narrow / across > low / down:
         width, height = narrow, max(low, int(narrow * down / across))
     else:

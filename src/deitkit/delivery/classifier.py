@@ -184,6 +184,7 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
         embed_dim=student["embed_dim"],
         depth=student["depth"],
         num_heads=student["num_heads"],
+        mlp_ratio=student.get("mlp_ratio", 4.0),
         distilled=student["distilled"],
     )
     try:
