@@ -92,7 +92,7 @@ def find_splits(data: Path, config: Config) -> Splits:
         data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
     )
     if splits.train.task == "multilabel":
-        _refuse_for_several_labels(config)
+        _refuse_settings_of_classes(config)
     if config.data.unlabeled is None:
         return _used_share(splits, config)
     if config.distillation.mode == "none" or config.teacher.spec == "none":
@@ -114,7 +114,7 @@ def refuse_several_labels(images: ImageSet, what: str) -> None:
         raise DeitkitError(f"{what} needs one class an image, and those in {images.root} have several labels")
 
 
-def _refuse_for_several_labels(config: Config) -> None:
+def _refuse_settings_of_classes(config: Config) -> None:
     """Raises DeitkitError for settings that mean nothing where an image may have several labels."""
     for wrong, what in (
         (
