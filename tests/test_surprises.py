@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deitkit
-from deitkit import prepare, recipes
+from deitkit import job, prepare, recipes
 from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
 from deitkit.errors import DeitkitError
 from deitkit.model import DeiT, DeiTOutput, create_model
 from deitkit.teachers.backbone import Backbone
 from deitkit.teachers.backends import Network, PyTorchBackend
 from deitkit.teachers.teacher import Teacher, TeacherAnswer, TeacherCard
+from deitkit.training.loop import Trainer
 from deitkit.training.optim import learning_rate, parameter_groups
 from deitkit.training.task import training_loss
 
@@ -147,6 +149,37 @@ def test_averaged_weights_are_measured_and_kept_where_better(run):
     better = "val_ema" if lines[-1]["val_ema"]["loss"] <= lines[-1]["val"]["loss"] else "val"
     assert run.results["weights"] == {"val_ema": "ema", "val": "raw"}[better]
     assert run.results["student"]["top1"] == lines[-1][better]["top1"]
+
+
+@pytest.mark.parametrize("better", ["raw", "ema"])
+def test_the_better_weights_are_kept_whichever_they_are(better, monkeypatch):
+    """As above, each way round: losses are made up, one for each set of weights."""
+    config = small_config(**{"student.init": "none", "distillation.mode": "none", "optim.ema_decay": 0.5})
+    model = prepare.build_model(config, 2)
+    average = {k: torch.full_like(v, 7) for k, v in model.state_dict().items()}
+    raw = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = Trainer(
+        config=config,
+        model=model,
+        make=None,
+        num_images=4,
+        normalise=None,
+        teacher=None,
+        device=torch.device("cpu"),
+        folder=Path(),
+        evaluate=None,
+        name_of=None,
+    )
+    trainer.state.ema.weights.update(average)
+
+    def measured(model, *_):
+        averaged = bool((model.cls_token == 7).all())
+        return SimpleNamespace(loss=1.0 if averaged == (better == "ema") else 2.0)
+
+    monkeypatch.setattr(job, "evaluate", measured)
+    assert job._keep_better_weights(trainer, None, torch.device("cpu")) == better
+    kept = {"raw": raw, "ema": average}[better]
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
 
 
 def test_the_distillation_token_does_not_decay():
