@@ -61,6 +61,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("DEITKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random models and images each time, so that a printed difference is the same too."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "pictures")
