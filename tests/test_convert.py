@@ -221,7 +221,7 @@ SOURCES = [(64, 64), (60, 40), (300, 400), (1333, 1000)]
 def test_transformers_answers_a_file_as_predict_does(backend, source, suffix, tmp_path):
     """AutoImageProcessor and AutoModel on the exported folder against `predict` on the same file.
 
-    Differences of both heads' logits, whose spread is about 0.5: what float32 sums leave with Pillow; one
+    Differences of both heads' logits, whose spread is about 0.7: what float32 sums leave with Pillow; one
     grey level here and there with torchvision; a large JPEG is decoded at a reduced scale.
     """
     transformers = pytest.importorskip("transformers")
