@@ -39,9 +39,34 @@ def write_pictures(
     return folder
 
 
+def write_labelled(
+    folder: Path, labels: tuple[str, ...] = ("red", "green", "blue"), count: int = 48, side: int = 20
+) -> Path:
+    """Pictures with several labels each: every label brightens one channel; and their labels.csv."""
+    rng = np.random.RandomState(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["path,labels"]
+    for i in range(count):
+        shown = [k for k in range(len(labels)) if (i >> k) % 2]  # every combination, none at all too
+        pixels = rng.randint(0, 110, (side + i % 3, side, 3))
+        pixels[..., shown] += 130
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{';'.join(labels[k] for k in shown)}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEITKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random models and images each time, so that a printed difference is the same too."""
+    import torch
+
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ PACKAGE = Path(deitkit.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("labelling", "pretraining", "study"),
-    ("job", "evaluate", "analyze", "export", "bench", "bench_worker"),
+    ("job", "evaluate", "analyze", "export", "convert", "bench", "bench_worker"),
     ("results", "analysis"),
     ("prepare",),
     ("delivery", "evaluation", "training"),
@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipes",),
     ("config", "positions"),
     ("errors", "files", "console"),
+    ("tasks",),
 )
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
@@ -58,7 +59,8 @@ def test_every_part_has_a_layer():
 
 
 def test_imports_are_read_at_all():
-    assert imported_parts(PACKAGE / "training" / "task.py") == {"losses", "config", "model", "teachers"}
+    found = imported_parts(PACKAGE / "training" / "task.py")
+    assert found == {"losses", "config", "model", "teachers", "tasks"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -214,3 +214,52 @@ def test_half_precision_logits_are_raised_to_float32(pair, name):
     loss = EVERY_TERM[name](*low)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(EVERY_TERM[name](*(x.float() for x in low)).item(), rel=1e-6)
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def binary_entropy_loop(z, t):
+    """-mean of t log p + (1 - t) log (1 - p), one image and one class at a time."""
+    p = sigmoid(z)
+    terms = [t[i] * math.log(p[i]) + (1 - t[i]) * math.log(1 - p[i]) for i in np.ndindex(z.shape)]
+    return -sum(terms) / len(terms)
+
+
+def test_multilabel_cross_entropy(pair):
+    z, _, _ = pair
+    t = torch.tensor([[1.0, 0, 1, 0, 0.3], [0.0] * 5]).repeat(3, 1)
+    assert_agrees(losses.multilabel_cross_entropy(z, t), binary_entropy_loop(*numpy_of(z, t)))
+
+
+def test_an_image_without_labels_is_an_answer_of_several():
+    """Where one class an image is asked for, a row of zeros is no label, and asks nothing."""
+    z, none = torch.full((1, 3), 2.0), torch.zeros(1, 3)
+    assert losses.multilabel_cross_entropy(z, none).item() == pytest.approx(math.log(1 + math.exp(2)))
+    assert losses.binary_cross_entropy(z, none) == 0
+
+
+def test_smooth_each_treats_a_class_as_yes_or_no():
+    smoothed = losses.smooth_each(torch.tensor([[0.0, 1.0, 0.4]]), 0.2)
+    torch.testing.assert_close(smoothed, torch.tensor([[0.1, 0.9, 0.42]]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_multilabel_distillation(pair, temperature):
+    zs, zt, _ = pair
+    s, t = numpy_of(zs, zt)
+    expected = temperature**2 * binary_entropy_loop(s / temperature, sigmoid(t / temperature))
+    loss = losses.soft_multilabel_distillation(zs, zt, temperature)
+    assert_agrees(loss, expected)
+    loss.backward()
+    gradient = temperature * (sigmoid(s / temperature) - sigmoid(t / temperature)) / s.size  # of T^2 KL
+    np.testing.assert_allclose(zs.grad.numpy(), gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_hard_multilabel_distillation(pair, smoothing):
+    zs, zt, _ = pair
+    s, t = numpy_of(zs, zt)
+    decided = (sigmoid(t) > 0.5) * (1 - smoothing) + smoothing / 2
+    assert_agrees(losses.hard_multilabel_distillation(zs, zt, smoothing), binary_entropy_loop(s, decided))

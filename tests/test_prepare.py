@@ -10,7 +10,8 @@ import torch
 
 from deitkit import prepare, recipes
 from deitkit.config import Config
-from deitkit.data.folder import ImageSet, Splits
+from deitkit.data.images import ImageSet
+from deitkit.data.splits import Splits
 from deitkit.errors import DeitkitError
 from deitkit.prepare import choose_student, find_splits
 

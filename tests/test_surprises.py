@@ -1,6 +1,6 @@
 """What surprises users of the published DeiT training code, each with a test of the behaviour here.
 
-Some of them are tested where their piece is; `ELSEWHERE` says where, and a test keeps it true.
+The table in docs/fidelity.md lists all twelve; some are tested where their piece is.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,63 +19,49 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deitkit
-from deitkit import prepare, recipes
+from deitkit import job, prepare, recipes
 from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
 from deitkit.errors import DeitkitError
 from deitkit.model import DeiT, DeiTOutput, create_model
 from deitkit.teachers.backbone import Backbone
 from deitkit.teachers.backends import Network, PyTorchBackend
 from deitkit.teachers.teacher import Teacher, TeacherAnswer, TeacherCard
+from deitkit.training.loop import Trainer
 from deitkit.training.optim import learning_rate, parameter_groups
 from deitkit.training.task import training_loss
 
 from .conftest import write_pictures
 
-ELSEWHERE = {
-    "soft distillation is divided by the number of classes as well": (
-        "test_losses.py",
-        "test_soft_distillation_does_not_weaken_with_the_number_of_classes",
-    ),
-    "BCE makes every smoothed target 1": (
-        "test_losses.py",
-        "test_binary_cross_entropy_keeps_smoothed_targets",
-    ),
-    "repeated augmentation needs several processes and 256 images": (
-        "data/test_views.py",
-        "test_repeats_give_three_views_of_a_third",
-    ),
-    "position embeddings of square grids only": (
-        "weights/test_fitting.py",
-        "test_resize_positions_of_a_non_square_grid",
-    ),
-    "plain weights crash in a distilled model": (
-        "weights/test_fitting.py",
-        "test_plain_to_distilled_copies_the_class_token",
-    ),
-    "distilled weights crash in a plain model": (
-        "weights/test_fitting.py",
-        "test_distilled_to_plain_leaves_the_token_out",
-    ),
-    "a loss that is no number ends a process without a word": (
-        "test_bad_input.py",
-        "test_not_finite_loss_names_the_files",
-    ),
-    "mixup needs an even batch": ("data/test_views.py", "test_mixing_leaves_alone_what_it_should"),
-    "the last images of an epoch are dropped": ("data/test_views.py", "test_plan_visits_every_image_once"),
-    "loading weights runs code": ("weights/test_sources.py", "test_read_never_runs_what_a_file_says"),
-    "heads are joined by their logits": (
-        "test_model.py",
-        "test_joint_logits_can_disagree_with_joint_probabilities",
-    ),
-    "a resumed run differs by an epoch": ("training/test_resume.py", "test_killed_at_random_points"),
-}
+TESTS = Path(__file__).parent
+TABLE = TESTS.parent / "docs" / "fidelity.md"
 
 
-@pytest.mark.parametrize("surprise", ELSEWHERE)
-def test_it_is_tested_where_its_piece_is(surprise):
-    file, name = ELSEWHERE[surprise]
-    tree = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+def table() -> dict[int, list[tuple[Path, str]]]:
+    """The tests that docs/fidelity.md names for each surprise, as (file, function)."""
+    rows = re.findall(r"^\| (\d+) \|(.+)\|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        int(number): [(TESTS / file, name) for file, name in re.findall(r"`tests/(\S+)::(\w+)`", row)]
+        for number, row in rows
+    }
+
+
+def functions(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_table_names_tests_that_exist():
+    rows = table()
+    assert sorted(rows) == list(range(1, 13)) and all(rows.values())
+    for file, name in itertools.chain(*rows.values()):
+        assert name in functions(file)
+
+
+def test_every_test_of_this_file_stands_in_the_table():
+    listed = {name for file, name in itertools.chain(*table().values()) if file == Path(__file__)}
+    own = {name for name in functions(Path(__file__)) if name.startswith("test_")}
+    about_the_table = {name for name in own if "the_table" in name}
+    assert listed == own - about_the_table
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +151,37 @@ def test_averaged_weights_are_measured_and_kept_where_better(run):
     assert run.results["student"]["top1"] == lines[-1][better]["top1"]
 
 
+@pytest.mark.parametrize("better", ["raw", "ema"])
+def test_the_better_weights_are_kept_whichever_they_are(better, monkeypatch):
+    """As above, each way round: losses are made up, one for each set of weights."""
+    config = small_config(**{"student.init": "none", "distillation.mode": "none", "optim.ema_decay": 0.5})
+    model = prepare.build_model(config, 2)
+    average = {k: torch.full_like(v, 7) for k, v in model.state_dict().items()}
+    raw = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = Trainer(
+        config=config,
+        model=model,
+        make=None,
+        num_images=4,
+        normalise=None,
+        teacher=None,
+        device=torch.device("cpu"),
+        folder=Path(),
+        evaluate=None,
+        name_of=None,
+    )
+    trainer.state.ema.weights.update(average)
+
+    def measured(model, *_):
+        averaged = bool((model.cls_token == 7).all())
+        return SimpleNamespace(loss=1.0 if averaged == (better == "ema") else 2.0)
+
+    monkeypatch.setattr(job, "evaluate", measured)
+    assert job._keep_better_weights(trainer, None, torch.device("cpu")) == better
+    kept = {"raw": raw, "ema": average}[better]
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+
+
 def test_the_distillation_token_does_not_decay():
     """Published: dist_token decays, cls_token and pos_embed do not."""
     model = create_model("nano", num_classes=5, image_size=16, patch_size=8)
@@ -207,9 +226,29 @@ def test_the_teacher_stays_frozen_while_the_student_trains():
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_a_cpu_trains_in_single_precision(run):
+def test_float16_is_never_asked_for(tmp_path, monkeypatch):
     """Published: float16 autocast is always on; here a GPU takes bfloat16, and everything else float32."""
-    assert {t.dtype for t in load_file(run.folder / "model.safetensors").values()} == {torch.float32}
+    asked = []
+
+    class Recorded(torch.autocast):
+        def __init__(self, device_type, dtype=None, enabled=True, **rest):
+            asked.append((device_type, dtype, enabled))
+            super().__init__(device_type, dtype=dtype, enabled=enabled, **rest)
+
+    monkeypatch.setattr(torch, "autocast", Recorded)
+    deitkit.train(
+        write_pictures(tmp_path / "data", ("a", "b"), count=4),
+        tmp_path / "run",
+        recipe="deit",
+        student__name="nano",
+        student__image_size=16,
+        student__patch_size=8,
+        train__epochs=1,
+        train__device="cpu",
+    )
+    assert ("cpu", torch.bfloat16, False) in asked
+    assert not any(enabled or dtype == torch.float16 for _, dtype, enabled in asked)
+    assert {t.dtype for t in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float32}
 
 
 def test_odd_batches_and_few_images_train(run):

@@ -15,7 +15,8 @@ import torch
 from . import analysis, console
 from .analysis import Subjects
 from .config import Config
-from .data.folder import ImageSet, scan_as
+from .data.folder import scan_as
+from .data.images import ImageSet
 from .data.store import Decoder, default_cache_dir, open_store, refuse_many_unreadable
 from .delivery.analysis_report import write_analysis
 from .delivery.classifier import Classifier, load
@@ -35,6 +36,8 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     run, data = Path(run), Path(data)
     out = run / "analysis" if out is None else Path(out)
     student = load(run)
+    if student.task == "multilabel":
+        raise DeitkitError(f"analyze needs one class an image, and {run} knows several labels; use eval")
     settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
     images, notes = _without_training_images(
         run, Path(settings["data"]["root"]), scan_as(data, student.classes)

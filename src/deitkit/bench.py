@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from . import console
-from .data.folder import Splits
+from .data.splits import Splits
 from .delivery.classifier import Classifier, load
 from .delivery.export import metadata
 from .delivery.images import batches as image_batches
 from .delivery.images import calibration_views, run_splits
 from .errors import DeitkitError
-from .evaluation.accuracy import top1_of
+from .evaluation.accuracy import scores_of
 from .evaluation.latency import refuse_if_none, take_turns
 from .inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
 from .inference.onnx_graph import to_onnx
 from .inference.quantise import quantise
 from .model import VARIANTS, create_model
+from .tasks import SCORES
 from .weights import export as export_weights
 
 Backend = Literal["pytorch", "compiled", "onnxruntime", "openvino"]
@@ -64,10 +65,10 @@ def bench(
     rounds: int = 5,
     seconds: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """One row a backend, precision and batch: latency, images/s, peak memory, top-1.
+    """One row a backend, precision and batch: latency, images/s, peak memory, top-1 (or mAP).
 
     target: a run folder, or a variant's name (random weights, 224 pixels). data: images whose
-    training part calibrates int8 and whose validation part gives `top1`; None takes the run's own.
+    training part calibrates int8 and whose validation part gives the score; None takes the run's own.
     backends: None for all that are installed. rounds, seconds: see `evaluation.latency.take_turns`.
     Raises DeitkitError for anything the caller can mend.
     """
@@ -91,11 +92,11 @@ def bench(
         refuse_if_none(found, failed)
         for name, why in failed.items():
             console.say(f"{name} is left out: {why}")
-        top1 = _accuracies(classifier, sides, splits) if splits is not None else {}
+        scores = _accuracies(classifier, sides, splits) if splits is not None else {}
     return [
         {"backend": side.backend, "precision": side.precision, "batch": batch, "merge": merge}
         | found[side.name, batch]
-        | {"top1": top1.get(side.name)}
+        | {SCORES[classifier.task].key: scores.get(side.name)}
         for batch in sorted(batches)
         for side in sides
         if side.name not in failed
@@ -179,7 +180,7 @@ def _command(side: Side, common: dict[str, Any]) -> list[str]:
 
 
 def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -> dict[str, float]:
-    """Joint top-1 in percent; compiled PyTorch and bf16 are left to eager fp32, whose weights they share."""
+    """Joint top-1 or mAP in percent; eager fp32 stands for compiled PyTorch and bf16, of the same weights."""
     engines: dict[str, Engine] = {}
     for side in sides:
         if side.backend == "pytorch" and side.precision == "fp32":
@@ -191,4 +192,4 @@ def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -
     if len(images) > _MOST_MEASURED:
         images = images.subset(np.linspace(0, len(images) - 1, _MOST_MEASURED).astype(int))
     with console.bar("accuracy", len(images)) as advance:
-        return top1_of(engines, image_batches(classifier, images), advance)
+        return scores_of(engines, image_batches(classifier, images), advance)

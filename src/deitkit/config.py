@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class StudentConfig:
     patch_drop_rate: float = 0.0  # share of patches left out in training (PatchDropout, arXiv 2208.07220)
     start: Literal["published", "structured"] = "published"  # first values; structured learns sooner
     layer_scale: float | None = None  # where LayerScale's gains start (arXiv 2103.17239); none: no gains
+    init_antialias: bool = False  # positions of other sizes resized as timm does; false: as published
     init: str = "none"  # weights to start from: auto, none, a run folder, a file, timm:NAME or hf:OWNER/NAME
 
 
@@ -119,7 +121,7 @@ class TrainConfig:
     budget_s: float | None = None  # plan the epochs so that the whole job ends within so many seconds
     batch_size: int = 1024  # images an optimizer update
     micro_batch_size: int | None = None  # images a forward pass; None: by device
-    loss: Literal["cross-entropy", "bce"] = "cross-entropy"  # on the labels; bce as in arXiv 2204.07118
+    loss: Literal["auto", "cross-entropy", "bce"] = "auto"  # on the labels; auto: bce for several an image
     label_smoothing: float = 0.1
     start_size: tuple[int, int] | None = None  # of smaller views at first (FixRes, arXiv 1906.06423)
     start_share: float = 0.8  # share of the updates made at start_size
@@ -182,6 +184,14 @@ def flatten(nested: dict[str, Any]) -> dict[str, Any]:
     for key, value in nested.items():
         flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
     return flat
+
+
+def resized_side(side: int, crop: float) -> int:
+    """Pixels that a side of a picture is resized to before the share `data.eval_crop` of it is cut out.
+
+    Whole as in timm; a crop that was computed as 224 / 256 gives 256, whatever its last bit.
+    """
+    return math.floor(side / crop + 1e-6)
 
 
 def _sections() -> dict[str, type]:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from .tasks import Score
+
 _console = Console(stderr=True, highlight=False)
 
 
@@ -34,8 +36,8 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 class TrainingDisplay:
     """Shows a trainer's progress: the bar counts images, each epoch leaves a line."""
 
-    def __init__(self, advance: Callable[[int], None], epochs: int):
-        self.advance, self.epochs = advance, epochs
+    def __init__(self, advance: Callable[[int], None], epochs: int, score: Score):
+        self.advance, self.epochs, self.score = advance, epochs, score
 
     def on_step(self, step: int, images: int) -> None:
         self.advance(images)
@@ -44,5 +46,5 @@ class TrainingDisplay:
         text = f"epoch {line['epoch']:>3}/{self.epochs}  loss {line['train']['loss']:.3f}"
         for name, key in (("raw", "val"), ("ema", "val_ema")):
             if key in line:
-                text += f"  {name} {line[key]['top1']:.1f} %"
+                text += f"  {name} {self.score.say(line[key][self.score.key])}"
         say(f"{text}  {line['images_per_s']:.0f} images/s")

@@ -10,12 +10,12 @@ from .delivery.classifier import load
 from .delivery.export import Target, check_target, export
 from .delivery.images import batches, calibration_views, run_splits
 from .errors import DeitkitError
-from .evaluation.accuracy import top1_of
+from .evaluation.accuracy import scores_of
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The files, and for int8 the top-1 of both in percent over so many validation images."""
+    """The files, and for int8 the top-1 (or mAP) of both in percent over so many validation images."""
 
     files: list[Path]
     images: int = 0
@@ -49,5 +49,5 @@ def export_run(
     engine, files = export(classifier, to, out, calibration_views(classifier, splits.train))
     engines = {"int8": engine, "fp32": classifier.engine}
     with console.bar("measuring", len(splits.val)) as advance:
-        found = top1_of(engines, batches(classifier, splits.val), advance)
+        found = scores_of(engines, batches(classifier, splits.val), advance)
     return Exported(files, len(splits.val), **found)

@@ -34,6 +34,7 @@ from .prepare import (
     settle_init,
     view_workers,
 )
+from .tasks import SCORES
 from .teachers.backbone import find_source
 from .teachers.teacher import Teacher, fit_teacher, load_teacher, save_teacher
 from .training.loop import Trainer, seconds_per_epoch
@@ -103,8 +104,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     if teacher is not None:
         teacher_facts, by_teacher = results.measure_teacher(teacher, opened.val, device)
     if teacher_facts is not None:
-        console.say(results.teacher_sentence(teacher_facts))
-        results.warn_of_weak_teacher(teacher_facts["top1"], opened.val)
+        results.say_teacher(teacher_facts, opened.val)
 
     trainer = create_trainer(out, config, opened, teacher, device, labels)
     control = None
@@ -279,6 +279,7 @@ def create_trainer(
         evaluate=lambda m: evaluate(m, data.val, device).to_dict(),
         name_of=data.pool.images.paths.__getitem__,
         labels=labels,
+        task=data.task,
         workers=view_workers(config, device),
         facts=facts | ({"labels": labels.id} if labels is not None else {}),
     )
@@ -326,7 +327,7 @@ def train_one(
     started = time.monotonic()
     with console.bar(title, images) as advance:
         advance(done * images // trainer.total_steps)
-        display = console.TrainingDisplay(advance, epochs)
+        display = console.TrainingDisplay(advance, epochs, SCORES[data.task])
         trainer.run([display, *tensorboard_logs(trainer.folder / "tensorboard")])
     seconds = time.monotonic() - started
     share_done = trainer.state.step / trainer.total_steps

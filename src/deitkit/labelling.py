@@ -25,7 +25,15 @@ from .labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refu
 from .labels.replay import keep_first_views, refuse_other_views
 from .labels.settings import refuse_smaller_views
 from .labels.store import SHARD_VIEWS, LabelStore, Place
-from .prepare import Data, choose_student, find_splits, open_data, settle_device, view_workers
+from .prepare import (
+    Data,
+    choose_student,
+    find_splits,
+    open_data,
+    refuse_several_labels,
+    settle_device,
+    view_workers,
+)
 from .teachers.backbone import find_source
 from .teachers.teacher import Teacher
 
@@ -57,6 +65,7 @@ def label(
     config = _settings(out, known, recipe, changes)
     device = settle_device(config.train.device)
     splits = find_splits(data, config)
+    refuse_several_labels(splits.train, "storing labels")
     config, _ = choose_student(config, splits, device)
     kind = _kind(out, known, config, len(splits.train.classes), top_k, hard)
     parts = (splits.train, splits.val, splits.test, splits.unlabeled)
@@ -155,8 +164,7 @@ def _prepare(
     teacher = prepare_teacher(out, config, data, device)
     assert teacher is not None, "labels need a teacher"
     facts, _ = results.measure_teacher(teacher, data.val, device)
-    console.say(results.teacher_sentence(facts))
-    results.warn_of_weak_teacher(facts["top1"], data.val)
+    results.say_teacher(facts, data.val)
     manifest = Manifest(
         settings=config.to_dict(),
         data=images.fingerprint(times=False),

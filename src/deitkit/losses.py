@@ -108,6 +108,47 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return (each * targets.any(-1, keepdim=True)).mean()
 
 
+def multilabel_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-mean_bk [t log sigmoid(z) + (1 - t) log(1 - sigmoid(z))] for several labels an image; both (B, K).
+
+    As `binary_cross_entropy`, but a row of zeros is an answer here: the image shows none of the classes.
+    Mixed targets keep their values.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+
+
+def smooth_each(targets: Tensor, smoothing: float) -> Tensor:
+    """Label smoothing of yes-or-no questions: (1 - s) t + s / 2, (B, K) -> (B, K).
+
+    Szegedy et al., arXiv 1512.00567, section 7, for each class by itself, which has two answers.
+    """
+    return targets.float() * (1.0 - smoothing) + smoothing / 2
+
+
+def soft_multilabel_distillation(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    """T^2 BCE(sigmoid(Zs / T), sigmoid(Zt / T)), mean over batch and classes; both logits (B, K).
+
+    Soft distillation (arXiv 1503.02531) with each class as a distribution over yes and no. Its gradient
+    is that of T^2 KL(teacher || student); it ends at the teacher's entropy, not at 0.
+    """
+    targets = (teacher_logits.float() / temperature).sigmoid()
+    return temperature**2 * multilabel_cross_entropy(student_logits.float() / temperature, targets)
+
+
+def hard_multilabel_distillation(
+    student_logits: Tensor, teacher_logits: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """BCE(sigmoid(Zs), [sigmoid(Zt) > 1/2]), mean over batch and classes; both logits (B, K).
+
+    Hard-label distillation (arXiv 2012.12877, section 4) with the teacher's decision on each class;
+    `smoothing` as in `smooth_each`.
+    """
+    decided = (teacher_logits > 0).float()
+    return multilabel_cross_entropy(student_logits, smooth_each(decided, smoothing))
+
+
 def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
     """Mean squared error between the student's tokens and a teacher's feature map.
 

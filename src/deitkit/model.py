@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .errors import DeitkitError
 from .positions import resize_positions, sincos_positions
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,21 @@ class DeiTOutput(NamedTuple):
     kept_patches: Tensor | None = None
 
 
-def joint_probabilities(output: DeiTOutput) -> Tensor:
+def probabilities_of(logits: Tensor, task: Task = "classes") -> Tensor:
+    """What logits (B, K) say in [0, 1]: softmax over the classes, or of several labels each one's sigmoid."""
+    return logits.float().softmax(-1) if task == "classes" else logits.float().sigmoid()
+
+
+def joint_probabilities(output: DeiTOutput, task: Task = "classes") -> Tensor:
     """Both heads as one classifier: the mean of their softmaxes, (B, K), rows sum to 1.
 
     The paper adds the softmaxes (section 4, "Classification with our approach"); halving the sum
-    keeps the order and makes it a distribution.
+    keeps the order and makes it a distribution. Of several labels an image, the mean of the sigmoids.
     """
-    p = output.class_logits.float().softmax(-1)
+    p = probabilities_of(output.class_logits, task)
     if output.distill_logits is None:
         return p
-    return (p + output.distill_logits.float().softmax(-1)) / 2
+    return (p + probabilities_of(output.distill_logits, task)) / 2
 
 
 def joint_logits(output: DeiTOutput) -> Tensor:
@@ -319,7 +325,7 @@ class DeiT(nn.Module):
         grid = self._grid_of(images)
         x = self.patch_embed(images)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         if grid != self.grid_size:
             # Antialiased, so that every position of the full grid has its part in a coarser one's.
             P = self.num_prefix_tokens

@@ -16,12 +16,14 @@ from torch import Tensor
 from . import console
 from .config import Config
 from .data.decode import UnreadableImage, open_rgb
-from .data.folder import NO_LABEL, ImageSet, Splits, load_splits
+from .data.images import ImageSet, has_label
+from .data.splits import Splits, load_splits
 from .data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
 from .data.unlabeled import find_unlabeled
 from .errors import DeitkitError
-from .evaluation.metrics import HeadMetrics, Tally
+from .evaluation.metrics import Metrics, Tally
 from .model import VARIANTS, DeiT, create_model
+from .tasks import Task
 from .weights import find_initial, load_into, read
 
 # Of the student's input; the teacher has its own.
@@ -62,6 +64,10 @@ class Data:
     def classes(self) -> tuple[str, ...]:
         return self.splits.train.classes
 
+    @property
+    def task(self) -> Task:
+        return self.splits.train.task
+
 
 def settle_device(name: str) -> torch.device:
     """The named device, or the best one for `auto`; raises DeitkitError where it is not there."""
@@ -86,6 +92,8 @@ def find_splits(data: Path, config: Config) -> Splits:
     splits = load_splits(
         data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
     )
+    if splits.train.task == "multilabel":
+        _refuse_settings_of_classes(config)
     if config.data.unlabeled is None:
         return _used_share(splits, config)
     if config.distillation.mode == "none" or config.teacher.spec == "none":
@@ -99,6 +107,28 @@ def find_splits(data: Path, config: Config) -> Splits:
     left_out = f"; {len(copies)} left out, which are held-out images, such as {copies[0]}" if copies else ""
     console.say(f"{len(unlabeled)} images without labels{left_out}")
     return replace(_used_share(splits, config), unlabeled=unlabeled)
+
+
+def refuse_several_labels(images: ImageSet, what: str) -> None:
+    """Raises DeitkitError where an image may have several labels, which `what` has no answer for."""
+    if images.task == "multilabel":
+        raise DeitkitError(f"{what} needs one class an image, and those in {images.root} have several labels")
+
+
+def _refuse_settings_of_classes(config: Config) -> None:
+    """Raises DeitkitError for settings that mean nothing where an image may have several labels."""
+    for wrong, what in (
+        (
+            config.train.loss == "cross-entropy",
+            "train.loss cross-entropy is for one class an image; use bce",
+        ),
+        (config.distillation.mode == "dist", "distillation.mode dist compares softmaxes; use soft or hard"),
+        (config.distillation.standardise, "distillation.standardise ranks classes; leave it out"),
+        (config.data.unlabeled is not None, "data.unlabeled needs one class an image; leave it out"),
+        (config.teacher.labels is not None, "teacher.labels are of one class an image; use a live teacher"),
+    ):
+        if wrong:
+            raise DeitkitError(f"the images have several labels, and {what}")
 
 
 def _used_share(splits: Splits, config: Config) -> Splits:
@@ -116,7 +146,7 @@ def _used_share(splits: Splits, config: Config) -> Splits:
 
 
 def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:
-    """Fills in the student's name, image and patch size, epochs, batches; and a sentence that says why."""
+    """Fills in the student's name, image and patch size, epochs, batches, loss; and a sentence on it."""
     student, images = config.student, splits.train
     side = _median_side(images)
     name = student.name
@@ -150,12 +180,17 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
         epochs = min(200, max(10, round(_VIEWS / len(images))))
         if config.train.budget_s is None:
             why += f"; {epochs} epochs for that many images"
+    loss = config.train.loss
+    if loss == "auto":
+        loss = "bce" if images.task == "multilabel" else "cross-entropy"
+    if images.task == "multilabel":
+        why += "; loss bce, a question a label, since an image may have several"
     batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
     micro = config.train.micro_batch_size or (min(32, batch) if device.type == "cpu" else batch)
     config = replace(
         config,
         student=replace(student, name=name, image_size=image_size, patch_size=patch),
-        train=replace(config.train, epochs=epochs, batch_size=batch, micro_batch_size=micro),
+        train=replace(config.train, epochs=epochs, batch_size=batch, micro_batch_size=micro, loss=loss),
     )
     _refuse_impossible_savings(config)
     return config, why
@@ -239,7 +274,7 @@ def open_data(splits: Splits, config: Config, on_progress: Callable[[int], None]
 
     everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
     pool = part(everything, Decoder(stored, "squashed"))
-    train = pool.subset(np.flatnonzero(pool.images.labels != NO_LABEL))
+    train = pool.subset(np.flatnonzero(has_label(pool.images.labels)))
     val = part(splits.val, evaluated)
     test = part(splits.test, evaluated) if splits.test is not None else None
     total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)
@@ -266,7 +301,7 @@ def build_model(config: Config, num_classes: int) -> DeiT:
         model.start_structured()
     assert config.student.init != "auto", "settle_init comes first"
     if config.student.init != "none":
-        for change in load_into(model, read(config.student.init)):
+        for change in load_into(model, read(config.student.init), antialias=config.student.init_antialias):
             console.say(f"initial weights: {change}")
     return model
 
@@ -303,6 +338,6 @@ def tally(model: DeiT, part: Part, device: torch.device) -> Tally:
     return total
 
 
-def evaluate(model: DeiT, part: Part, device: torch.device) -> HeadMetrics:
+def evaluate(model: DeiT, part: Part, device: torch.device) -> Metrics:
     """Class head, distillation head and joint over a split."""
     return tally(model, part, device).metrics()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from . import console, recipes, results
-from .data.folder import ImageSet, Splits
+from .data.images import ImageSet
+from .data.splits import Splits
 from .data.unlabeled import find_unlabeled
 from .errors import DeitkitError
 from .job import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one, write_json

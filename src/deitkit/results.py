@@ -14,16 +14,18 @@ from torch import Tensor
 
 from . import console
 from .config import AugmentConfig, Config
-from .data.folder import ImageSet
+from .data.images import ImageSet
 from .delivery.verdict import verdict
-from .evaluation.metrics import confusion, top_k, wilson_interval
+from .evaluation.metrics import confusion, score_and_interval
+from .evaluation.multilabel import per_class
 from .evaluation.throughput import images_per_s
 from .files import write_tensors
 from .inference.choose import FastestThatAgrees, create_engine
 from .inference.engines import Engine
 from .inference.graph import JointClassifier
-from .model import DeiT, DeiTOutput, joint_probabilities
+from .model import DeiT, DeiTOutput, joint_probabilities, probabilities_of
 from .prepare import MEAN, STD, Data, Part, plain_views, tally
+from .tasks import SCORES, SEPARATOR, THRESHOLD, probability_column
 from .teachers.teacher import Teacher
 
 PLAIN = AugmentConfig(
@@ -47,12 +49,12 @@ def teacher_logits(teacher: Teacher, part: Part, device: torch.device) -> Tensor
 def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> tuple[dict[str, Any], Tensor]:
     """Accuracy on validation in percent, speed at batch 32, size; and the logits (n, K) behind them."""
     logits = teacher_logits(teacher, val, device)
-    top1 = top_k(logits, val.labels, 1)
+    score, interval = score_and_interval(probabilities_of(logits, val.images.task), val.labels)
     batch = next(plain_views(val.store, device, _SPEED_BATCH))
     facts = {
         "name": teacher.card.name,
-        "top1": top1,
-        "interval": wilson_interval(top1 / 100, len(val.images)),
+        SCORES[val.images.task].key: score,
+        "interval": interval,
         "params": teacher.card.params,
         "images_per_s": images_per_s(lambda: teacher(batch), len(batch)),
         "backend": teacher.backend.name,
@@ -61,21 +63,24 @@ def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> tuple[
     return facts, logits
 
 
-def teacher_sentence(facts: dict[str, Any]) -> str:
-    """What `measure_teacher` found, for the person watching."""
-    return (
-        f"teacher {facts['name']} ({facts['how']}): {facts['top1']:.1f} % on validation, "
+def say_teacher(facts: dict[str, Any], val: Part) -> None:
+    """Tells what `measure_teacher` found, and warns where the teacher is no better than no teacher.
+
+    Of classes that is always naming the largest one; of several labels an image, an order by chance.
+    """
+    task, n = val.images.task, len(val.images)
+    score = SCORES[task]
+    reached, chance = facts[score.key], 100 * val.images.counts() / n
+    console.say(
+        f"teacher {facts['name']} ({facts['how']}): {score.say(reached)} on validation, "
         f"{facts['images_per_s']:.0f} images/s with {facts['backend']}"
     )
-
-
-def warn_of_weak_teacher(top1: float, val: Part) -> None:
-    """Says so where a teacher is no better than always naming the largest class."""
-    majority = 100 * val.images.counts().max() / len(val.images)
-    if top1 <= majority:
+    floor = float(chance.max() if task == "classes" else chance.mean())
+    if reached <= floor:
+        what = "always saying the largest class" if task == "classes" else "an order by chance"
         console.say(
-            f"warning: the teacher's {top1:.1f} % are no better than always saying the largest class "
-            f"({majority:.1f} %); its answers will teach the student little, try another --teacher"
+            f"warning: the teacher is no better than {what} ({score.say(floor)}); "
+            "its answers will teach the student little, try another --teacher"
         )
 
 
@@ -84,25 +89,25 @@ def measure_student(
 ) -> tuple[dict[str, Any], DeiTOutput]:
     """Both heads and the joint classifier on validation (and test), speed, size; and the logits behind."""
     measured = tally(model, data.val, device)
-    metrics = measured.metrics()
     output, labels = measured.output()
+    joint = joint_probabilities(output, data.task)
     batch = next(plain_views(data.val.store, device, _SPEED_BATCH))
     engine = _fast_engine(model, batch, device)
     params = model.num_params
     facts = {
         "name": name,
-        "top1": metrics.top1,
-        "top1_class": metrics.top1_class,
-        "top1_distill": metrics.top1_distill,
-        "top5": metrics.top5,
-        "interval": wilson_interval(metrics.top1 / 100, metrics.images),
+        **{k: v for k, v in measured.metrics().to_dict().items() if k not in ("images", "loss")},
+        "interval": score_and_interval(joint, labels)[1],
         "params": params,
         "images_per_s": images_per_s(lambda: engine(batch), len(batch)),
         "backend": engine.name,
         "bytes": 4 * params,
         "test": tally(model, data.test, device).metrics().to_dict() if data.test else None,
-        "confusion": confusion(joint_probabilities(output).argmax(1), labels, model.num_classes).tolist(),
     }
+    if data.task == "classes":
+        facts["confusion"] = confusion(joint.argmax(1), labels, model.num_classes).tolist()
+    else:
+        facts["per_class"] = per_class(output, labels)
     return facts, output
 
 
@@ -121,8 +126,10 @@ def assemble(
     """The content of `results.json`; `seconds` is the whole job's."""
     student, control = dict(trained["student"]), trained.get("control")
     n = len(data.val.images)
+    by_class = "confusion" if data.task == "classes" else "per_class"
     return {
-        "confusion": student.pop("confusion"),
+        "task": data.task,
+        by_class: student.pop(by_class),
         "test": student.pop("test"),
         "student": student,
         "teacher": teacher,
@@ -130,7 +137,7 @@ def assemble(
         "train": trained["train"] | {"job_seconds": seconds},
         "val": {"images": n},
         "weights": trained["weights"],
-        "verdict": verdict(student, teacher, control, n),
+        "verdict": verdict(student, teacher, control, n, SCORES[data.task]),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
     }
@@ -155,6 +162,7 @@ def describe_run(
     parts = {"train": data.train, "val": data.val, "test": data.test}
     return {
         "config": config.to_dict(),
+        "task": data.task,
         "classes": list(data.classes),
         "preprocessing": {
             "image_size": list(model.image_size),
@@ -196,34 +204,32 @@ def save_model(path: Path, model: DeiT) -> None:
 def write_predictions(path: Path, images: ImageSet, output: DeiTOutput, by_teacher: Tensor | None) -> None:
     """One row a validation image: what it is, and what each head and the teacher say.
 
-    output and by_teacher hold logits (n, K) in the order of `images`.
+    output and by_teacher hold logits (n, K) in the order of `images`. Of several labels an image, those
+    above 0.5 stand in one cell, and a column for each class holds the joint classifier's probability.
     """
-    joint, names = joint_probabilities(output), images.classes
-    teacher = by_teacher.argmax(1).tolist() if by_teacher is not None else None
-    distill = output.distill_logits
+    joint, task = joint_probabilities(output, images.task), images.task
+    heads = (joint, output.class_logits, output.distill_logits, by_teacher)
+    said = [_decisions(p if p is None or p is joint else probabilities_of(p, task), images) for p in heads]
+    if task == "classes":
+        columns = ["probability"]
+        shown = [[f"{p:.4f}"] for p in joint.max(1).values.tolist()]
+    else:
+        columns = [probability_column(name) for name in images.classes]
+        shown = [[f"{p:.4f}" for p in row] for row in joint.tolist()]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            [
-                "path",
-                "label",
-                "prediction",
-                "probability",
-                "class_prediction",
-                "distill_prediction",
-                "teacher_prediction",
-            ]
-        )
+        heads_columns = ["class_prediction", "distill_prediction", "teacher_prediction"]
+        writer.writerow(["path", "label", "prediction", *heads_columns, *columns])
         for i in range(len(images)):
-            best = int(joint[i].argmax())
-            writer.writerow(
-                [
-                    images.paths[i],
-                    names[images.labels[i]],
-                    names[best],
-                    f"{joint[i, best]:.4f}",
-                    names[int(output.class_logits[i].argmax())],
-                    names[int(distill[i].argmax())] if distill is not None else "",
-                    names[teacher[i]] if teacher else "",
-                ]
-            )
+            answers = [column[i] for column in said]
+            writer.writerow([images.paths[i], images.label_text(i), *answers, *shown[i]])
+
+
+def _decisions(probabilities: Tensor | None, images: ImageSet) -> list[str]:
+    """What (n, K) probabilities decide, by name; empty where there are none."""
+    if probabilities is None:
+        return [""] * len(images)
+    if images.task == "classes":
+        return [images.classes[k] for k in probabilities.argmax(1).tolist()]
+    rows = (probabilities > THRESHOLD).cpu().numpy()
+    return [SEPARATOR.join(images.classes[k] for k in np.flatnonzero(row)) for row in rows]

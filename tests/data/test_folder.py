@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deitkit.data.folder import ImageSet, load_splits, scan
+from deitkit.data.folder import scan
+from deitkit.data.images import ImageSet
+from deitkit.data.splits import load_splits
 from deitkit.errors import DeitkitError
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitkit.data.folder import ImageSet, scan
+from deitkit.data.folder import scan
+from deitkit.data.images import ImageSet
 from deitkit.data.store import (
     Decoder,
     PixelStore,

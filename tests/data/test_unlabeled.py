@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from deitkit.data.folder import NO_LABEL, load_splits
+from deitkit.data.images import NO_LABEL
 from deitkit.data.plan import plan_epoch
+from deitkit.data.splits import load_splits
 from deitkit.data.unlabeled import find_unlabeled
 from deitkit.errors import DeitkitError
 

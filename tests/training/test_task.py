@@ -69,6 +69,23 @@ def test_without_a_teacher_only_the_labels_count(batch, mode):
     torch.testing.assert_close(parts["loss"], losses.soft_target_cross_entropy(output.class_logits, targets))
 
 
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_several_labels_are_questions_for_both_terms(batch, mode):
+    """An image without labels counts in full: `no` is an answer too."""
+    output, _, answer = batch
+    targets = torch.tensor([[1.0, 0, 1, 0, 0], [0.0] * 5]).repeat(3, 1)
+    config = DistillationConfig(mode=mode, alpha=0.3, temperature=2.0, smoothing=0.1)
+    train = TrainConfig(loss="bce", label_smoothing=0.2)
+    parts = training_loss(output, targets, answer, config, train, guidance=None, task="multilabel")
+    base = losses.multilabel_cross_entropy(output.class_logits, 0.8 * targets + 0.1)
+    taught = {
+        "soft": losses.soft_multilabel_distillation(output.distill_logits, answer.logits, 2.0),
+        "hard": losses.hard_multilabel_distillation(output.distill_logits, answer.logits, 0.1),
+    }[mode]
+    torch.testing.assert_close(parts["class"], base)
+    torch.testing.assert_close(parts["loss"], 0.7 * base + 0.3 * taught)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_bce_takes_smoothed_targets_as_they_are(batch, smoothing):
     output, targets, _ = batch

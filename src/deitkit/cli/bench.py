@@ -47,11 +47,14 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("batch", "backend", "", "p50 ms", "p90", "p99", "images/s", "MB", "top-1 %")
+    from ..tasks import SCORES
+
+    score = next(score for score in SCORES.values() if score.key in rows[0])
+    columns = ("batch", "backend", "", "p50 ms", "p90", "p99", "images/s", "MB", score.column)
     table = Table(*columns)
     for row in rows:
         latencies = [f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
-        top1 = "" if row["top1"] is None else f"{row['top1']:.1f}"
+        reached = "" if row[score.key] is None else f"{row[score.key]:.1f}"
         speed, memory = f"{row['images_per_s']:.1f}", f"{row['memory_mb']:.0f}"
-        table.add_row(str(row["batch"]), row["backend"], row["precision"], *latencies, speed, memory, top1)
+        table.add_row(str(row["batch"]), row["backend"], row["precision"], *latencies, speed, memory, reached)
     Console().print(table)

@@ -1,7 +1,8 @@
-"""`deitkit convert`: a run's weights for other projects."""
+"""`deitkit convert`: weights of any project, for any other."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,17 +10,37 @@ import typer
 
 
 def convert(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    destination: Annotated[Path, typer.Argument(help="Folder for the files.")],
+    source: Annotated[str, typer.Argument(help="A run, a file, a folder, timm:NAME or hf:OWNER/NAME.")],
+    destination: Annotated[Path, typer.Argument(help="A new or empty folder for the files.")],
     to: Annotated[str, typer.Option(help="deitkit, timm, transformers or official.")],
+    image_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
+    patch_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Another number: new heads.")] = None,
+    distilled: Annotated[
+        bool | None, typer.Option("--distilled/--plain", help="With or without a distillation token.")
+    ] = None,
+    num_heads: Annotated[int | None, typer.Option(min=1, help="Of attention, where nothing tells.")] = None,
+    antialias: Annotated[bool, typer.Option("--antialias", help="Resize positions as timm does.")] = False,
 ) -> None:
-    """Write a run's model in another project's format."""
-    import json
+    """Write a model of any project in any project's format, at any size."""
+    from ..config import Config
+    from ..convert import convert as convert_model
 
-    from ..delivery.classifier import load
-    from ..weights import export
-
-    classifier = load(run)
-    preprocessing = json.loads((run / "config.json").read_text(encoding="utf-8"))["preprocessing"]
-    for file in export(classifier.model, destination, to, preprocessing, classifier.classes):  # type: ignore[arg-type]
+    # Sizes are read as those of a setting are.
+    given = {"student.image_size": image_size, "student.patch_size": patch_size}
+    student = Config().override({key: text for key, text in given.items() if text is not None}).student
+    converted = convert_model(
+        source,
+        destination,
+        to,  # type: ignore[arg-type]
+        image_size=student.image_size,
+        patch_size=student.patch_size,
+        num_classes=num_classes,
+        distilled=distilled,
+        num_heads=num_heads,
+        antialias=antialias,
+    )
+    for change in converted.changes:
+        print(change, file=sys.stderr)
+    for file in converted.files:
         print(file)

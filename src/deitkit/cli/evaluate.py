@@ -10,7 +10,8 @@ import typer
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    data: Annotated[Path, typer.Argument(help="Folder with one sub-folder per class.")],
+    data: Annotated[Path, typer.Argument(help="Folder with one sub-folder per class, or with labels.csv.")],
+    part: Annotated[str | None, typer.Option(help="Of labels.csv: train, val or test [all].")] = None,
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -18,11 +19,24 @@ def evaluate(
     import json
 
     from ..evaluate import evaluate_folder
+    from ..tasks import SCORES
 
-    metrics = evaluate_folder(run, data, merge=merge)
+    metrics = evaluate_folder(run, data, merge=merge, part=part)
     if json_:
         print(json.dumps(metrics, indent=1))
         return
-    heads = [("joint", "top1"), ("class head", "top1_class"), ("distillation head", "top1_distill")]
-    shown = ", ".join(f"{name} {metrics[key]:.1f} %" for name, key in heads if metrics[key] is not None)
-    print(f"{metrics['images']} images: {shown}")
+    score = SCORES[metrics["task"]]
+    heads = [("joint", ""), ("class head", "_class"), ("distillation head", "_distill")]
+
+    def line(name: str, key: str) -> str:
+        shown = [(head, metrics[key + end]) for head, end in heads if metrics[key + end] is not None]
+        return f"{name}" + ", ".join(f"{head} {value:.1f} %" for head, value in shown)
+
+    of = "" if score.key == "top1" else f"{score.name}: "
+    print(f"{metrics['images']} images: {line(of, score.key)}")
+    if metrics["task"] == "multilabel":
+        print(line("micro F1 at 50 %: ", "f1_micro"))
+        print(line("macro F1 at 50 %: ", "f1_macro"))
+        for row in metrics["per_class"]:
+            ap = "not shown" if row["ap"] is None else f"average precision {row['ap']:.1f} %"
+            print(f"{row['name']}: {row['images']} images, {ap}, F1 {row['f1']:.1f} %")

@@ -11,7 +11,10 @@ import typer
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     paths: Annotated[list[str], typer.Argument(help="Pictures, folders, patterns.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 1,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Classes to name for each picture [1, or the labels above 50 %]."),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
@@ -21,7 +24,10 @@ def predict(
     from ..delivery.classifier import load
 
     pictures = delivery.expand(paths)
-    answers = list(load(run).predict_all(pictures))
+    classifier = load(run)
+    answers = list(classifier.predict_all(pictures))
+    if top is None and classifier.task == "classes":
+        top = 1
     write = delivery.write_json if json_ else delivery.write_csv if csv_ else delivery.write_text
     write(answers, top)
     if any(isinstance(a, UnreadableImage) for a in answers):

@@ -39,7 +39,8 @@ def stopped(resume: bool) -> typer.Exit:
 
 def train(
     data: Annotated[
-        Path, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
+        Path,
+        typer.Argument(help="Folder with a sub-folder per class, with train/ and val/, or with labels.csv."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     student: Annotated[str | None, typer.Option(help="auto, nano, tiny, small or base.")] = None,
@@ -101,22 +102,24 @@ def _print_summary(results: dict[str, Any], report: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "top-1 %", "parameters", "images/s")
+    from ..tasks import SCORES
 
-    def row(name: str, top1: float | None, facts: dict[str, Any]) -> None:
-        if top1 is not None:
-            speed = f"{facts['images_per_s']:.0f}"
-            table.add_row(name, f"{top1:.1f}", f"{facts['params'] / 1e6:.1f} M", speed)
+    score = SCORES[results["task"]]
+    table = Table("", score.column, "parameters", "images/s")
+
+    def row(name: str, facts: dict[str, Any], head: str = "") -> None:
+        speed = f"{facts['images_per_s']:.0f}"
+        table.add_row(name, f"{facts[score.key + head]:.1f}", f"{facts['params'] / 1e6:.1f} M", speed)
 
     student = results["student"]
     if results["teacher"]:
-        row(f"teacher, {results['teacher']['name']}", results["teacher"]["top1"], results["teacher"])
-    row(f"student {student['name']}, joint", student["top1"], student)
-    if student["top1_distill"] is not None:
-        row("  class head", student["top1_class"], student)
-        row("  distillation head", student["top1_distill"], student)
+        row(f"teacher, {results['teacher']['name']}", results["teacher"])
+    row(f"student {student['name']}, joint", student)
+    if student[f"{score.key}_distill"] is not None:
+        row("  class head", student, "_class")
+        row("  distillation head", student, "_distill")
     if results["control"]:
-        row("control, no teacher", results["control"]["top1"], results["control"])
+        row("control, no teacher", results["control"])
     console = Console()
     console.print(table)
     console.print(results["verdict"], markup=False)

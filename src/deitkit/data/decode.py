@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,8 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from ..config import resized_side
+
 # Above this a picture would take over a gigabyte of memory: refused by its header.
 _MAX_PIXELS = 300_000_000
+
+
+# Views are cut from whole resized pictures up to so many times their area, as other projects do it.
+_MOST_CUT_AWAY = 4
+
+Extent = tuple[float, float]  # width, height in an image's pixels
 
 
 class UnreadableImage(Exception):
@@ -32,17 +39,21 @@ def open_rgb(source: Path | BinaryIO, *, at_least: int | None = None) -> Image.I
     With `at_least`, a JPEG may be decoded at a reduced scale whose sides are no shorter than that
     many pixels. Raises UnreadableImage.
     """
-    return open_with_aspect(source, at_least=at_least)[0]
+    return open_with_extent(source, at_least=at_least)[0]
 
 
-def open_with_aspect(source: Path | BinaryIO, *, at_least: int | None = None) -> tuple[Image.Image, float]:
-    """As `open_rgb`, with the width over height of the file's own picture, which a reduced scale rounds."""
+def open_with_extent(source: Path | BinaryIO, *, at_least: int | None = None) -> tuple[Image.Image, Extent]:
+    """As `open_rgb`, with how much of the image the file's own picture takes up.
+
+    A reduced scale rounds up, so that the last row and column may be covered in part only.
+    """
     with _opened(source) as image:
-        aspect = image.width / image.height
+        extent: Extent = image.size
         if at_least is not None and image.format == "JPEG":
-            image.draft("RGB", (at_least, at_least))
+            drafted = image.draft("RGB", (at_least, at_least))
+            extent = drafted[1][2:] if drafted is not None else extent
         image.load()
-        return to_rgb(image), 1 / aspect if _lies_on_its_side(image) else aspect
+        return to_rgb(image), extent[::-1] if _lies_on_its_side(image) else extent
 
 
 def read_aspect(source: Path) -> float:
@@ -130,20 +141,28 @@ def squash(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def centre_view(image: Image.Image, size: tuple[int, int], crop: float) -> NDArray[np.uint8]:
+def centre_view(
+    image: Image.Image, size: tuple[int, int], crop: float, extent: Extent | None = None
+) -> NDArray[np.uint8]:
     """Evaluation's preprocessing, the one place for it: (3, H, W) uint8.
 
     Resized, bicubic, until it covers `size` / `crop`, then cut to `size` (height, width) around the
-    centre. Validation while training, `eval` and `predict` all come through here.
+    centre, with the whole pixels of timm's and transformers' resize and centre crop. Validation while
+    training, `eval` and `predict` all come through here. extent: as `open_with_extent` gives it.
     """
     H, W = size
-    scale = max(H / crop / image.height, W / crop / image.width)
-    width, height = (
-        max(W, math.floor(image.width * scale + 0.5)),
-        max(H, math.floor(image.height * scale + 0.5)),
-    )
-    left, top = (width - W) / 2 / width * image.width, (height - H) / 2 / height * image.height
-    # Cut and resized in one go: a panorama must not be blown up before it is cut.
-    box = (left, top, image.width - left, image.height - top)
-    resized = image.resize((W, H), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    across, down = extent or image.size
+    low, narrow = resized_side(H, crop), resized_side(W, crop)
+    if narrow / across > low / down:
+        width, height = narrow, max(low, int(narrow * down / across))
+    else:
+        width, height = max(narrow, int(low * across / down)), low
+    left, top = (width - W) // 2, (height - H) // 2
+    if width * height <= _MOST_CUT_AWAY * W * H:
+        whole = image.resize((width, height), Image.Resampling.BICUBIC, box=(0, 0, across, down))
+        resized = whole.crop((left, top, left + W, top + H))
+    else:  # cut and resized in one go: a panorama must not be blown up before it is cut
+        x, y = across / width, down / height
+        box = (left * x, top * y, (left + W) * x, (top + H) * y)
+        resized = image.resize((W, H), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized).transpose(2, 0, 1)

@@ -18,19 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import AugmentConfig
+from .images import has_label, targets_of
 from .mix import mix_pairs
 from .plan import Batch
 from .store import PixelStore
 from .views import ViewMaker
 
-Planned, Made = TypeVar("Planned"), TypeVar("Made")
+Planned = TypeVar("Planned")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class ViewBatch:
     """Views as a model may see them: images (B, 3, H, W) float in [0, 1], targets (B, K) soft.
 
-    A view without a label has a row of zeros.
+    Of one class an image, a view without a label has a row of zeros.
     """
 
     images: Tensor
@@ -44,7 +46,7 @@ class TrainingViews:
     """Turns a planned batch into tensors; a pure function of the batch.
 
     `image_size` is the views' where the batch names none. Smaller views are of the same crops, mirrored
-    and mixed alike: what a key decides are shares of an image's sides.
+    and mixed alike: what a key decides are shares of an image's sides. labels: as an ImageSet's.
     """
 
     store: PixelStore
@@ -62,11 +64,10 @@ class TrainingViews:
             pixels = self._brought_down(pixels, size)
         maker = ViewMaker(self.augment, size)
         images = maker(pixels, self.store.aspects[batch.indices], batch.keys)
-        labels = torch.from_numpy(self.labels[batch.indices]).to(self.device)
-        targets = torch.nn.functional.one_hot(labels.clamp(min=0), self.num_classes).float()
-        targets *= (labels >= 0).unsqueeze(1)  # an unlabelled view has no target: a row of zeros
+        labels = self.labels[batch.indices]
+        targets = torch.from_numpy(targets_of(labels, self.num_classes)).to(self.device)
         images, targets = mix_pairs(images, targets, batch.keys, self.augment)
-        return ViewBatch(images, targets, batch.indices, float((self.labels[batch.indices] >= 0).mean()))
+        return ViewBatch(images, targets, batch.indices, float(has_label(labels).mean()))
 
     def _brought_down(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 3, S, T) uint8 as a store for views of `size` would have them, so that these do not alias."""

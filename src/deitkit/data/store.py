@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DeitkitError
-from .decode import UnreadableImage, centre_view, open_with_aspect, read_aspect, squash
-from .folder import ImageSet
+from .decode import UnreadableImage, centre_view, open_with_extent, read_aspect, squash
+from .images import ImageSet
 
-_VERSION = 2  # of what is kept: a change in decoding makes old caches stale
+_VERSION = 3  # of what is kept: a change in decoding makes old caches stale
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class Decoder:
     crop: float = 1.0
 
     def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        image, aspect = open_with_aspect(path, at_least=round(2 * max(self.size) / self.crop))
+        image, extent = open_with_extent(path, at_least=round(2 * max(self.size) / self.crop))
+        aspect = extent[0] / extent[1]
         if self.view == "squashed":
             return squash(image, self.size), aspect
-        return centre_view(image, self.size, self.crop), aspect
+        return centre_view(image, self.size, self.crop, extent), aspect
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DeitkitError
-from .folder import NO_LABEL, ImageSet, images_under
+from .folder import images_under
+from .images import NO_LABEL, ImageSet
 
 
 def find_unlabeled(folder: Path, held_out: Iterable[ImageSet]) -> tuple[ImageSet, list[str]]:

@@ -14,36 +14,41 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..data.decode import UnreadableImage, centre_view, open_rgb, to_rgb
+from ..data.decode import Extent, UnreadableImage, centre_view, open_with_extent, to_rgb
 from ..errors import DeitkitError
 from ..inference.choose import Backend, create_engine
 from ..inference.engines import EXTRAS, Engine
 from ..inference.graph import JointClassifier, as_output
 from ..merging import TokenMerging
 from ..model import DeiT, DeiTOutput
+from ..tasks import THRESHOLD, Task
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run says of one picture: the joint classifier's class, and both heads' own."""
+    """What a run says of one picture: the joint classifier's most likely class, and both heads' own.
+
+    labels: of several labels an image all that are more probable than 0.5, most likely first; else `label`.
+    """
 
     source: str
     label: str
     probability: float
+    labels: tuple[str, ...]
     class_label: str
     distill_label: str | None
     probabilities: dict[str, float]  # of every class, most likely first
 
-    def top(self, k: int) -> list[tuple[str, float]]:
-        """The k most likely classes."""
-        return list(self.probabilities.items())[:k]
+    def top(self, k: int | None = None) -> list[tuple[str, float]]:
+        """The k most likely classes; None for `labels`."""
+        return list(self.probabilities.items())[: len(self.labels) if k is None else k]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained student with its classes and preprocessing.
+    """A trained student with its classes and preprocessing, and whether an image may have several of them.
 
     graph is what `engine` runs: views (B, 3, H, W) in [0, 1] -> probabilities and both heads' logits,
     with tokens merged where that was asked for; `model` never merges.
@@ -58,15 +63,21 @@ class Classifier:
     graph: JointClassifier
     engine: Engine
 
+    @property
+    def task(self) -> Task:
+        return self.graph.task
+
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
         """One picture as (3, H, W) uint8, the way the run's validation saw its images."""
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
             image = to_rgb(picture)
+            extent: Extent = image.size
         else:
-            image = open_rgb(Path(picture), at_least=round(2 * max(self.model.image_size) / self.crop))
-        return centre_view(image, self.model.image_size, self.crop)
+            at_least = round(2 * max(self.model.image_size) / self.crop)
+            image, extent = open_with_extent(Path(picture), at_least=at_least)
+        return centre_view(image, self.model.image_size, self.crop, extent)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> the model's input, on its device."""
@@ -127,12 +138,17 @@ class Classifier:
                 {
                     "label": self.classes[order[0]],
                     "probability": float(row[order[0]]),
+                    "labels": tuple(self.classes[k] for k in order[: self._held(row)]),
                     "class_label": self.classes[by_class[i]],
                     "distill_label": self.classes[by_distill[i]] if by_distill else None,
                     "probabilities": {self.classes[k]: float(row[k]) for k in order},
                 }
             )
         return rows
+
+    def _held(self, probabilities: Tensor) -> int:
+        """How many of the (K,) probabilities hold."""
+        return 1 if self.task == "classes" else int((probabilities > THRESHOLD).sum())
 
 
 def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", merge: int = 0) -> Classifier:
@@ -160,7 +176,7 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
         if device not in ("auto", "cpu"):
             raise DeitkitError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
         device = "cpu"
-    student, view = saved["student"], saved["preprocessing"]
+    student, view, task = saved["student"], saved["preprocessing"], saved.get("task", "classes")
     model = DeiT(
         image_size=tuple(student["image_size"]),
         patch_size=tuple(student["patch_size"]),
@@ -168,6 +184,7 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
         embed_dim=student["embed_dim"],
         depth=student["depth"],
         num_heads=student["num_heads"],
+        mlp_ratio=student.get("mlp_ratio", 4.0),
         distilled=student["distilled"],
     )
     try:
@@ -181,7 +198,7 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
     mean, std = (torch.tensor(view[k], device=chosen).view(1, 3, 1, 1) for k in ("mean", "std"))
     model = model.to(chosen).eval()
     network = TokenMerging(model, merge) if merge else model
-    graph = JointClassifier(network, view["mean"], view["std"], distilled=student["distilled"])
+    graph = JointClassifier(network, view["mean"], view["std"], distilled=student["distilled"], task=task)
     where = torch.device(chosen)
     engine = create_engine(graph, model.image_size, backend, where)
     return Classifier(model, tuple(saved["classes"]), mean, std, view["crop"], where, graph, engine)

@@ -37,8 +37,8 @@ def export(
 
     The graph's input is `views` (B, 3, H, W), float in [0, 1], of any B; normalisation is inside. Its
     outputs are `probabilities` (both heads joined), `class_logits` and, for a distilled student,
-    `distill_logits`, each (B, K). Classes and preprocessing are JSON in the metadata, under `classes`
-    and `preprocessing`.
+    `distill_logits`, each (B, K). JSON in the metadata: `classes`, `preprocessing`, and `task`, where
+    "multilabel" means that each probability is a label's own.
 
     to: "onnx" (out ends in .onnx), or "openvino" (out ends in .xml, a .bin comes beside it).
     calibration: views to make the graph int8 by; None keeps it float, and then its outputs are compared
@@ -79,6 +79,7 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     H, W = classifier.model.image_size
     return {
         "classes": json.dumps(list(classifier.classes), ensure_ascii=False),
+        "task": json.dumps(classifier.task),
         "preprocessing": json.dumps(
             {
                 "image_size": [H, W],

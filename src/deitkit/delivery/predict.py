@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data.decode import UnreadableImage
 from ..data.folder import SUFFIXES
 from ..errors import DeitkitError
+from ..tasks import SEPARATOR
 from .classifier import Prediction
 
 Answers = Sequence[Prediction | UnreadableImage]
@@ -36,8 +37,8 @@ def expand(paths: Iterable[str]) -> list[Path]:
     return found
 
 
-def write_json(answers: Answers, top: int) -> None:
-    """A JSON list to stdout, one object a picture."""
+def write_json(answers: Answers, top: int | None) -> None:
+    """A JSON list to stdout, one object a picture; `top` as for `Prediction.top`."""
     rows = [
         {"path": str(a.path), "error": a.reason}
         if isinstance(a, UnreadableImage)
@@ -45,6 +46,7 @@ def write_json(answers: Answers, top: int) -> None:
             "path": a.source,
             "label": a.label,
             "probability": a.probability,
+            "labels": list(a.labels),
             "class_label": a.class_label,
             "distill_label": a.distill_label,
             "top": [{"label": label, "probability": p} for label, p in a.top(top)],
@@ -55,9 +57,21 @@ def write_json(answers: Answers, top: int) -> None:
     print()
 
 
-def write_csv(answers: Answers, top: int) -> None:
-    """CSV to stdout: path, the top classes with their probabilities, and the error if there is one."""
+def write_csv(answers: Answers, top: int | None) -> None:
+    """CSV to stdout: path, the top classes with their probabilities, and the error if there is one.
+
+    Without `top`, all labels that hold stand in one cell, as a labels.csv has them.
+    """
     writer = csv.writer(sys.stdout)
+    if top is None:
+        writer.writerow(["path", "labels", "probabilities", "error"])
+        for a in answers:
+            if isinstance(a, UnreadableImage):
+                writer.writerow([a.path, "", "", a.reason])
+            else:
+                shown = SEPARATOR.join(f"{p:.4f}" for _, p in a.top())
+                writer.writerow([a.source, SEPARATOR.join(a.labels), shown, ""])
+        return
     columns = [f"{what}{k + 1}" for k in range(top) for what in ("label", "probability")]
     writer.writerow(["path", *columns, "error"])
     for a in answers:
@@ -68,10 +82,11 @@ def write_csv(answers: Answers, top: int) -> None:
             writer.writerow([a.source, *cells, *[""] * (len(columns) - len(cells)), ""])
 
 
-def write_text(answers: Answers, top: int) -> None:
+def write_text(answers: Answers, top: int | None) -> None:
     """One line a picture to stdout."""
     for a in answers:
         if isinstance(a, UnreadableImage):
             print(f"{a.path}: cannot be read ({a.reason})")
         else:
-            print(f"{a.source}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in a.top(top)))
+            shown = ", ".join(f"{label} {100 * p:.1f} %" for label, p in a.top(top))
+            print(f"{a.source}: {shown or 'none of the labels'}")

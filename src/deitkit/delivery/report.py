@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
+from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score, probability_column
 from . import page
 
 _WORST = 24  # mistakes shown as pictures
@@ -21,17 +22,22 @@ def write_report(run: Path) -> Path:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
     rows = _read_predictions(run / "predictions.csv")
+    task, classes = results.get("task", "classes"), settings["classes"]
+    mistakes = _mistakes(rows) if task == "classes" else _mistaken_labels(rows, classes)
+    root = Path(settings["data"]["root"])
     content = page.render(
         "report.html.j2",
         name=run.name,
         results=results,
         settings=settings,
-        models=_models(results),
-        accuracy=page.svg(_accuracy_curve(run, results)),
+        task=task,
+        score=SCORES[task],
+        models=_models(results, SCORES[task].key),
+        accuracy=page.svg(_accuracy_curve(run, results, SCORES[task])),
         loss=page.svg(_loss_curve(run)),
-        confusion=page.svg(_confusion(results["confusion"], settings["classes"])),
-        classes=_per_class(results["confusion"], settings["classes"]),
-        mistakes=_mistakes(rows, Path(settings["data"]["root"])),
+        confusion=page.svg(_confusion(results["confusion"], classes)) if task == "classes" else None,
+        classes=_per_class(results, classes),
+        mistakes=[m | {"thumbnail": _thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
         skipped=json.loads((run / "skipped.json").read_text(encoding="utf-8")),
     )
     path = run / "report.html"
@@ -39,27 +45,26 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _models(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the table of models: name, top1, interval, params, speed."""
+def _models(results: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Rows of the table of models: name, score, interval, params, speed."""
     student, teacher, control = results["student"], results["teacher"], results["control"]
 
-    def row(name: str, facts: dict[str, Any], top1: float, kind: str, interval: Any = None) -> dict[str, Any]:
-        return {"name": name, "top1": top1, "kind": kind, "interval": interval} | {
+    def row(name: str, facts: dict[str, Any], kind: str = "", head: str = "") -> dict[str, Any]:
+        return {"name": name, "score": facts[key + head], "kind": kind} | {
+            "interval": facts["interval"] if kind != "part" else None,
             "params": facts["params"] / 1e6,
             "speed": facts["images_per_s"],
         }
 
     rows = []
     if teacher:
-        rows.append(row(f"Teacher: {teacher['name']}", teacher, teacher["top1"], "", teacher["interval"]))
-    rows.append(
-        row(f"Student: DeiT {student['name']}", student, student["top1"], "main", student["interval"])
-    )
-    if student["top1_distill"] is not None:
-        rows.append(row("class head alone", student, student["top1_class"], "part"))
-        rows.append(row("distillation head alone", student, student["top1_distill"], "part"))
+        rows.append(row(f"Teacher: {teacher['name']}", teacher))
+    rows.append(row(f"Student: DeiT {student['name']}", student, "main"))
+    if student[f"{key}_distill"] is not None:
+        rows.append(row("class head alone", student, "part", "_class"))
+        rows.append(row("distillation head alone", student, "part", "_distill"))
     if control:
-        rows.append(row("Control: no teacher", control, control["top1"], "", control["interval"]))
+        rows.append(row("Control: no teacher", control))
     return rows
 
 
@@ -72,27 +77,26 @@ def _read_predictions(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _accuracy_curve(run: Path, results: dict[str, Any]) -> Figure:
+def _accuracy_curve(run: Path, results: dict[str, Any], score: Score) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="epoch", ylabel="top-1 on validation, %")
+    axes = figure.add_subplot(xlabel="epoch", ylabel=f"{score.name} on validation, %")
     lines = [line for line in _read_lines(run / "metrics.jsonl") if "val" in line]
     key = "val_ema" if results["weights"] == "ema" else "val"
     epochs = [line["epoch"] for line in lines]
-    heads = [
-        ("joint", "top1", "-"),
-        ("class head", "top1_class", ":"),
-        ("distillation head", "top1_distill", "--"),
-    ]
-    for label, name, style in heads:
-        values = [line[key][name] for line in lines]
+    for label, head, style in (
+        ("joint", "", "-"),
+        ("class head", "_class", ":"),
+        ("distillation head", "_distill", "--"),
+    ):
+        values = [line[key][score.key + head] for line in lines]
         if all(v is not None for v in values):
             axes.plot(epochs, values, style, label=label, marker="." if len(epochs) == 1 else None)
     control = [line for line in _read_lines(run / "control" / "metrics.jsonl") if "val" in line]
     if control:
-        values = [max(line["val"]["top1"], line["val_ema"]["top1"]) for line in control]
+        values = [max(line["val"][score.key], line["val_ema"][score.key]) for line in control]
         axes.plot([line["epoch"] for line in control], values, color="0.5", label="control")
     if results["teacher"]:
-        axes.axhline(results["teacher"]["top1"], color="tab:red", lw=1, label="teacher")
+        axes.axhline(results["teacher"][score.key], color="tab:red", lw=1, label="teacher")
     axes.legend(frameon=False)
     return figure
 
@@ -133,20 +137,39 @@ def _confusion(counts: list[list[int]], classes: list[str]) -> Figure:
     return figure
 
 
-def _per_class(counts: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
-    """Accuracy of each class, worst first."""
-    rows = [
-        {"name": name, "images": sum(row), "top1": 100 * row[k] / max(1, sum(row))}
-        for k, (name, row) in enumerate(zip(classes, counts, strict=True))
-    ]
-    return sorted(rows, key=lambda r: r["top1"])
+def _per_class(results: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
+    """Accuracy of each class, or its average precision and F1, worst first."""
+    if "confusion" in results:
+        rows = [
+            {"name": name, "images": sum(row), "score": 100 * row[k] / max(1, sum(row))}
+            for k, (name, row) in enumerate(zip(classes, results["confusion"], strict=True))
+        ]
+    else:
+        rows = [
+            {"name": name, "images": row["images"], "score": row["ap"], "f1": row["f1"]}
+            for name, row in zip(classes, results["per_class"], strict=True)
+        ]
+    return sorted(rows, key=lambda r: r["score"])
 
 
-def _mistakes(rows: list[dict[str, str]], root: Path) -> list[dict[str, str]]:
-    """The most confident wrong answers, with a thumbnail each."""
+def _mistakes(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The wrong answers, the most confident first."""
     wrong = [row for row in rows if row["label"] != row["prediction"]]
-    wrong.sort(key=lambda row: -float(row["probability"]))
-    return [row | {"thumbnail": _thumbnail(root / row["path"])} for row in wrong[:_WORST]]
+    return sorted(wrong, key=lambda row: -float(row["probability"]))
+
+
+def _mistaken_labels(rows: list[dict[str, str]], classes: list[str]) -> list[dict[str, Any]]:
+    """The images with a wrong label, each with its worst one and that one's probability, worst first."""
+    wrong = []
+    for row in rows:
+        true = set(row["label"].split(SEPARATOR))
+        probabilities = {name: float(row[probability_column(name)]) for name in classes}
+        worst = max(classes, key=lambda name: abs((name in true) - probabilities[name]))
+        size = abs((worst in true) - probabilities[worst])
+        if size > THRESHOLD:
+            shown = {"prediction": worst, "probability": probabilities[worst], "size": size}
+            wrong.append(row | shown | {"label": row["label"] or "none of the labels"})
+    return sorted(wrong, key=lambda row: -row["size"])
 
 
 def _thumbnail(path: Path) -> str:

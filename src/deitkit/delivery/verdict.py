@@ -4,44 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..tasks import SCORES, Score
+
 
 def verdict(
-    student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None, val_images: int
+    student: dict[str, Any],
+    teacher: dict[str, Any] | None,
+    control: dict[str, Any] | None,
+    val_images: int,
+    score: Score = SCORES["classes"],
 ) -> str:
     """Weighs accuracy, with its 95 % interval from the number of validation images, speed and size.
 
-    The facts are those of `results.json`; top-1 in percent.
+    The facts are those of `results.json`; the task's `score` in percent.
     """
     low, high = student["interval"]
-    found = f"{student['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f}, {val_images} images)"
+    key, say = score.key, score.say
+    found = f"{say(student[key])} (95 % interval {low:.1f} to {high:.1f}, {val_images} images)"
     if teacher is None:
         return f"Deploy the student: {found}; there is no teacher to compare it with."
-    gap = student["top1"] - teacher["top1"]
+    gap = student[key] - teacher[key]
     speed = student["images_per_s"] / teacher["images_per_s"]
     size = f"{student['params'] / 1e6:.1f} against {teacher['params'] / 1e6:.1f} million parameters"
     pace = f"{speed:.1f}x its speed" if speed >= 1 else f"{speed:.2f}x its speed"
-    margin = high - student["top1"]
-    if control is not None and control["top1"] > max(student["top1"], teacher["top1"]):
+    margin = high - student[key]
+    if control is not None and control[key] > max(student[key], teacher[key]):
         return (
-            f"Deploy the control: trained without a teacher it reaches {control['top1']:.1f} %, more than "
-            f"the student's {found} and the teacher's {teacher['top1']:.1f} %; train with --teacher none."
+            f"Deploy the control: trained without a teacher it reaches {say(control[key])}, more than "
+            f"the student's {found} and the teacher's {say(teacher[key])}; train with --teacher none."
         )
     if gap >= 0:
         certainty = "more than" if gap > margin else "no less than, within chance,"
         return (
-            f"Deploy the student: {found}, {certainty} the teacher's {teacher['top1']:.1f} %, "
-            f"at {pace}, {size}."
+            f"Deploy the student: {found}, {certainty} the teacher's {say(teacher[key])}, at {pace}, {size}."
         )
     # Two intervals that overlap do not tell the two apart: then the faster one is the better buy.
     if teacher["interval"][0] <= high and speed >= 1:
         return (
-            f"Deploy the student: {found} is within chance of the teacher's {teacher['top1']:.1f} %, "
+            f"Deploy the student: {found} is within chance of the teacher's {say(teacher[key])}, "
             f"and it runs at {pace}, {size}."
         )
     helped = ""
-    if control is not None and student["top1"] > control["top1"]:
-        helped = f" (distillation lifted it from {control['top1']:.1f} %)"
+    if control is not None and student[key] > control[key]:
+        helped = f" (distillation lifted it from {say(control[key])})"
     return (
-        f"Deploy the teacher: its {teacher['top1']:.1f} % are ahead of the student's {found}{helped}, "
+        f"Deploy the teacher: with {say(teacher[key])} it is ahead of the student's {found}{helped}, "
         f"which runs at {pace}; train longer (--epochs or --budget) before choosing the student."
     )

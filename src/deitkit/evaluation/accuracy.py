@@ -11,12 +11,12 @@ from ..inference.graph import as_output
 from .metrics import Tally
 
 
-def top1_of(
+def scores_of(
     engines: Mapping[str, Engine],
     batches: Iterable[tuple[Tensor, Tensor]],
     on_progress: Callable[[int], None],
 ) -> dict[str, float]:
-    """Joint top-1 in percent of each engine over batches of (B, 3, H, W) uint8 and labels (B,).
+    """Joint top-1 (or mAP) in percent of each engine over batches of (B, 3, H, W) uint8 and their labels.
 
     Raises DeitkitError where there is no image.
     """
@@ -26,4 +26,4 @@ def top1_of(
         for name, engine in engines.items():
             tallies[name].add(as_output(engine(views)), labels)
         on_progress(len(labels))
-    return {name: tally.metrics().top1 for name, tally in tallies.items()}
+    return {name: tally.metrics().score for name, tally in tallies.items()}

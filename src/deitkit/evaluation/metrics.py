@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DeitkitError
 from ..model import DeiTOutput, joint_probabilities
+from .multilabel import LabelMetrics, map_interval, measure_labels, score_labels
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,28 @@ class HeadMetrics:
     top5: float
     loss: float
 
+    @property
+    def score(self) -> float:
+        return self.top1
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers by name, as written to `metrics.jsonl`."""
         return dataclasses.asdict(self)
 
 
-def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> HeadMetrics:
-    """The metrics of logits (n, K) against integer labels (n,).
+Metrics = HeadMetrics | LabelMetrics
+
+
+def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> Metrics:
+    """The metrics of logits (n, K) against classes (n,), or against (n, K) of several labels an image.
 
     Raises DeitkitError where there is no image to measure on.
     """
     if len(labels) == 0:
         raise DeitkitError("there are no images to evaluate on; add some to the validation set")
     class_logits, labels = class_logits.float(), labels.to(class_logits.device)
+    if labels.ndim == 2:
+        return measure_labels(class_logits, distill_logits, labels)
     # In double precision: a confident miss must cost its real loss, not infinity or a clamp.
     log_p = class_logits.double().log_softmax(-1)
     if distill_logits is not None:
@@ -81,23 +91,31 @@ class Tally:
         self._labels: list[Tensor] = []
 
     def add(self, output: DeiTOutput, labels: Tensor) -> None:
-        """Takes one batch: logits (B, K) and labels (B,)."""
+        """Takes one batch: logits (B, K) and labels (B,) or (B, K)."""
         self._class.append(output.class_logits.detach().float().cpu())
         if output.distill_logits is not None:
             self._distill.append(output.distill_logits.detach().float().cpu())
         self._labels.append(labels.cpu())
 
     def output(self) -> tuple[DeiTOutput, Tensor]:
-        """All logits (n, K) and labels (n,) in the order they came."""
+        """All logits (n, K) and labels (n,) or (n, K) in the order they came."""
         if not self._labels:
             raise DeitkitError("there are no images to evaluate on; add some to the validation set")
         distill = torch.cat(self._distill) if self._distill else None
         return DeiTOutput(torch.cat(self._class), distill), torch.cat(self._labels)
 
-    def metrics(self) -> HeadMetrics:
+    def metrics(self) -> Metrics:
         """What `measure` says of all that was added."""
         output, labels = self.output()
         return measure(output.class_logits, output.distill_logits, labels)
+
+
+def score_and_interval(probabilities: Tensor, labels: Tensor) -> tuple[float, tuple[float, float]]:
+    """The main score of (n, K) probabilities, top-1 or for labels (n, K) mAP, and its 95 % interval."""
+    if labels.ndim == 2:
+        return score_labels(probabilities, labels)["map"], map_interval(probabilities, labels)
+    top1 = top_k(probabilities, labels, 1)
+    return top1, wilson_interval(top1 / 100, len(labels))
 
 
 def wilson_interval(correct_fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:

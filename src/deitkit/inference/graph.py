@@ -8,28 +8,38 @@ import torch
 from torch import Tensor, nn
 
 from ..model import DeiTOutput, joint_probabilities
+from ..tasks import Task
 
 
 class JointClassifier(nn.Module):
     """The joint classifier with its normalisation inside.
 
     network: normalised images (B, 3, H, W) -> DeiTOutput. mean, std: of the three channels, in [0, 1].
+    task: whether probabilities are over classes (softmax) or each label's own (sigmoid).
     The input is views (B, 3, H, W), float in [0, 1]; the outputs are `output_names`, each (B, K).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], *, distilled: bool):
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        distilled: bool,
+        task: Task = "classes",
+    ):
         super().__init__()
-        self.network = network
+        self.network, self.task = network, task
         self.output_names = ("probabilities", "class_logits", "distill_logits")[: 3 if distilled else 2]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         output = self.network((views - self.mean) / self.std)
-        return tuple(t for t in (joint_probabilities(output), *output[:2]) if t is not None)
+        return tuple(t for t in (joint_probabilities(output, self.task), *output[:2]) if t is not None)
 
 
 def as_output(answer: Sequence[Tensor]) -> DeiTOutput:

@@ -10,7 +10,7 @@ from typing import Any
 from .. import recipes
 from ..config import Config
 from ..errors import DeitkitError
-from ..prepare import find_splits
+from ..prepare import find_splits, refuse_several_labels
 from .cost import expected_seconds
 from .description import Arm, Study
 from .presets import HELD, PRESETS, Preset
@@ -131,6 +131,7 @@ def command_of(run: PlannedRun) -> list[str]:
 def _count(folder: Path, config: Config) -> DataSet:
     whole = config.override({"data.train_fraction": 1.0, "data.eval_fraction": 1.0})
     splits = find_splits(folder, whole)
+    refuse_several_labels(splits.train, "a study")
     return DataSet(folder, len(splits.train), len(splits.val))
 
 

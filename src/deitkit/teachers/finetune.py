@@ -17,8 +17,14 @@ _EPOCHS = 5
 _LR = 2e-4  # the probe's head is already right; larger rates undo the pretrained features
 
 
-def finetune(network: Network, batches: FineTuneBatches, device: torch.device) -> int:
-    """Trains `network` in place for five epochs, batch norms frozen; returns the number of epochs."""
+def finetune(
+    network: Network, batches: FineTuneBatches, device: torch.device, *, several: bool = False
+) -> int:
+    """Trains `network` in place for five epochs, batch norms frozen; returns the number of epochs.
+
+    several: an image may have several labels, each a question of its own.
+    """
+    loss_of = F.binary_cross_entropy_with_logits if several else F.cross_entropy
     network.to(device).requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=0.05)
     for epoch in range(_EPOCHS):
@@ -27,7 +33,7 @@ def finetune(network: Network, batches: FineTuneBatches, device: torch.device) -
             group["lr"] = lr
         for views, targets in batches(epoch):
             logits = network(views)[0]
-            loss = F.cross_entropy(logits, targets)
+            loss = loss_of(logits, targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -82,8 +82,9 @@ def fit_teacher(
     seed: int,
     finetune_batches: FineTuneBatches | None = None,
 ) -> tuple[Teacher, Network]:
-    """Fits a head (and with `fit="finetune"` the backbone) to the labels (N,) of the training images.
+    """Fits a head (and with `fit="finetune"` the backbone) to the labels of the training images.
 
+    labels: (N,) classes, or (N, K) of which an image may have several.
     `views(v)` gives batches of the v-th view of all training images, in order; view 0 is plain.
     Returns the teacher and the network to save.
     """
@@ -95,11 +96,11 @@ def fit_teacher(
     ]
     probe = fit_probe(torch.stack(answers), labels, len(classes), seed)
     network = Network(backbone, probe.head)
-    how = f"linear probe over {len(answers)} views, {probe.holdout_top1:.1f} % on a held-out fifth"
+    how = f"linear probe over {len(answers)} views, {probe.holdout}"
     if config.fit == "finetune":
         if finetune_batches is None:
             raise DeitkitError("fine-tuning a teacher needs training batches; use fit=probe")
-        epochs = finetune(network, finetune_batches, device)
+        epochs = finetune(network, finetune_batches, device, several=labels.ndim == 2)
         how = f"fine-tuned for {epochs} epochs from a linear probe"
     channels = tuple(m.shape[1] for m in backend(next(iter(views(0))))[1:])
     card = TeacherCard(

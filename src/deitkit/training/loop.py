@@ -21,6 +21,7 @@ from ..data.plan import Batch, plan_epoch
 from ..errors import DeitkitError
 from ..labels.store import LabelStore
 from ..model import DeiT
+from ..tasks import Task
 from ..teachers.teacher import Teacher, TeacherAnswer
 from .best import BestWeights
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -64,6 +65,7 @@ class Trainer:
     labels: LabelStore | None = None  # stored answers, in place of a live teacher's
     num_unlabeled: int = 0  # of images that follow the labelled ones
     num_val: int = 0  # images that `evaluate` measures on
+    task: Task = "classes"
     epochs: int = 1
     workers: int = 0
     facts: dict[str, Any] = field(default_factory=dict)  # what a resumed run must share
@@ -247,6 +249,7 @@ class Trainer:
                 self.config.train,
                 guidance=guidance,
                 labelled_share=labelled,
+                task=self.task,
             )
         (parts["loss"] * share).backward()
         return parts

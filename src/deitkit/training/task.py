@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import losses
 from ..config import DistillationConfig, TrainConfig
 from ..model import DeiT, DeiTOutput
+from ..tasks import Task
 from ..teachers.teacher import TeacherAnswer
 
 
@@ -37,11 +38,23 @@ class Guidance(nn.Module):
         return torch.stack(terms).sum()
 
 
-_LABEL_LOSSES = {"cross-entropy": losses.soft_target_cross_entropy, "bce": losses.binary_cross_entropy}
+def label_loss(logits: Tensor, targets: Tensor, train: TrainConfig, task: Task = "classes") -> Tensor:
+    """The labels' term: logits and targets (B, K), the targets smoothed here."""
+    if task == "multilabel":
+        return losses.multilabel_cross_entropy(logits, losses.smooth_each(targets, train.label_smoothing))
+    of = losses.binary_cross_entropy if train.loss == "bce" else losses.soft_target_cross_entropy
+    return of(logits, losses.smooth(targets, train.label_smoothing))
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, config: DistillationConfig) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, config: DistillationConfig, task: Task = "classes"
+) -> Tensor:
     """The teacher's term in the mode that `config` names, not yet weighted; both logits (B, K)."""
+    if task == "multilabel":
+        if config.mode == "hard":
+            return losses.hard_multilabel_distillation(student_logits, teacher_logits, config.smoothing)
+        assert config.mode == "soft" and not config.standardise, "refused with the data"
+        return losses.soft_multilabel_distillation(student_logits, teacher_logits, config.temperature)
     if config.mode == "hard":
         return losses.hard_distillation(student_logits, teacher_logits, config.smoothing)
     if config.mode == "dist":
@@ -60,21 +73,21 @@ def training_loss(
     *,
     guidance: Guidance | None,
     labelled_share: float = 1.0,
+    task: Task = "classes",
 ) -> dict[str, Tensor]:
     """The parts of the loss and their weighted sum, `loss` (arXiv 2012.12877, equations 2 and 3).
 
-    targets (B, K) are soft, zero for a view without a label; the class term is the mean over the
-    labelled views, `labelled_share` of the global batch, and 0 where there are none. Without a teacher
-    only the class term remains, at full weight.
+    targets (B, K) are soft; of one class an image, they are zero for a view without a label, and the
+    class term is the mean over the labelled views, `labelled_share` of the global batch, and 0 where
+    there are none. Without a teacher only the class term remains, at full weight.
     """
-    smoothed = losses.smooth(targets, train.label_smoothing)
-    base = _LABEL_LOSSES[train.loss](output.class_logits, smoothed) / (labelled_share or 1.0)
+    base = label_loss(output.class_logits, targets, train, task) / (labelled_share or 1.0)
     parts = {"class": base}
     if answer is None or config.mode == "none":
         return {"loss": base, **parts}
     student_logits = output.distill_logits if config.token == "distill" else output.class_logits
     assert student_logits is not None, "the distillation token needs a distilled student"
-    parts["distill"] = distillation_loss(student_logits, answer.logits, config)
+    parts["distill"] = distillation_loss(student_logits, answer.logits, config, task)
     total = (1 - config.alpha) * base + config.alpha * parts["distill"]
     if guidance is not None:
         parts["guidance"] = guidance(output, answer)

@@ -5,7 +5,7 @@ it changed; `export` writes what timm, transformers and the official code load.
 """
 
 from ..positions import resize_positions
-from .exporting import export
+from .exporting import Format, export
 from .fitting import load_into
 from .keys import published_keys, transformers_keys
 from .pretrained import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
@@ -14,6 +14,7 @@ from .sources import Weights, read
 __all__ = [
     "PUBLISHED",
     "SHIPPED",
+    "Format",
     "Published",
     "Weights",
     "export",

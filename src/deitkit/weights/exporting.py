@@ -5,27 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..config import resized_side
 from ..errors import DeitkitError
 from ..files import write_tensors
 from ..model import DeiT
+from ..tasks import Task
 from .keys import transformers_keys
 
 Format = Literal["deitkit", "timm", "transformers", "official"]
 
 
 def export(
-    model: DeiT, destination: Path, to: Format, preprocessing: dict[str, Any], classes: Sequence[str]
+    model: DeiT,
+    destination: Path,
+    to: Format,
+    preprocessing: dict[str, Any],
+    classes: Sequence[str],
+    task: Task = "classes",
 ) -> list[Path]:
     """Writes the model into the folder `destination` for another project; returns the files.
 
     preprocessing: `image_size` (height, width) in pixels, `mean` and `std` of three channels in
     [0, 1], `interpolation` ("bicubic" or "bilinear"), `crop` (share of the shorter side that the
-    centre crop keeps). classes: their names in the order of the logits.
+    centre crop keeps). classes: their names in the order of the logits. task: whether an image has
+    one of them, or several.
 
     deitkit: model.safetensors and config.json, which `predict`, `eval` and `read` take like a run.
     timm: model.safetensors and config.json; `timm.create_model("local-dir:FOLDER", pretrained=True)`, or
@@ -43,6 +51,8 @@ def export(
         raise DeitkitError(
             f"there are {len(classes)} class names for {model.num_classes} outputs; give one name an output"
         )
+    if to not in get_args(Format):
+        raise DeitkitError(f"cannot export to {to!r}; choose one of {', '.join(get_args(Format))}")
     destination.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     configs: dict[str, dict[str, Any]]
@@ -51,17 +61,15 @@ def export(
         torch.save({"model": state}, path)
         return [path]
     if to == "deitkit":
-        configs = {"config.json": _run(model, preprocessing, classes)}
+        configs = {"config.json": _run(model, preprocessing, classes, task)}
     elif to == "timm":
         configs = {"config.json": _timm(model, preprocessing, classes)}
-    elif to == "transformers":
+    else:
         configs = {
-            "config.json": _transformers(model, classes),
+            "config.json": _transformers(model, classes, task),
             "preprocessor_config.json": _image_processor(model, preprocessing),
         }
         state = transformers_keys(state)
-    else:
-        raise DeitkitError(f"cannot export to {to!r}; choose one of {', '.join(Format.__args__)}")
     files = [destination / "model.safetensors"]
     write_tensors(files[0], state, {"format": "pt"})
     for name, config in configs.items():
@@ -82,11 +90,11 @@ def _shape(model: DeiT) -> dict[str, Any]:
     }
 
 
-def _run(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+def _run(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str], task: Task) -> dict[str, Any]:
     """What a run's config.json says of its model; a run says more, of its data and settings."""
-    shape = {k: v for k, v in _shape(model).items() if k != "mlp_ratio"}
-    student = {"image_size": list(model.image_size), **shape, "distilled": model.dist_token is not None}
-    return {"classes": list(classes), "preprocessing": preprocessing, "student": student}
+    distilled = model.dist_token is not None
+    student = {"image_size": list(model.image_size), **_shape(model), "distilled": distilled}
+    return {"task": task, "classes": list(classes), "preprocessing": preprocessing, "student": student}
 
 
 def _timm(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def _timm(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) ->
     }
 
 
-def _transformers(model: DeiT, classes: Sequence[str]) -> dict[str, Any]:
+def _transformers(model: DeiT, classes: Sequence[str], task: Task) -> dict[str, Any]:
     shape, distilled = _shape(model), model.dist_token is not None
     name = "DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"
     return {
@@ -129,6 +137,7 @@ def _transformers(model: DeiT, classes: Sequence[str]) -> dict[str, Any]:
         "patch_size": _one_or_two(model.patch_embed.patch_size),
         "num_channels": model.patch_embed.proj.in_channels,
         "qkv_bias": True,
+        "problem_type": "single_label_classification" if task == "classes" else "multi_label_classification",
         "id2label": {str(i): name for i, name in enumerate(classes)},
         "label2id": {name: i for i, name in enumerate(classes)},
     }
@@ -141,7 +150,7 @@ def _image_processor(model: DeiT, preprocessing: dict[str, Any]) -> dict[str, An
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(max(H, W) / preprocessing["crop"])},
+        "size": {"shortest_edge": resized_side(max(H, W), preprocessing["crop"])},
         "resample": {"bilinear": 2, "bicubic": 3}[preprocessing["interpolation"]],
         "do_center_crop": True,
         "crop_size": {"height": H, "width": W},

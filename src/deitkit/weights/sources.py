@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DeitkitError
+from .facts import Facts, facts_beside, facts_of_timm
 from .keys import published_keys
 from .pretrained import SHIPPED, shipped_file
 
@@ -23,9 +24,13 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
 
 
 class Weights(dict[str, Tensor]):
-    """A state dict under the published keys; `grid_size` is the patch grid where the source tells it."""
+    """A state dict under the published keys.
 
-    grid_size: tuple[int, int] | None = None  # rows, columns
+    grid_size: the patch grid, rows and columns, where the source tells it. facts: what else it tells.
+    """
+
+    grid_size: tuple[int, int] | None = None
+    facts: Facts = Facts()
 
 
 def read(source: str | Path) -> Weights:
@@ -44,17 +49,20 @@ def read(source: str | Path) -> Weights:
     """
     text = str(source)
     if text.startswith("timm:"):
-        state, grid = _from_timm(text[5:]), None
+        state, facts = _from_timm(text[5:])
     else:
         path = _located(text)
-        state, grid = _read_file(path), _saved_grid(path)
+        state, facts = _read_file(path), facts_beside(path)
     weights = Weights(published_keys(state))
-    weights.grid_size = grid
+    weights.facts = facts
     lacking = [k for k in ("cls_token", "pos_embed", "patch_embed.proj.weight") if k not in weights]
     if lacking:
         raise DeitkitError(
             f"{source} holds no DeiT: it lacks {lacking[0]!r}; give the weights of a DeiT or ViT"
         )
+    if facts.image_size is not None:
+        kernel = weights["patch_embed.proj.weight"].shape[-2:]
+        weights.grid_size = facts.image_size[0] // kernel[0], facts.image_size[1] // kernel[1]
     _pad_positions(weights)
     return weights
 
@@ -102,23 +110,6 @@ def _read_file(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _saved_grid(path: Path) -> tuple[int, int] | None:
-    """The patch grid, where a config.json beside the weights tells it (a run's, timm's, transformers')."""
-    config_path = path.parent / "config.json"
-    if not config_path.is_file():
-        return None
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DeitkitError(f"{config_path} is not JSON; mend it, or move the weights away from it") from None
-    config = config.get("model_args") or config.get("student") or config
-    image, patch = config.get("img_size", config.get("image_size")), config.get("patch_size")
-    if image is None or patch is None:
-        return None
-    image, patch = ([x, x] if isinstance(x, int) else x for x in (image, patch))
-    return image[0] // patch[0], image[1] // patch[1]
-
-
 def _pad_positions(weights: Weights) -> None:
     """DeiT III adds its positions before the prefix tokens join, which is to say zeros to those."""
     positions, num_prefix = weights["pos_embed"], 2 if "dist_token" in weights else 1
@@ -135,15 +126,18 @@ def _unreachable(source: str, error: Exception) -> DeitkitError:
     )
 
 
-def _from_timm(name: str) -> dict[str, Tensor]:
+def _from_timm(name: str) -> tuple[dict[str, Tensor], Facts]:
     import timm
 
     if not timm.is_model(name.split(".")[0]):
         raise DeitkitError(f"timm has no model {name!r}; give a name such as deit_tiny_distilled_patch16_224")
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        model = timm.create_model(name, pretrained=True)
     except Exception as error:  # each hub client has errors of its own
         raise _unreachable(f"timm:{name}", error) from None
+    if not hasattr(model, "blocks") or not hasattr(model, "cls_token"):
+        raise DeitkitError(f"timm:{name} is no DeiT; give the name of a DeiT or ViT")
+    return model.state_dict(), facts_of_timm(model)
 
 
 def _from_hugging_face(name: str) -> Path:
@@ -157,6 +151,8 @@ def _from_hugging_face(name: str) -> Path:
             return Path(cached)
     try:
         hf_hub_download(name, "config.json")
+        with contextlib.suppress(EntryNotFoundError):  # timm's have none
+            hf_hub_download(name, "preprocessor_config.json")
         try:
             return Path(hf_hub_download(name, _HUB_FILES[0]))
         except EntryNotFoundError:

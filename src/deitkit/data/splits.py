@@ -1,0 +1,200 @@
+"""Training, validation and test images of a folder: as they are given, or held out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DeitkitError
+from .folder import scan, sub_folders
+from .images import ImageSet
+from .table import NAME, is_table, read_table
+
+_TRIES = 100  # random splits of overlapping labels, until each label is on both sides
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a data set, and in `how` a sentence on where they come from."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet | None
+    how: str
+    unlabeled: ImageSet | None = None
+
+    def write(self, path: Path) -> None:
+        """Lists every part's files as JSON."""
+        parts = {"train": self.train, "val": self.val, "test": self.test, "unlabeled": self.unlabeled}
+        listed = {name: list(part.paths) for name, part in parts.items() if part is not None}
+        text = json.dumps({"how": self.how, **listed}, indent=1, ensure_ascii=False)
+        # A name that is no UTF-8 holds surrogates, whose backslash form is JSON's own.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Splits:
+    """The splits of a folder: with labels.csv, with train/ and val/ (test/ optional), or a folder a class.
+
+    `split` decides how validation images are held out where the data does not say: "stratified" draws
+    them from each class; "blocks" keeps neighbours in name order together, for series of near-alike
+    shots. Raises DeitkitError for every folder that cannot be trained on.
+    """
+    if is_table(data):
+        table = read_table(data)
+        if table.parts is not None:
+            parts = {name: table.part(name) for name in ("train", "val", "test")}
+            return _given(parts, f"the column 'split' of {data / NAME}")
+        return _held_out(table.images, data / NAME, split, val_fraction, seed)
+    folders = {name.lower(): path for name, path in sub_folders(data).items()}
+    val = next((folders[name] for name in ("val", "valid", "validation") if name in folders), None)
+    if "train" in folders and val is not None:
+        parts = {"train": scan(folders["train"], data), "val": scan(val, data)}
+        parts["test"] = scan(folders["test"], data) if "test" in folders else None
+        return _given(parts, f"train/ and {val.name}/")
+    if "train" in folders and set(folders) <= {"train", "test"} and sub_folders(folders["train"]):
+        raise DeitkitError(
+            f"{data} has {folders['train'].name}/ but no val/; add val/ with the same class folders, "
+            f"or give {folders['train']} to hold a part of it out"
+        )
+    return _held_out(scan(data, data), data, split, val_fraction, seed)
+
+
+def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:
+    """The parts that the data has; each must hold the same classes."""
+    train, val, test = parts["train"], parts["val"], parts["test"]
+    if train is None or val is None:
+        raise DeitkitError(
+            f"{where} gives no images to {'train on' if train is None else 'validate on'}; "
+            "mark some, or leave the splitting to deitkit"
+        )
+    known = set(_shown(train))
+    for part in (val, test):
+        differing = sorted(known ^ set(_shown(part))) if part is not None else []
+        if differing:
+            raise DeitkitError(
+                f"the classes of the parts differ in {', '.join(map(repr, differing[:5]))} "
+                f"({where}, in {train.root}); give every part images of the same classes"
+            )
+    return Splits(train, val, test, f"{where} as given")
+
+
+def _shown(images: ImageSet) -> list[str]:
+    return [images.classes[k] for k in np.flatnonzero(images.counts())]
+
+
+def _held_out(images: ImageSet, where: Path, split: str, val_fraction: float, seed: int) -> Splits:
+    """A share of the images, by the way of splitting that is asked for."""
+    if not 0 < val_fraction < 1:
+        raise DeitkitError(
+            f"data.val_fraction is {val_fraction:g}, and {where} has no validation images; "
+            "hold out more than 0 and less than 1"
+        )
+    few = [images.classes[k] for k in np.flatnonzero(images.counts() < 2)]
+    if few:
+        raise DeitkitError(
+            f"class {few[0]!r} in {where} has one image, and one each is needed to train and to validate; "
+            "add images or remove the class"
+        )
+    ways: dict[tuple[str, str], Callable[[ImageSet, float, int], NDArray[np.bool_]]] = {
+        ("classes", "stratified"): _stratified,
+        ("classes", "blocks"): _blocks,
+        ("multilabel", "stratified"): _iteratively_stratified,
+        ("multilabel", "blocks"): _one_block,
+    }
+    held = ways[images.task, split](images, val_fraction, seed)
+    share = f"{100 * val_fraction:.0f} % held out, seed {seed}"
+    how = f"stratified, {share}" if split == "stratified" else f"blocks of consecutive names, {share}"
+    return Splits(images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held)), None, how)
+
+
+def _held_count(n: int, val_fraction: float) -> int:
+    return min(n - 1, max(1, round(n * val_fraction)))
+
+
+def _stratified(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
+    held = np.zeros(len(images), bool)
+    rng = np.random.RandomState(seed)  # a frozen stream: the same split with every NumPy
+    for k in range(len(images.classes)):
+        members = images.members(k)
+        held[rng.permutation(members)[: _held_count(len(members), val_fraction)]] = True
+    return held
+
+
+def _iteratively_stratified(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Iterative stratification of overlapping labels, each on both sides.
+
+    Sechidis et al., "On the stratification of multi-label data", ECML 2011: the label with the fewest
+    images left is dealt first, since the frequent ones can be balanced later.
+    """
+    rng = np.random.RandomState(seed)  # a frozen stream: the same split with every NumPy
+    for _ in range(_TRIES):
+        held, dealt = np.zeros(len(images), bool), np.zeros(len(images), bool)
+        todo = set(range(len(images.classes)))
+        while todo:
+            k = min(todo, key=lambda k: (int((images.labels[:, k] & ~dealt).sum()), k))
+            todo.remove(k)
+            wanted = _held_count(len(images.members(k)), val_fraction) - int(held[images.members(k)].sum())
+            members = rng.permutation(np.flatnonzero(images.labels[:, k] & ~dealt))
+            held[members[: max(0, wanted)]] = True
+            dealt[members] = True
+        bare = rng.permutation(np.flatnonzero(~dealt))  # without any label
+        held[bare[: round(len(bare) * val_fraction)]] = True
+        if not len(_on_one_side(images, held)):
+            return held
+    raise _unsplittable(images, held, "add images of it, or add a column 'split' with train and val")
+
+
+def _one_block(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """One run of neighbours among all images, whatever their labels."""
+    held = np.zeros(len(images), bool)
+    held[_run_of_neighbours(images, np.arange(len(images)), val_fraction, seed)] = True
+    if len(_on_one_side(images, held)):
+        raise _unsplittable(images, held, "give --set data.split=stratified, or another data.split_seed")
+    return held
+
+
+def _on_one_side(images: ImageSet, held: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The classes that are missing in training or in validation."""
+    validated = images.labels[held].sum(0)
+    return np.flatnonzero((validated == 0) | (validated == images.counts()))
+
+
+def _unsplittable(images: ImageSet, held: NDArray[np.bool_], remedy: str) -> DeitkitError:
+    name = images.classes[_on_one_side(images, held)[0]]
+    return DeitkitError(
+        f"the label {name!r} in {images.root} came to lie in training or in validation only; {remedy}"
+    )
+
+
+def _blocks(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """One run of neighbours in each class, at the same place in all; seed 0 holds out the last."""
+    held = np.zeros(len(images), bool)
+    for k in range(len(images.classes)):
+        held[_run_of_neighbours(images, images.members(k), val_fraction, seed)] = True
+    return held
+
+
+def _run_of_neighbours(
+    images: ImageSet, members: Sequence[int] | NDArray[np.int64], val_fraction: float, seed: int
+) -> list[int]:
+    """A share of `members` that follow each other by name; seed 0 takes the last."""
+    places = max(1, round(1 / val_fraction))
+    place = places - 1 - seed % places
+    ordered = sorted(members, key=lambda i: _natural(images.paths[i]))
+    count = _held_count(len(ordered), val_fraction)
+    first = min(round(place * len(ordered) / places), len(ordered) - count)
+    if place == places - 1:
+        first = len(ordered) - count
+    return ordered[first : first + count]
+
+
+def _natural(path: str) -> list[tuple[bool, int | str]]:
+    """Sorts shot-9 before shot-10."""
+    parts = re.split(r"(\d+)", path)  # every second part is digits
+    return [(i % 2 == 1, int(part) if i % 2 else part) for i, part in enumerate(parts)]
