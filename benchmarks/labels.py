@@ -37,9 +37,11 @@ from deitkit.labels.codec import make_codec
 from deitkit.labels.manifest import fixed_settings
 from deitkit.labels.store import SHARD_VIEWS, LabelStore
 from deitkit.prepare import Data, build_model, choose_student, find_splits, normalise, open_data
-from deitkit.teachers.backbone import Backbone
-from deitkit.teachers.backends import Network, choose_backend
-from deitkit.teachers.teacher import load_teacher
+from deitkit.teachers.backends import choose_engine, engines_of
+from deitkit.teachers.kinds.timm import TimmBody
+from deitkit.teachers.preprocessing import Preprocessing
+from deitkit.teachers.pretrained import Pretrained
+from deitkit.teachers.saved import load_teacher
 from deitkit.training.loop import Trainer
 
 CPU = torch.device("cpu")
@@ -138,9 +140,7 @@ def loop_speeds(store: LabelStore, data: Path, rounds: int) -> dict[str, Any]:
     """Median images/s of real updates, views included; the three sides take turns."""
     config = store.manifest.config.override({"student.name": "nano", "student.patch_size": None})
     config, images = opened(config, data)
-    size = config.student.image_size
-    assert size is not None
-    teacher = load_teacher(store.folder / "teacher", config.teacher, student_size=size, device=CPU)
+    teacher = load_teacher(store.folder / "teacher", config.teacher, device=CPU)
     sides = {
         "live teacher": trainer_of(config, images, store.folder, teacher=teacher),
         "stored labels": trainer_of(config, images, store.folder, labels=store),
@@ -169,9 +169,10 @@ def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
     settings = {"student.name": "tiny", "train.batch_size": 8, "data.repeats": 1}
     config, images = opened(recipes.get("deit").override(settings), data)
     trainer = trainer_of(config, images, folder)
-    model = timm.create_model("regnety_160", num_classes=0)
-    backbone = Backbone(model, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    teacher = choose_backend(Network(backbone, torch.nn.Linear(3024, 1000)), (224, 224), CPU, "auto")
+    view = Preprocessing((224, 224))
+    body = TimmBody(timm.create_model("regnety_160", num_classes=0))
+    model = Pretrained("regnety_160", view, body, head=None, outputs=None, params=0)
+    teacher = choose_engine(engines_of(model, view, CPU), view, CPU, "auto")
     batch = trainer.make(trainer.plan(0)[0])
     times: dict[str, list[float]] = {"teacher": [], "student": []}
     for turn in range(rounds + 1):

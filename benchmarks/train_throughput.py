@@ -43,9 +43,11 @@ from deitkit import recipes
 from deitkit.data.loader import TrainingViews
 from deitkit.model import VARIANTS
 from deitkit.prepare import build_model, choose_student, find_splits, normalise, open_data
-from deitkit.teachers.backbone import find_source, open_backbone
-from deitkit.teachers.backends import Network, choose_backend
-from deitkit.teachers.teacher import Teacher, TeacherCard
+from deitkit.teachers.backends import choose_engine, engines_of
+from deitkit.teachers.preprocessing import SizeWish
+from deitkit.teachers.pretrained import Pretrained
+from deitkit.teachers.spec import open_member, parse
+from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, Voice
 from deitkit.training.loop import Trainer
 
 BATCH = 64
@@ -82,9 +84,31 @@ def generated(folder: Path) -> Path:
     return folder
 
 
-def teacher_network(classes: int, image_size: int) -> Network:
-    backbone = open_backbone(find_source("auto"), image_size)
-    return Network(backbone, torch.nn.Linear(1280, classes))
+def lite0(image_size: int) -> Pretrained:
+    [member] = parse("auto")
+    return open_member(member, SizeWish(image_size))
+
+
+def ready_teacher(classes: tuple[str, ...], image_size: int, device: torch.device) -> Teacher:
+    """With a head that was not fitted: the time is the same."""
+    model = lite0(image_size)
+    engine = choose_engine(
+        engines_of(model, model.preprocessing, device), model.preprocessing, device, "auto"
+    )
+    card = MemberCard(
+        spec="lite0",
+        name="lite0",
+        weight=1.0,
+        preprocessing=model.preprocessing,
+        head="linear",
+        columns=None,
+        how="",
+        params=model.params,
+        map_channels=(40, 112),
+        finetuned=False,
+        backend=engine.name,
+    )
+    return Teacher(TeacherCard(classes, (card,)), [Voice(card, engine, torch.nn.Linear(1280, len(classes)))])
 
 
 def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
@@ -110,10 +134,8 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
     classes = opened.classes
     teacher = None
     if with_teacher:
-        network = teacher_network(len(classes), size)
-        card = TeacherCard("lite0", None, size, classes, "", 0, (40, 112), False)
-        teacher = Teacher(card, choose_backend(network, (size, size), device, "auto"))
-        facts["teacher_backend"] = teacher.backend.name
+        teacher = ready_teacher(classes, size, device)
+        facts["teacher_backend"] = teacher.backend
     views = TrainingViews(
         opened.train.store, opened.train.images.labels, len(classes), config.augment, (size, size), device
     )
@@ -176,8 +198,7 @@ def timm_side(setting: Setting, with_teacher: bool) -> Side:
     task = None
     if with_teacher:
         teacher = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
-        source = open_backbone(find_source("auto"), size).model.state_dict()
-        teacher.load_state_dict(source, strict=False)
+        teacher.load_state_dict(lite0(size).body.model.state_dict(), strict=False)
         options = {"criterion": criterion, "distill_type": "hard", "device": torch.device("cpu")}
         task = TokenDistillationTask(student, teacher, verbose=False, **options)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-4, weight_decay=0.05)

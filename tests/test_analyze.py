@@ -170,9 +170,9 @@ def test_a_control_is_a_run_too(run, data, found, tmp_path):
 
 def test_a_teacher_that_cannot_be_opened_is_left_out(run, data, found, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run")
-    settings = json.loads((copied / "config.json").read_text())
-    settings["config"]["teacher"]["spec"] = "timm:resnet18@/gone.pth"
-    (copied / "config.json").write_text(json.dumps(settings))
+    card = json.loads((copied / "teacher" / "teacher.json").read_text())
+    card["members"][0]["spec"] = "timm:resnet18@/gone.pth"
+    (copied / "teacher" / "teacher.json").write_text(json.dumps(card))
     without = analyze_run(copied, data)
     assert "teacher" not in without["accuracy"]
     assert without["accuracy"]["joint"] == found["accuracy"]["joint"]

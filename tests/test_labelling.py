@@ -295,7 +295,7 @@ def test_too_little_space_is_said_first(stage, tmp_path, soft, monkeypatch):
         ({"augment.mixup": 0.0}, "augment.mixup 0.8, and 0.0"),
         ({"train.batch_size": 4}, "train.batch_size 8, and 4"),
         ({"teacher.spec": "timm:resnet18"}, "teacher.spec .* and timm:resnet18"),
-        ({"teacher.fit": "finetune"}, "teacher.fit probe, and finetune"),
+        ({"teacher.fit": "finetune"}, "teacher.fit auto, and finetune"),
         ({"distillation.guidance": 2.0}, "live teacher"),
         ({"distillation.mode": "none"}, "uses no labels"),
     ],

@@ -22,10 +22,11 @@ import deitkit
 from deitkit import job, prepare, recipes
 from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
 from deitkit.errors import DeitkitError
+from deitkit.inference.engines import PyTorchEngine
 from deitkit.model import DeiT, DeiTOutput, create_model
-from deitkit.teachers.backbone import Backbone
-from deitkit.teachers.backends import Network, PyTorchBackend
-from deitkit.teachers.teacher import Teacher, TeacherAnswer, TeacherCard
+from deitkit.teachers.kinds.timm import TimmBody
+from deitkit.teachers.preprocessing import Normalised, Preprocessing
+from deitkit.teachers.teacher import MemberCard, TeacherAnswer, Voice
 from deitkit.training.loop import Trainer
 from deitkit.training.optim import learning_rate, parameter_groups
 from deitkit.training.task import training_loss
@@ -199,11 +200,11 @@ def test_the_teacher_has_its_own_size_normalisation_and_head():
     cnn = timm.create_model("resnet10t", num_classes=0)
     first = cnn.conv1[0] if isinstance(cnn.conv1, torch.nn.Sequential) else cnn.conv1
     first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    network = Network(Backbone(cnn, 64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)), torch.nn.Linear(512, 3))
-    card = TeacherCard("resnet10t", None, 64, ("a", "b", "c"), "", 0, (128, 256), False)
-    teacher = Teacher(card, PyTorchBackend(network, torch.device("cpu")))
-    answer = teacher(torch.full((2, 3, 16, 16), 0.6))
-    assert answer.logits.shape == (2, 3)  # the user's classes
+    view = Preprocessing((64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    engine = PyTorchEngine(Normalised(TimmBody(cnn), view.mean, view.std), torch.device("cpu"))
+    card = MemberCard("", "", 1.0, view, "linear", None, "", 0, (128, 256), False, "pytorch")
+    logits, _ = Voice(card, engine, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
+    assert logits.shape == (2, 3)  # the user's classes
     assert seen[0].shape[-2:] == (64, 64)
     torch.testing.assert_close(seen[0].amax((0, 2, 3)), torch.tensor([0.5, 1.0, 1.5]))
 
@@ -212,17 +213,14 @@ def test_the_teacher_stays_frozen_while_the_student_trains():
     """timm: the teacher is a part of the task, whose train() reaches it."""
     import timm
 
-    network = Network(
-        Backbone(timm.create_model("resnet10t", num_classes=0), 32, (0,) * 3, (1,) * 3),
-        torch.nn.Linear(512, 3),
-    )
-    backend = PyTorchBackend(network, torch.device("cpu"))
+    network = Normalised(TimmBody(timm.create_model("resnet10t", num_classes=0)), (0,) * 3, (1,) * 3)
+    engine = PyTorchEngine(network, torch.device("cpu"))
     before = {k: v.clone() for k, v in network.state_dict().items()}
     student = create_model("nano", num_classes=3, image_size=16, patch_size=8)
     student.train()
-    backend(torch.rand(2, 3, 16, 16))
+    engine(torch.rand(2, 3, 32, 32))
     assert not any(m.training for m in network.modules())
-    assert not any(p.requires_grad for p in network.backbone.parameters())
+    assert not any(p.requires_grad for p in network.parameters())
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 

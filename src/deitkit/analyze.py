@@ -23,7 +23,7 @@ from .delivery.classifier import Classifier, load
 from .errors import DeitkitError
 from .files import write_text
 from .prepare import Part
-from .teachers.teacher import load_teacher
+from .teachers.saved import load_teacher
 
 
 def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None) -> dict[str, Any]:
@@ -120,7 +120,6 @@ def _subjects(run: Path, config: Config, student: Classifier) -> tuple[Subjects,
             teacher = load_teacher(
                 run / "teacher",
                 config.teacher,
-                student_size=student.model.image_size,
                 device=student.device,
             )
         except DeitkitError as error:  # its backbone may lie on another machine; the rest needs none

@@ -74,11 +74,14 @@ class AugmentConfig:
 class TeacherConfig:
     """Who teaches."""
 
-    spec: str = "auto"  # auto, none, or timm:NAME[@WEIGHTS]
-    fit: Literal["probe", "finetune"] = "probe"  # how it learns the classes: linear probe or fine-tuning
+    spec: str = "auto"  # auto, none, KIND:NAME or a fitted one's folder; or several: A*2,B
+    fit: Literal["auto", "head", "probe", "finetune"] = "auto"  # which head; auto: its own if it can
+    classes: str | None = None  # which outputs of its own head: imagenet, or a file; None: by name
     image_size: int | None = None  # pixels a side of its input; None picks by the student's
     probe_views: int = 4  # views of each training image that the probe is fitted on
-    backend: Literal["auto", "pytorch", "openvino"] = "auto"  # inference engine
+    mean: tuple[float, float, float] | None = None  # of the channels, in place of its own
+    std: tuple[float, float, float] | None = None  # likewise
+    backend: Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"] = "auto"  # auto: measured
     labels: str | None = None  # folder of stored answers (deitkit label), in place of a live teacher
 
 

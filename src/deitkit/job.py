@@ -13,8 +13,6 @@ import torch
 
 from . import console, recipes, results
 from .config import Config
-from .data.loader import TrainingViews
-from .data.plan import Batch, plan_epoch
 from .delivery.report import write_report
 from .errors import DeitkitError
 from .files import write_text
@@ -35,8 +33,9 @@ from .prepare import (
     view_workers,
 )
 from .tasks import SCORES
-from .teachers.backbone import find_source
-from .teachers.teacher import Teacher, fit_teacher, load_teacher, save_teacher
+from .teachers.spec import check_spec
+from .teachers.teacher import Teacher
+from .teaching import prepare_teacher, taught_live, training_views
 from .training.loop import Trainer, seconds_per_epoch
 from .training.tensorboard import tensorboard_logs
 
@@ -133,8 +132,8 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
 def _check_teacher(config: Config) -> None:
     """Refuses a misspelt teacher, and one that nothing would be asked of, before hours of decoding."""
-    if _taught_live(config):
-        find_source(config.teacher.spec)
+    if taught_live(config):
+        check_spec(config.teacher.spec)
     if config.distillation.mode == "none" and config.teacher.spec not in ("auto", "none"):
         raise DeitkitError(
             f"the teacher {config.teacher.spec!r} would teach nothing, since distillation is off; "
@@ -171,11 +170,6 @@ def claim_folder(out: Path, config: Config, saved: Config | None) -> None:
     write_json(settings, config.to_dict())
 
 
-def _taught_live(config: Config) -> bool:
-    """Whether a teacher answers while the student trains."""
-    return config.distillation.mode != "none" and config.teacher.spec != "none" and not config.teacher.labels
-
-
 def _open_labels(config: Config, data: Data, device: torch.device) -> LabelStore | None:
     """The stored answers that the settings name, whole, and of these very views."""
     if config.teacher.labels is None:
@@ -186,64 +180,6 @@ def _open_labels(config: Config, data: Data, device: torch.device) -> LabelStore
     with console.bar("checking the labels", store.epochs() * store.shards) as advance:
         store.verify(store.epochs(), advance)
     return store
-
-
-def prepare_teacher(out: Path, config: Config, data: Data, device: torch.device) -> Teacher | None:
-    """The fitted teacher, from `out` where it lies there already; None where none answers live."""
-    if not _taught_live(config):
-        return None
-    size = config.student.image_size
-    assert size is not None
-    folder = out / "teacher"
-    if (folder / "teacher.json").exists():
-        return load_teacher(folder, config.teacher, student_size=size, device=device)
-    # Seen by the probe: the student's own views, without mixing, so that every view has one label.
-    augment = replace(config.augment, mixup=0.0, cutmix=0.0, erasing=0.0)
-    maker = training_views(replace(config, augment=augment), data, device)
-    plain = training_views(replace(config, augment=results.PLAIN), data, device)
-    n = len(data.train.images)
-
-    def batches(v: int) -> Any:
-        maker_v = plain if v == 0 else maker
-        [keys] = [
-            b.keys[b.indices.argsort()] for b in plan_epoch(n, batch_size=n, repeats=1, seed=7, epoch=v)
-        ]
-        order = torch.arange(n).numpy()
-        for first in range(0, n, 64):
-            advance(min(64, n - first))
-            yield maker_v.make(Batch(order[first : first + 64], keys[first : first + 64])).images
-
-    def training(epoch: int) -> Any:
-        for batch in plan_epoch(n, batch_size=32, repeats=1, seed=config.train.seed, epoch=epoch):
-            made = maker.make(batch)
-            yield made.images, made.targets
-
-    with console.bar("fitting the teacher", config.teacher.probe_views * n) as advance:
-        teacher, network = fit_teacher(
-            config.teacher,
-            batches,
-            data.train.labels,
-            data.classes,
-            student_size=size,
-            device=device,
-            seed=config.train.seed,
-            finetune_batches=training,
-        )
-    save_teacher(folder, teacher, network)
-    return teacher
-
-
-def training_views(config: Config, data: Data, device: torch.device) -> TrainingViews:
-    """The views of the training images, as the settings ask."""
-    assert config.student.image_size is not None
-    return TrainingViews(
-        data.pool.store,
-        data.pool.images.labels,
-        len(data.classes),
-        config.augment,
-        config.student.image_size,
-        device,
-    )
 
 
 def _without_teacher(config: Config) -> Config:
@@ -262,6 +198,9 @@ def create_trainer(
     taught = teacher is not None or labels is not None
     if not taught:
         config = _without_teacher(config)
+    elif teacher is not None and config.distillation.guidance > 0 and not teacher.card.map_channels:
+        console.say(f"feature guidance is off: the teacher {teacher.card.name} gives no feature maps")
+        config = config.override({"distillation.guidance": 0.0})
     folder.mkdir(parents=True, exist_ok=True)
     model = build_model(config, len(data.classes)).to(device)
     facts = {"data": data.pool.images.fingerprint(), "settings": config.to_dict()}

@@ -18,7 +18,6 @@ from . import console, recipes, results
 from .config import Config, flatten
 from .data.loader import made_ahead
 from .errors import DeitkitError
-from .job import prepare_teacher, training_views
 from .labels.claims import Claims
 from .labels.codec import make_codec
 from .labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
@@ -34,8 +33,9 @@ from .prepare import (
     settle_device,
     view_workers,
 )
-from .teachers.backbone import find_source
+from .teachers.spec import check_spec
 from .teachers.teacher import Teacher
+from .teaching import prepare_teacher, training_views
 
 _TOP_K = 10
 _PREPARING, _FIRST_SHARD = 0, 1  # pieces of work in the lock file
@@ -107,7 +107,7 @@ def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: di
     if teacher.spec == "none" or teacher.labels is not None or config.distillation.mode == "none":
         raise DeitkitError("labels need a live teacher; give --teacher, and no distillation.mode none")
     refuse_smaller_views(config)
-    find_source(teacher.spec)  # a misspelt teacher is refused before hours of decoding
+    check_spec(teacher.spec)  # a misspelt teacher is refused before hours of decoding
     return config
 
 

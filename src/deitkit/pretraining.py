@@ -18,7 +18,8 @@ from .data.unlabeled import find_unlabeled
 from .errors import DeitkitError
 from .job import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one, write_json
 from .prepare import Data, Part, choose_student, open_data, settle_device
-from .teachers.teacher import Teacher, native_teacher
+from .teachers.fit import own_head_teacher
+from .teachers.teacher import Teacher
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
 
@@ -54,7 +55,7 @@ def pretrain(
         opened = open_data(splits, config, advance)
     size = config.student.image_size
     assert size is not None
-    teacher = native_teacher(config.teacher, student_size=size, device=device)
+    teacher = own_head_teacher(config.teacher, None, student_size=size, device=device)
     data = _answered(opened, teacher, device)
     facts, _ = results.measure_teacher(teacher, data.val, device)
     trainer = create_trainer(out, config, data, teacher, device)

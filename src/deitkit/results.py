@@ -57,7 +57,7 @@ def measure_teacher(teacher: Teacher, val: Part, device: torch.device) -> tuple[
         "interval": interval,
         "params": teacher.card.params,
         "images_per_s": images_per_s(lambda: teacher(batch), len(batch)),
-        "backend": teacher.backend.name,
+        "backend": teacher.backend,
         "how": teacher.card.how,
     }
     return facts, logits

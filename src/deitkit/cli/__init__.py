@@ -20,6 +20,7 @@ from .predict import predict
 from .pretrain import pretrain
 from .recipes import list_recipes
 from .study import study
+from .teacher import app as teacher
 from .train import parse_budget, train
 
 __all__ = ["app", "main", "parse_budget"]
@@ -41,6 +42,7 @@ app.command("export")(export)
 app.command("bench")(bench)
 app.command("recipes")(list_recipes)
 app.command("study")(study)
+app.add_typer(teacher, name="teacher")
 app.command("models")(list_models)
 
 _CANNOT_WRITE = {

@@ -17,7 +17,7 @@ def label(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the labels; one with labels is added to.")],
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to hold, those already there included.")],
-    teacher: Annotated[str | None, typer.Option(help="auto or timm:NAME[@WEIGHTS].")] = None,
+    teacher: Annotated[str | None, typer.Option(help="auto, or one of deitkit teacher list.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Whose augmentation and batches, of those that deitkit recipes lists.")
     ] = None,

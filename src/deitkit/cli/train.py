@@ -49,7 +49,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
     distillation: Annotated[str | None, typer.Option(help="none, soft, hard or dist.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="auto, none or timm:NAME[@WEIGHTS].")] = None,
+    teacher: Annotated[str | None, typer.Option(help="auto, none, or one of deitkit teacher list.")] = None,
     unlabeled: Annotated[
         str | None, typer.Option(help="Folder of images without labels, for the teacher to answer.")
     ] = None,

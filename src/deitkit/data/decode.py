@@ -142,15 +142,21 @@ def squash(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def centre_view(
-    image: Image.Image, size: tuple[int, int], crop: float, extent: Extent | None = None
+    image: Image.Image,
+    size: tuple[int, int],
+    crop: float,
+    extent: Extent | None = None,
+    interpolation: str = "bicubic",
 ) -> NDArray[np.uint8]:
     """Evaluation's preprocessing, the one place for it: (3, H, W) uint8.
 
-    Resized, bicubic, until it covers `size` / `crop`, then cut to `size` (height, width) around the
+    Resized, until it covers `size` / `crop`, then cut to `size` (height, width) around the
     centre, with the whole pixels of timm's and transformers' resize and centre crop. Validation while
     training, `eval` and `predict` all come through here. extent: as `open_with_extent` gives it.
+    interpolation: a name of Pillow's.
     """
     H, W = size
+    way = Image.Resampling[interpolation.upper()]
     across, down = extent or image.size
     low, narrow = resized_side(H, crop), resized_side(W, crop)
     if narrow / across > low / down:
@@ -159,10 +165,10 @@ def centre_view(
         width, height = max(narrow, int(low * across / down)), low
     left, top = (width - W) // 2, (height - H) // 2
     if width * height <= _MOST_CUT_AWAY * W * H:
-        whole = image.resize((width, height), Image.Resampling.BICUBIC, box=(0, 0, across, down))
+        whole = image.resize((width, height), way, box=(0, 0, across, down))
         resized = whole.crop((left, top, left + W, top + H))
     else:  # cut and resized in one go: a panorama must not be blown up before it is cut
         x, y = across / width, down / height
         box = (left * x, top * y, (left + W) * x, (top + H) * y)
-        resized = image.resize((W, H), Image.Resampling.BICUBIC, box=box)
+        resized = image.resize((W, H), way, box=box)
     return np.asarray(resized).transpose(2, 0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.decode import Extent, UnreadableImage, centre_view, open_with_extent, to_rgb
@@ -21,6 +19,7 @@ from ..inference.engines import EXTRAS, Engine
 from ..inference.graph import JointClassifier, as_output
 from ..merging import TokenMerging
 from ..model import DeiT, DeiTOutput
+from ..runs import read_run
 from ..tasks import THRESHOLD, Task
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -161,15 +160,7 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
     Raises DeitkitError where the folder is not whole, or a backend is unknown or not installed.
     """
     run = Path(run)
-    if not (run / "config.json").exists() or not (run / "model.safetensors").exists():
-        raise DeitkitError(f"{run} holds no finished run; give the --out folder of a training that ended")
-    try:
-        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(run / "model.safetensors")
-    except Exception as error:  # a cut file fails in many ways
-        raise DeitkitError(
-            f"the run in {run} cannot be read ({type(error).__name__}); train it again"
-        ) from None
+    model, saved = read_run(run)
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise DeitkitError(f"there is no device {device!r}; choose auto, cpu, cuda or mps")
     if backend in EXTRAS:
@@ -177,23 +168,6 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
             raise DeitkitError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
         device = "cpu"
     student, view, task = saved["student"], saved["preprocessing"], saved.get("task", "classes")
-    model = DeiT(
-        image_size=tuple(student["image_size"]),
-        patch_size=tuple(student["patch_size"]),
-        num_classes=len(saved["classes"]),
-        embed_dim=student["embed_dim"],
-        depth=student["depth"],
-        num_heads=student["num_heads"],
-        mlp_ratio=student.get("mlp_ratio", 4.0),
-        distilled=student["distilled"],
-    )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError:
-        raise DeitkitError(
-            f"{run / 'model.safetensors'} and {run / 'config.json'} are of different models; "
-            "train the run again"
-        ) from None
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     mean, std = (torch.tensor(view[k], device=chosen).view(1, 3, 1, 1) for k in ("mean", "std"))
     model = model.to(chosen).eval()

@@ -14,7 +14,8 @@ from .. import console
 from ..errors import DeitkitError
 from ..files import write_text
 from ..job import run_job
-from ..teachers.backbone import find_source, open_backbone
+from ..teachers.preprocessing import SizeWish
+from ..teachers.spec import check_spec, open_member, parse
 from .convnet import train_convnet
 from .description import Study
 from .plan import PlannedRun, plan_runs, run_folder, share_of
@@ -88,7 +89,9 @@ def _missing(run: PlannedRun, out: Path) -> str | None:
 @functools.cache
 def _missing_teacher(spec: str) -> str | None:
     try:
-        open_backbone(find_source(spec), 128)
+        check_spec(spec)
+        for member in parse(spec):
+            open_member(member, SizeWish())
     except DeitkitError as error:
         return str(error)
     return None

@@ -1,107 +1,133 @@
 """Runs a frozen teacher fast: a frozen model is a pure inference graph.
 
-Both backends take (B, 3, H, W) float views in [0, 1] and give (logits (B, K), two maps).
+An engine takes images (B, 3, H, W) in [0, 1] at the teacher's own size and gives pooled features (B, F) and
+the maps. The engines are those of `inference`; which one is chosen is measured, once, before training.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
-from typing import Any, Protocol
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .backbone import Backbone
+from .. import console
+from ..errors import DeitkitError
+from ..inference.engines import (
+    Engine,
+    OnnxRuntimeEngine,
+    OpenVINOEngine,
+    PyTorchEngine,
+    installed,
+    to_openvino,
+)
+from ..inference.onnx_graph import to_onnx
+from .preprocessing import Normalised, Preprocessing
+from .pretrained import Pretrained
 
-Answer = tuple[Tensor, tuple[Tensor, ...]]
+Makers = Mapping[str, Callable[[], Engine]]
 
-
-class Network(nn.Module):
-    """A backbone with the head of the user's classes: views -> logits and maps."""
-
-    def __init__(self, backbone: Backbone, head: nn.Module):
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-    def forward(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pooled, *maps = self.backbone(views)
-        return self.head(pooled), *maps
-
-
-class Backend(Protocol):
-    """Anything that answers a batch of views."""
-
-    name: str
-
-    def __call__(self, views: Tensor) -> tuple[Tensor, ...]: ...
-
-
-class PyTorchBackend:
-    """Channels-last eager inference on the device; bfloat16 on a GPU."""
-
-    name = "pytorch"
-
-    def __init__(self, network: nn.Module, device: torch.device):
-        self.network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.device = device
-
-    @torch.inference_mode()
-    def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        views = views.to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return tuple(out.float() for out in self.network(views))
+_ON_CPU = ("openvino", "onnxruntime")  # in the order in which they are tried
+_BATCH, _CALLS = 8, 5  # of the measurement
+# So much faster PyTorch must be than an engine made for inference: where they are close, chance must not
+# decide, since other roundings make two runs of one seed differ.
+_CLEARLY = 1.5
+_TOLERANCE = 1e-2  # largest difference between engines, relative to the largest value
 
 
-class OpenVINOBackend:
-    """OpenVINO on the CPU: for small convnets several times as fast as eager PyTorch.
+def engines_of(model: Pretrained, view: Preprocessing, device: torch.device) -> Makers:
+    """Makers of the engines that can run `model`, the reference first."""
+    if model.engines is not None:
+        return {name: partial(make, view) for name, make in model.engines.items()}
+    assert model.body is not None
+    network, size = Normalised(model.body, view.mean, view.std), view.image_size
+    precision = torch.bfloat16 if device.type == "cuda" else torch.float32
+    pytorch = partial(PyTorchEngine, network, device, precision=precision, channels_last=True)
 
-    A graph is of one size of views; it is made for each size when the first such views come.
+    def onnxruntime() -> Engine:
+        outputs = len(pytorch()(torch.zeros(2, 3, *size)))
+        names = ["features", "map8", "map16"][:outputs]
+        return OnnxRuntimeEngine(to_onnx(network, size, names).SerializeToString())
+
+    return {
+        "pytorch": pytorch,
+        "compiled": partial(pytorch, compiled=True),
+        "openvino": lambda: OpenVINOEngine(to_openvino(network, size)),
+        "onnxruntime": onnxruntime,
+    }
+
+
+def choose_engine(makers: Makers, view: Preprocessing, device: torch.device, wanted: str) -> Engine:
+    """The wanted engine; on a CPU `auto` takes one made for inference that agrees with the first of
+    `makers`, unless that is clearly faster.
+
+    Compiling takes long, so PyTorch's compiler has to be asked for. Raises DeitkitError where the wanted
+    one is not installed, cannot run this teacher, or answers otherwise than the first.
     """
-
-    name = "openvino"
-
-    def __init__(self, network: nn.Module, view_size: tuple[int, int]):
-        self.network = network
-        self.compiled = {view_size: self._compile(view_size)}
-
-    def _compile(self, view_size: tuple[int, int]) -> Any:
-        import openvino
-
-        # batch of two: a batch of one would be folded into the graph as a constant
-        example = torch.zeros(2, 3, *view_size)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing warns of the constant input size, which is meant
-            model = openvino.convert_model(self.network.cpu().eval(), example_input=example)
-        model.reshape([-1, 3, *view_size])
-        options = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # no more than PyTorch was given
-        }
-        return openvino.Core().compile_model(model, "CPU", options)
-
-    def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        size = (views.shape[-2], views.shape[-1])
-        if size not in self.compiled:
-            self.compiled[size] = self._compile(size)
-        answer = self.compiled[size](np.ascontiguousarray(views.numpy()))
-        # Copied: OpenVINO's buffers are overwritten by the next call.
-        return tuple(torch.from_numpy(np.array(answer[i])) for i in range(len(answer)))
+    reference, *_ = makers
+    images = torch.rand(_BATCH, 3, *view.image_size, generator=torch.Generator().manual_seed(0))
+    if wanted == "auto":
+        first = makers[reference]()
+        if device.type != "cpu":
+            return first
+        return _fastest(first, [n for n in _ON_CPU if n in makers and n != reference], makers, images)
+    if wanted not in makers:
+        if wanted == "pytorch":  # whoever asks for PyTorch asks for no conversion
+            return makers[reference]()
+        raise DeitkitError(f"this teacher cannot run with {wanted}; choose one of auto, {', '.join(makers)}")
+    if not installed(wanted):
+        raise DeitkitError(f"teacher.backend {wanted} is not installed; leave it out, or install {wanted}")
+    if wanted == reference:
+        return makers[reference]()
+    expected = makers[reference]()(images)
+    try:
+        engine = makers[wanted]()
+        answer = engine(images)
+    except DeitkitError:
+        raise
+    except Exception as error:  # a converter or compiler fails in ways of its own
+        raise DeitkitError(
+            f"the teacher cannot be run with {wanted} ({type(error).__name__}); use teacher.backend auto"
+        ) from error
+    if not _agree(expected, answer):
+        raise DeitkitError(f"{wanted} answers otherwise than {reference}; use teacher.backend auto")
+    return engine
 
 
-def choose_backend(
-    network: nn.Module, view_size: tuple[int, int], device: torch.device, wanted: str
-) -> Backend:
-    """The wanted backend; `auto` takes OpenVINO on a CPU where it is installed and agrees with PyTorch."""
-    eager = PyTorchBackend(network, device)
-    installed = importlib.util.find_spec("openvino") is not None
-    if wanted == "pytorch" or device.type != "cpu" or not installed:
-        return eager
-    fast = OpenVINOBackend(network, view_size)
-    views = torch.rand(2, 3, *view_size, generator=torch.Generator().manual_seed(0))
-    for a, b in zip(eager(views), fast(views), strict=True):
-        if not torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().max())):
-            return eager
-    return fast
+def _fastest(first: Engine, names: list[str], makers: Makers, images: Tensor) -> Engine:
+    """The first of `names` that is installed and agrees, unless `first` is clearly faster; says so."""
+    expected = first(images)
+    for name in filter(installed, names):
+        try:
+            other = makers[name]()
+            agrees = _agree(expected, other(images))
+        except Exception as error:  # a converter fails in ways of its own, and there is another engine
+            console.say(f"the teacher does not run with {name} ({type(error).__name__})")
+            continue
+        if not agrees:
+            console.say(f"{name} answers otherwise than {first.name}, so it is not used")
+            continue
+        speeds = {name: _BATCH / seconds for name, seconds in _race((first, other), images).items()}
+        console.say("teacher's engine: " + ", ".join(f"{n} {v:.0f} images/s" for n, v in speeds.items()))
+        return first if speeds[first.name] > _CLEARLY * speeds[name] else other
+    return first
+
+
+def _agree(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return len(a) == len(b) and all(
+        torch.allclose(x.cpu(), y.cpu(), rtol=_TOLERANCE, atol=_TOLERANCE * float(x.abs().max()))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _race(engines: Sequence[Engine], images: Tensor) -> dict[str, float]:
+    """The fastest of a few calls of each, in turns, so that a machine's slow moment counts for all."""
+    times: dict[str, list[float]] = {engine.name: [] for engine in engines}
+    for _ in range(_CALLS):
+        for engine in engines:
+            started = time.perf_counter()
+            engine(images)
+            times[engine.name].append(time.perf_counter() - started)
+    return {name: min(values) for name, values in times.items()}

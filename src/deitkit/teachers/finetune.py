@@ -7,14 +7,25 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .backends import Network
+from .preprocessing import Normalised, Preprocessing
 
 FineTuneBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # epoch -> (views, soft targets)
 
 _EPOCHS = 5
 _LR = 2e-4  # the probe's head is already right; larger rates undo the pretrained features
+
+
+class Network(nn.Module):
+    """A body with a head, as it trains: views (B, 3, H, W) in [0, 1] -> logits (B, K)."""
+
+    def __init__(self, body: nn.Module, head: nn.Module, view: Preprocessing):
+        super().__init__()
+        self.body, self.head, self.view = Normalised(body, view.mean, view.std), head, view
+
+    def forward(self, views: Tensor) -> Tensor:
+        return self.head(self.body(self.view.resize(views))[0])
 
 
 def finetune(
@@ -32,8 +43,7 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = lr
         for views, targets in batches(epoch):
-            logits = network(views)[0]
-            loss = loss_of(logits, targets)
+            loss = loss_of(network(views), targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

