@@ -21,9 +21,9 @@ from .pretrain import pretrain
 from .recipes import list_recipes
 from .study import study
 from .teacher import app as teacher
-from .train import parse_budget, train
+from .train import train
 
-__all__ = ["app", "main", "parse_budget"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     help="A folder of images in, a small, fast, accurate image classifier out.",

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import flags
+
 
 def analyze(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
@@ -14,7 +16,7 @@ def analyze(
         Path, typer.Argument(help="Folder with one sub-folder per class; training images are left out.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; RUN/analysis by default.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_: flags.Json = False,
 ) -> None:
     """Look into a run: tokens, attention, calibration, teacher, corruptions."""
     import json

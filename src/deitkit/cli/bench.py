@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DeitkitError
+from . import flags
 
 
 def bench(
@@ -19,7 +20,7 @@ def bench(
     ] = "all",
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_: flags.Json = False,
 ) -> None:
     """Measure latency, images/s, memory and accuracy on every backend."""
     import json

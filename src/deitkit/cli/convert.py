@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
+from . import flags
+
 
 def convert(
     source: Annotated[str, typer.Argument(help="A run, a file, a folder, timm:NAME or hf:OWNER/NAME.")],
     destination: Annotated[Path, typer.Argument(help="A new or empty folder for the files.")],
     to: Annotated[str, typer.Option(help="deitkit, timm, transformers or official.")],
-    image_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
-    patch_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
+    image_size: flags.ImageSize = None,
+    patch_size: flags.PatchSize = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Another number: new heads.")] = None,
     distilled: Annotated[
         bool | None, typer.Option("--distilled/--plain", help="With or without a distillation token.")

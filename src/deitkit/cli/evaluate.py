@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from . import flags
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     data: Annotated[Path, typer.Argument(help="Folder with one sub-folder per class, or with labels.csv.")],
     part: Annotated[str | None, typer.Option(help="Of labels.csv: train, val or test [all].")] = None,
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_: flags.Json = False,
 ) -> None:
     """Measure a run on a folder: class head, distillation head and joint."""
     import json

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import flags
 from .settings import settings_of
 
 
@@ -21,14 +22,14 @@ def label(
     recipe: Annotated[
         str | None, typer.Option(help="Whose augmentation and batches, of those that deitkit recipes lists.")
     ] = None,
-    image_size: Annotated[str | None, typer.Option(help="The students', in pixels: N or HxW.")] = None,
+    image_size: flags.ImageSize = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Probabilities a view to keep [10].")] = None,
     hard: Annotated[bool, typer.Option("--hard", help="Keep only the teacher's decision.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="The students' images an update.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Threads that prepare batches ahead.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of views and batches.")] = None,
+    set_: flags.Settings = None,
+    batch_size: flags.BatchSize = None,
+    device: flags.Device = None,
+    workers: flags.Workers = None,
+    seed: flags.Seed = None,
 ) -> None:
     """Store a teacher's answers once, for many students; the same command goes on after a stop."""
     named = {

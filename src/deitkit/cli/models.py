@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from . import flags
 
 
-def list_models(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_models(json_: flags.Json = False) -> None:
     """List the students: size, parameters, multiply-adds, published accuracy, names of weights."""
     import json
 

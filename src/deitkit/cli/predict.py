@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import flags
+
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
@@ -15,7 +17,7 @@ def predict(
         int | None,
         typer.Option(min=1, help="Classes to name for each picture [1, or the labels above 50 %]."),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_: flags.Json = False,
     csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Classify pictures with a run."""

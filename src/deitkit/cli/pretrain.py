@@ -7,26 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
-from .settings import settings_of
-from .train import parse_length, stopped
+from . import flags
+from .settings import parse_length, settings_of
+from .stopping import resumable
 
 
 def pretrain(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images; labels are not looked at.")],
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
-    student: Annotated[str | None, typer.Option(help="auto, nano, tiny, small or base.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
-    patch_size: Annotated[str | None, typer.Option(help="Pixels: N or HxW.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")] = None,
+    student: flags.Student = None,
+    image_size: flags.ImageSize = None,
+    patch_size: flags.PatchSize = None,
+    epochs: flags.Epochs = None,
+    budget: flags.Budget = None,
     teacher: Annotated[str | None, typer.Option(help="An ImageNet model, such as auto or timm:NAME.")] = None,
-    init: Annotated[str | None, typer.Option(help="none, a run, a file, timm:NAME or hf:NAME.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images an update.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Threads that prepare batches ahead.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    init: flags.Init = None,
+    set_: flags.Settings = None,
+    batch_size: flags.BatchSize = None,
+    device: flags.Device = None,
+    workers: flags.Workers = None,
+    seed: flags.Seed = None,
+    resume: flags.Resume = False,
 ) -> None:
     """Learn from pictures without labels what an ImageNet teacher sees in them, as a start for students."""
     named: dict[str, Any] = {
@@ -44,10 +45,7 @@ def pretrain(
     settings = settings_of(named, set_)
 
     from ..pretraining import pretrain as run_pretraining
-    from ..training.loop import Interrupted
 
-    try:
+    with resumable(resume):
         run = run_pretraining(folders, out, resume=resume, **settings)
-    except Interrupted:
-        raise stopped(resume) from None
     print(run.results["verdict"])

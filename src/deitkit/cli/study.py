@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import DeitkitError
+from . import flags
 from .settings import settings_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def study(
     target: Annotated[Path | None, typer.Option(help="Second data set (transfer).")] = None,
     seeds: Annotated[str, typer.Option(help="Repetitions, such as 0,1,2.")] = "0,1,2",
     shard: Annotated[str, typer.Option(help="Share of the runs made here, such as 1/4.")] = "1/1",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
+    set_: flags.Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show arms, commands and cost only.")] = False,
 ) -> None:
     """Repeat a study of the paper over seeds, and say whether its finding holds on this data."""

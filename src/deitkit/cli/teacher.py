@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import flags
 from .settings import settings_of
 
 app = typer.Typer(help="Fit, measure and list teachers.", no_args_is_help=True)
@@ -15,8 +16,6 @@ app = typer.Typer(help="Fit, measure and list teachers.", no_args_is_help=True)
 _SPEC = typer.Argument(help="auto, lite0, timm:NAME, hf:NAME...; deitkit teacher list names all kinds.")
 _DATA = typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
 _CLASSES = typer.Option(help="Its own head's outputs: imagenet, or a JSON or CSV file of class and number.")
-_SET = typer.Option("--set", help="section.key=value, repeatable.")
-_DEVICE = typer.Option(help="auto, cpu, cuda or mps.")
 _IMAGE_SIZE = typer.Option(min=8, help="The teacher's input, pixels a side.")
 _BACKEND = typer.Option(help="auto, pytorch, compiled, openvino or onnxruntime.")
 
@@ -30,9 +29,9 @@ def fit(
     classes: Annotated[str | None, _CLASSES] = None,
     image_size: Annotated[int | None, _IMAGE_SIZE] = None,
     backend: Annotated[str | None, _BACKEND] = None,
-    device: Annotated[str | None, _DEVICE] = None,
+    device: flags.Device = None,
     recipe: Annotated[str, typer.Option(help="Whose views it is fitted on.")] = "small-data",
-    set_: Annotated[list[str] | None, _SET] = None,
+    set_: flags.Settings = None,
 ) -> None:
     """Fit a teacher to the classes of a folder once; train and label take --teacher DIR."""
     named = {
@@ -57,9 +56,9 @@ def evaluate(
     classes: Annotated[str | None, _CLASSES] = None,
     image_size: Annotated[int | None, _IMAGE_SIZE] = None,
     backend: Annotated[str | None, _BACKEND] = None,
-    device: Annotated[str, _DEVICE] = "auto",
-    set_: Annotated[list[str] | None, _SET] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: flags.Device = None,
+    set_: flags.Settings = None,
+    json_: flags.Json = False,
 ) -> None:
     """Measure a teacher on whole pictures, with its own preprocessing."""
     named = {"teacher.classes": classes, "teacher.image_size": image_size, "teacher.backend": backend}
@@ -67,7 +66,7 @@ def evaluate(
 
     from ..teacher_eval import evaluate_teacher
 
-    found = evaluate_teacher(spec, data, device=device, **settings)
+    found = evaluate_teacher(spec, data, device=device or "auto", **settings)
     if json_:
         print(json.dumps(found, indent=1))
         return
@@ -82,7 +81,7 @@ def evaluate(
 
 
 @app.command("list")
-def list_teachers(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_teachers(json_: flags.Json = False) -> None:
     """List the kinds of teachers, what is installed, and some worth trying."""
     found = _listed()
     if json_:
