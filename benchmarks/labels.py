@@ -32,7 +32,6 @@ import torch
 import deitkit
 from deitkit import recipes
 from deitkit.config import Config
-from deitkit.job import training_views
 from deitkit.labels.codec import make_codec
 from deitkit.labels.manifest import fixed_settings
 from deitkit.labels.store import SHARD_VIEWS, LabelStore
@@ -42,6 +41,7 @@ from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Preprocessing
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.saved import load_teacher
+from deitkit.teaching import training_views
 from deitkit.training.loop import Trainer
 
 CPU = torch.device("cpu")
@@ -138,7 +138,9 @@ def trainer_of(config: Config, data: Data, folder: Path, **source: Any) -> Train
 
 def loop_speeds(store: LabelStore, data: Path, rounds: int) -> dict[str, Any]:
     """Median images/s of real updates, views included; the three sides take turns."""
-    config = store.manifest.config.override({"student.name": "nano", "student.patch_size": None})
+    config = store.manifest.config.override(
+        {"student.name": "nano", "student.patch_size": None, "student.init": "none"}
+    )
     config, images = opened(config, data)
     teacher = load_teacher(store.folder / "teacher", config.teacher, device=CPU)
     sides = {

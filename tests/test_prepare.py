@@ -106,3 +106,12 @@ def test_first_sizes_that_can_be(pictures, size):
 def test_shares_outside_their_range(pictures, key, share):
     with pytest.raises(DeitkitError, match=key):
         find_splits(pictures, Config().override({key: share}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("student.image_size", 0), ("student.patch_size", (8, 0)), ("train.epochs", 0), ("data.repeats", 0)],
+)
+def test_counts_and_sizes_below_one_are_refused(key, value, monkeypatch):
+    with pytest.raises(DeitkitError, match=rf"{key} is .*0.*; give 1 or more"):
+        chosen(20, 64, monkeypatch, **{key: value})

@@ -39,6 +39,8 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     if student.task == "multilabel":
         raise DeitkitError(f"analyze needs one class an image, and {run} knows several labels; use eval")
     settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    if "data" not in settings:
+        raise DeitkitError(f"{run} holds weights only, without the images of a training; give a run of train")
     images, notes = _without_training_images(
         run, Path(settings["data"]["root"]), scan_as(data, student.classes)
     )

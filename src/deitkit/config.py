@@ -31,7 +31,7 @@ class StudentConfig:
     start: Literal["published", "structured"] = "published"  # first values; structured learns sooner
     layer_scale: float | None = None  # where LayerScale's gains start (arXiv 2103.17239); none: no gains
     init_antialias: bool = False  # positions of other sizes resized as timm does; false: as published
-    init: str = "none"  # weights to start from: auto, none, a run folder, a file, timm:NAME or hf:OWNER/NAME
+    init: str = "none"  # weights to start from: auto, none, a run folder, a file, timm:, hf: or deitkit:NAME
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import console
-from .config import Config
+from .config import Config, flatten
 from .data.decode import UnreadableImage, open_rgb
 from .data.images import ImageSet, has_label
 from .data.splits import Splits, load_splits
@@ -147,6 +147,7 @@ def _used_share(splits: Splits, config: Config) -> Splits:
 
 def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:
     """Fills in the student's name, image and patch size, epochs, batches, loss; and a sentence on it."""
+    _refuse_too_small(config)
     student, images = config.student, splits.train
     side = _median_side(images)
     name = student.name
@@ -222,6 +223,28 @@ def _refuse_impossible_savings(config: Config) -> None:
             f"train.start_size {start[0]}x{start[1]} does not fit; give a size below {full[0]}x{full[1]} "
             f"that is a multiple of the patch size {patch[0]}x{patch[1]}"
         )
+
+
+_AT_LEAST_ONE = (
+    "student.image_size",
+    "student.patch_size",
+    "data.repeats",
+    "teacher.image_size",
+    "optim.lr_batch",
+    "train.epochs",
+    "train.batch_size",
+    "train.micro_batch_size",
+)
+
+
+def _refuse_too_small(config: Config) -> None:
+    """Raises DeitkitError for a count or a size below 1."""
+    settings = flatten(config.to_dict())
+    for key in _AT_LEAST_ONE:
+        value = settings[key]
+        numbers = value if isinstance(value, list) else [value]
+        if any(number is not None and number < 1 for number in numbers):
+            raise DeitkitError(f"{key} is {value}; give 1 or more")
 
 
 def settle_init(config: Config, saved: Config | None) -> Config:

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 
 from . import console, recipes, results
+from .config import Config
 from .data.images import ImageSet
 from .data.splits import Splits
 from .data.unlabeled import find_unlabeled
 from .errors import DeitkitError
 from .job import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one, write_json
-from .prepare import Data, Part, choose_student, open_data, settle_device
+from .prepare import Data, Part, choose_student, open_data, settle_device, settle_init
 from .teachers.fit import own_head_teacher
+from .teachers.saved import load_teacher, save_teacher
+from .teachers.spec import CARD, check_spec
 from .teachers.teacher import Teacher
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
@@ -46,16 +49,17 @@ def pretrain(
     if config.distillation.mode == "none" or config.teacher.spec == "none":
         raise DeitkitError("pictures without labels need a teacher to answer them; give a --teacher")
     device = settle_device(config.train.device)
+    check_spec(config.teacher.spec)
     splits = _split([Path(folder) for folder in folders], config.data.split_seed)
     config, why = choose_student(config, splits, device)
-    claim_folder(out, config, begun_run(out, resume))
+    saved = begun_run(out, resume)
+    config = settle_init(config, saved)
+    claim_folder(out, config, saved)
     console.say(f"{len(splits.train)} images, and {len(splits.val)} held out")
     console.say(why)
     with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
         opened = open_data(splits, config, advance)
-    size = config.student.image_size
-    assert size is not None
-    teacher = own_head_teacher(config.teacher, None, student_size=size, device=device)
+    teacher = _teacher(out / "teacher", config, device)
     data = _answered(opened, teacher, device)
     facts, _ = results.measure_teacher(teacher, data.val, device)
     trainer = create_trainer(out, config, data, teacher, device)
@@ -72,6 +76,15 @@ def pretrain(
     del found["confusion"]  # a thousand classes squared
     write_json(out / "results.json", found)
     return Run(out, found)
+
+
+def _teacher(folder: Path, config: Config, device: torch.device) -> Teacher:
+    """The teacher with its own head; a run that goes on takes the one it began with, engine included."""
+    if (folder / CARD).exists():
+        return load_teacher(folder, config.teacher, device=device)
+    teacher = own_head_teacher(config.teacher, None, student_size=config.student.image_size, device=device)
+    save_teacher(folder, teacher)
+    return teacher
 
 
 def _split(folders: Sequence[Path], seed: int) -> Splits:

@@ -25,9 +25,9 @@ from .errors import DeitkitError
 def small_data() -> Config:
     """A folder of hundreds to tens of thousands of images, on a machine of any size.
 
-    Not the paper's: light augmentation, soft labels, small batches, a structured start, and much
-    feature guidance (Locality Guidance, arXiv 2207.10026), which on little data decides everything.
-    docs/small-data.md has the runs behind each value.
+    Not the paper's: a start from weights where there are any, light augmentation, soft labels, small
+    batches, and much feature guidance (Locality Guidance, arXiv 2207.10026). docs/small-data.md has
+    what was measured.
 
     Command: deitkit train DATA --out RUN
     Cost: about a quarter of an hour on two CPU cores; --epochs or --budget sets it.
@@ -95,7 +95,7 @@ def deit_distilled() -> Config:
 
     Paper: Touvron et al., arXiv 2012.12877, section 4; the training is that of `deit`.
     Command: deitkit train IMAGENET --out RUN --recipe deit-distilled --student base
-      --teacher timm:regnety_160
+      --teacher timm:regnety_160.deit_in1k
     Cost: that of `deit` and the teacher's forward passes, which the paper does not give apart.
     Published on ImageNet-1k under RegNetY-16GF (82.9), top-1 in %: Ti 74.5, S 81.2, B 83.4
       (table 5); after 1000 epochs 76.6, 82.6, 84.2 (--epochs 1000).
@@ -109,7 +109,7 @@ def deit_384() -> Config:
     Paper: Touvron et al., arXiv 2012.12877, sections 3, 4 and 5.5; rates, decay and epochs are those
     of the published command for DeiT-B.
     Command: deitkit train IMAGENET --out RUN384 --recipe deit-384 --student base --init RUN
-      --teacher timm:regnety_160
+      --teacher timm:regnety_160.deit_in1k
     Cost: B 160 GPU-hours (20 hours on eight V100 for 25 epochs, section 5.6).
     Published on ImageNet-1k, top-1 in %: B 84.5, after 1000 epochs of training 85.2 (table 5).
     """

@@ -25,7 +25,7 @@ from .inference.engines import Engine
 from .inference.graph import JointClassifier
 from .model import DeiT, DeiTOutput, joint_probabilities, probabilities_of
 from .prepare import MEAN, STD, Data, Part, plain_views, tally
-from .tasks import SCORES, SEPARATOR, THRESHOLD, probability_column
+from .tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
 from .teachers.teacher import Teacher
 
 PLAIN = AugmentConfig(
@@ -92,7 +92,7 @@ def measure_student(
     output, labels = measured.output()
     joint = joint_probabilities(output, data.task)
     batch = next(plain_views(data.val.store, device, _SPEED_BATCH))
-    engine = _fast_engine(model, batch, device)
+    engine = _fast_engine(model, data.task, batch, device)
     params = model.num_params
     facts = {
         "name": name,
@@ -111,9 +111,9 @@ def measure_student(
     return facts, output
 
 
-def _fast_engine(model: DeiT, batch: Tensor, device: torch.device) -> Engine:
+def _fast_engine(model: DeiT, task: Task, batch: Tensor, device: torch.device) -> Engine:
     """What a deployed student would run on here, as a teacher is measured on its own fastest backend."""
-    graph = JointClassifier(model.eval(), MEAN, STD, distilled=model.head_dist is not None)
+    graph = JointClassifier(model.eval(), MEAN, STD, distilled=model.head_dist is not None, task=task)
     engine = create_engine(graph, model.image_size, "auto", device)
     if isinstance(engine, FastestThatAgrees):
         engine.look(batch)

@@ -27,6 +27,8 @@ def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
             f"the run in {run} cannot be read ({type(error).__name__}); train it again"
         ) from None
     student = saved["student"]
+    if "patch_size" not in student:
+        raise DeitkitError(f"{run} holds a {student['name']} and no DeiT; give the run of a student")
     model = DeiT(
         image_size=tuple(student["image_size"]),
         patch_size=tuple(student["patch_size"]),

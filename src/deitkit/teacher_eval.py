@@ -15,6 +15,8 @@ from .config import Config
 from .data.decode import UnreadableImage, centre_view, open_rgb
 from .data.folder import scan
 from .data.store import refuse_many_unreadable
+from .data.table import is_table
+from .errors import DeitkitError
 from .evaluation.metrics import top_k, wilson_interval
 from .evaluation.throughput import images_per_s
 from .prepare import settle_device
@@ -37,6 +39,10 @@ def evaluate_teacher(
     config = Config().override({"teacher.spec": spec, **changes}).teacher
     check_spec(config.spec)
     folder = Path(data)
+    if is_table(folder):
+        raise DeitkitError(
+            f"teacher eval needs one class an image, and {folder} has several labels; use eval"
+        )
     images = scan(folder / "val" if (folder / "val").is_dir() else folder, folder, at_least=1)
     where = settle_device(device)
     teacher = own_head_teacher(config, images.classes, student_size=None, device=where)

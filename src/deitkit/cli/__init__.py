@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = f" at {error.filename}" if error.filename else ""
         print(
             f"deitkit: cannot write{where} ({error.strerror}); "
-            "free space and add --resume, or choose another --out",
+            "free space and give the command again (train with --resume), or choose another --out",
             file=sys.stderr,
         )
     else:

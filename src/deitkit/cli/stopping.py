@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,6 @@ def resumable(resume: bool) -> Iterator[None]:
     try:
         yield
     except Interrupted:
-        command = " ".join(sys.argv if resume else [*sys.argv, "--resume"])
+        command = shlex.join(sys.argv if resume else [*sys.argv, "--resume"])
         print(f"stopped and saved; to go on: {command}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -27,8 +27,7 @@ def find_unlabeled(folder: Path, held_out: Iterable[ImageSet]) -> tuple[ImageSet
     kept = [str(path.resolve()) for path in found if path not in copies]
     if not kept:
         raise DeitkitError(
-            f"{folder} holds no images that are not held out already; "
-            "give --unlabeled a folder with other images"
+            f"{folder} holds no images that are not held out already; give a folder with other images"
         )
     labels = np.full(len(kept), NO_LABEL, np.int64)
     return ImageSet(folder, tuple(kept), labels, ()), sorted(map(str, copies))

@@ -29,6 +29,8 @@ def run_splits(run: Path, data: Path | None) -> Splits:
     Raises DeitkitError where the run's images are gone, or the classes of `data` are others.
     """
     saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    if "data" not in saved:
+        raise DeitkitError(f"{run} holds weights only, without the images of a training; give a run of train")
     root = data or Path(saved["data"]["root"])
     if data is None and not root.is_dir():
         raise DeitkitError(

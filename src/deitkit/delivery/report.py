@@ -149,7 +149,8 @@ def _per_class(results: dict[str, Any], classes: list[str]) -> list[dict[str, An
             {"name": name, "images": row["images"], "score": row["ap"], "f1": row["f1"]}
             for name, row in zip(classes, results["per_class"], strict=True)
         ]
-    return sorted(rows, key=lambda r: r["score"])
+    # A class that no image shows has no average precision: it comes last.
+    return sorted(rows, key=lambda r: (r["score"] is None, r["score"] or 0.0))
 
 
 def _mistakes(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from ..data.loader import TrainingViews
 from ..files import write_text
 from ..job import train_one
 from ..model import DeiT, DeiTOutput
-from ..prepare import choose_student, evaluate, find_splits, normalise, open_data, settle_device
+from ..prepare import choose_student, evaluate, find_splits, normalise, open_data, settle_device, view_workers
 from ..training.loop import Trainer
 
 # The timm model whose multiply-accumulates at 224 pixels are nearest to the student's, in 10^9:
@@ -88,7 +88,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         folder=out,
         evaluate=lambda m: evaluate(m, opened.val, device).to_dict(),
         name_of=opened.train.images.paths.__getitem__,
-        workers=config.data.workers if config.data.workers is not None else 0 if device.type == "cpu" else 4,
+        workers=view_workers(config, device),
         facts={"data": opened.train.images.fingerprint(), "settings": config.to_dict(), "model": name},
     )
     title, epochs = f"training {name}", config.train.epochs

@@ -169,7 +169,8 @@ def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -
     if arm.starts_from:
         changes |= dict(preset.fine) | {"student.init": str(run_folder(out, arm.starts_from, seed))}
     if arm.taught_by:
-        changes["teacher.spec"] = f"run:{run_folder(out, arm.taught_by, seed)}"
+        taught_by = run_folder(out, arm.taught_by, seed)
+        changes |= {"teacher.spec": f"run:{taught_by}", "teacher.image_size": None}  # a run has its own size
     config = held.override(changes | dict(arm.settings))
     if config.distillation.mode == "none":  # whoever would have taught the other arms
         config = config.override({"teacher.spec": "none"})

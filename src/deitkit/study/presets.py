@@ -2,7 +2,7 @@
 
 `images_per_s` is what a preset's student with its teacher is taken to train at, for the expected
 duration only: two CPU cores (quick), one data-centre GPU (standard), eight V100s as in the paper
-(full: 300 epochs of DeiT-B in 53 hours, arXiv 2012.12877, section 6).
+(full: 300 epochs of DeiT-B in 53 hours, arXiv 2012.12877, section 5.6).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 # The paper's student and distillation, without what deitkit adds to them.
 HELD = {
+    "student.init": "none",
     "student.start": "published",
     "distillation.mode": "hard",
     "distillation.alpha": 0.5,
@@ -78,7 +79,7 @@ PRESETS = {
     "full": Preset(
         recipe="deit-distilled",
         settings={"student.name": "base", "teacher.spec": "timm:regnety_160.deit_in1k"},
-        # The published fine-tuning: 25 epochs of 300, a small constant rate (section 6).
+        # The published fine-tuning: 25 epochs of 300, a small constant rate.
         fine={"optim.lr": 5e-6, "optim.min_lr": 5e-6, "optim.weight_decay": 1e-8},
         fine_epochs=25 / 300,
         eval_images=None,

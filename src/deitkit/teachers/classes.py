@@ -24,8 +24,9 @@ def recognise(classes: tuple[str, ...], outputs: tuple[str, ...] | None) -> tupl
     if outputs is None:
         return None
     places = {_key(name): i for i, name in enumerate(outputs)}
-    if len(places) < len(outputs):  # two outputs of one name
-        places = {name: i for i, name in enumerate(outputs)}
+    if len(places) < len(outputs):  # alike but for case and underscores: then only their very names count
+        exact = {name: i for i, name in enumerate(outputs)}
+        return tuple(exact[name] for name in classes) if set(classes) <= set(exact) else None
     if all(_WORDNET_ID.fullmatch(name) for name in classes) and not set(classes) <= set(places):
         places = {_imagenet_id(name) or name: i for i, name in enumerate(outputs)}
     found = [places.get(_key(name)) for name in classes]

@@ -56,6 +56,12 @@ def fit_teacher(
     for member in parse(config.spec):
         if member.kind == "fitted":
             taken = load_teacher(member.rest, config, device=device).for_classes(lesson.classes)
+            if taken.card.several != (lesson.labels.ndim == 2):
+                kinds = ("one class", "several labels")
+                raise DeitkitError(
+                    f"the teacher in {member.rest} was fitted to {kinds[taken.card.several]} an image, and "
+                    f"the data have {kinds[not taken.card.several]}; fit it to these data"
+                )
             voices += _weighted(taken, member.weight)
         else:
             voices.append(

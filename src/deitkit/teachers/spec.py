@@ -82,7 +82,7 @@ def _parse_one(text: str, weight: float, spec: str) -> Member:
 def syntaxes() -> str:
     """All ways to name a teacher, as the user writes them."""
     kinds = "timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, run:RUN, python:MODULE:FUNCTION"
-    return f"auto, {', '.join(PACKAGED)}, {kinds}, a folder with a fitted teacher, or none"
+    return f"auto, {', '.join(PACKAGED)}, {kinds}, or a folder with a fitted teacher"
 
 
 def _packaged(name: str) -> str:

@@ -104,7 +104,10 @@ def _describe(rest: str, session: Any, wish: SizeWish) -> tuple[Preprocessing, t
         size = (shape[2], shape[3])
     says = session.get_modelmeta().custom_metadata_map
     if "classes" in says and "preprocessing" in says:  # deitkit export: the normalisation is inside
-        return Preprocessing(size, (0.0,) * 3, (1.0,) * 3, 1.0), tuple(json.loads(says["classes"]))
+        if json.loads(says.get("task", '"classes"')) != "classes":
+            raise DeitkitError(f"the ONNX file {rest} knows several labels an image; give its run as run:RUN")
+        crop = json.loads(says["preprocessing"])["crop"]
+        return Preprocessing(size, (0.0,) * 3, (1.0,) * 3, crop), tuple(json.loads(says["classes"]))
     return Preprocessing(size), None
 
 

