@@ -20,6 +20,7 @@ def test_the_same_labels_in_any_order_case_and_spelling():
     assert recognise(("Polar_Bear", "cat"), ("cat", "polar bear")) == (1, 0)
     assert recognise(("dog", "wolf"), ("cat", "dog")) is None
     assert recognise(("dog",), None) is None
+    assert recognise(("Dog", "cat_2"), ("dog", "Dog", "cat_2")) == (1, 2)  # two that differ by case only
 
 
 def test_ids_of_wordnet_are_recognised():

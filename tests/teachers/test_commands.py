@@ -37,7 +37,7 @@ def quick(monkeypatch):
     """Without what takes long and is tested elsewhere."""
     monkeypatch.setattr("deitkit.results.images_per_s", lambda call, batch: 1.0)
     monkeypatch.setattr("deitkit.teacher_eval.images_per_s", lambda call, batch: 1.0)
-    monkeypatch.setattr("deitkit.results._fast_engine", lambda model, batch, device: Nothing())
+    monkeypatch.setattr("deitkit.results._fast_engine", lambda model, task, batch, device: Nothing())
     monkeypatch.setattr("deitkit.job.write_report", lambda folder: None)
 
 

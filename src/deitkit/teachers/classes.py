@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from timm.data import ImageNetInfo
@@ -23,13 +24,13 @@ def recognise(classes: tuple[str, ...], outputs: tuple[str, ...] | None) -> tupl
     """
     if outputs is None:
         return None
-    places = {_key(name): i for i, name in enumerate(outputs)}
-    if len(places) < len(outputs):  # alike but for case and underscores: then only their very names count
-        exact = {name: i for i, name in enumerate(outputs)}
-        return tuple(exact[name] for name in classes) if set(classes) <= set(exact) else None
+    # Names that are alike but for case and underscores must be met to the letter.
+    alike = len({_key(name) for name in outputs}) < len(outputs)
+    spelling: Callable[[str], str] = str if alike else _key
+    places = {spelling(name): i for i, name in enumerate(outputs)}
     if all(_WORDNET_ID.fullmatch(name) for name in classes) and not set(classes) <= set(places):
         places = {_imagenet_id(name) or name: i for i, name in enumerate(outputs)}
-    found = [places.get(_key(name)) for name in classes]
+    found = [places.get(spelling(name)) for name in classes]
     return None if None in found else tuple(i for i in found if i is not None)
 
 

@@ -9,7 +9,7 @@ from .exporting import Format, export
 from .fitting import load_into
 from .keys import published_keys, transformers_keys
 from .pretrained import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
-from .sources import Weights, read
+from .sources import Weights, read, read_state
 
 __all__ = [
     "PUBLISHED",
@@ -22,6 +22,7 @@ __all__ = [
     "load_into",
     "published_keys",
     "read",
+    "read_state",
     "resize_positions",
     "shipped_file",
     "transformers_keys",

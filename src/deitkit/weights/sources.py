@@ -52,7 +52,7 @@ def read(source: str | Path) -> Weights:
         state, facts = _from_timm(text[5:])
     else:
         path = _located(text)
-        state, facts = _read_file(path), facts_beside(path)
+        state, facts = read_state(path), facts_beside(path)
     weights = Weights(published_keys(state))
     weights.facts = facts
     lacking = [k for k in ("cls_token", "pos_embed", "patch_embed.proj.weight") if k not in weights]
@@ -91,7 +91,7 @@ def _file_of(path: Path) -> Path:
     raise DeitkitError(f"the folder {path} holds no {', '.join(_FOLDER_FILES)}; give the weights file itself")
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """The state dict in a file, its wrapping and the prefixes of parallel and compiled models taken off."""
     try:
         if path.suffix == ".safetensors":

@@ -12,9 +12,10 @@ from timm.data.imagenet_info import infer_imagenet_subset
 from torch import Tensor, nn
 
 from ...errors import DeitkitError
+from ...weights import read_state
 from ..preprocessing import Preprocessing, SizeWish
 from ..pretrained import Pretrained, as_map, count_params, pick_levels
-from ..state import load_by_name, read_weights, split_path
+from ..state import load_by_name, split_path
 
 SYNTAX = "timm:NAME[@WEIGHTS_FILE]"
 ABOUT = "any classifier of timm, with the hub's weights or a file's"
@@ -112,7 +113,7 @@ def _from_hub(name: str) -> tuple[Any, bool]:
 
 def _from_file(name: str, path: Path) -> tuple[Any, bool]:
     """The model with as many outputs as the file's head has, and whether the file has one."""
-    state = read_weights(path)
+    state = read_state(path)
     classifier = timm.get_pretrained_cfg_value(name, "classifier")
     weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
     classes: dict[str, Any] = {"num_classes": weight.shape[0]} if weight is not None else {}

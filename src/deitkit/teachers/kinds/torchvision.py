@@ -12,9 +12,10 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ...errors import DeitkitError
+from ...weights import read_state
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, SizeWish
 from ..pretrained import Pretrained, as_map, count_params, pick_levels
-from ..state import load_by_name, read_weights, split_path
+from ..state import load_by_name, split_path
 
 SYNTAX = "torchvision:NAME[@WEIGHTS_FILE]"
 ABOUT = "any classifier of torchvision, with its best weights or a file's"
@@ -101,7 +102,7 @@ def _from_hub(name: str, weights: Any) -> nn.Module:
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, bool]:
     """The model with as many outputs as the file's head has, and whether the file has one."""
-    state = read_weights(path)
+    state = read_state(path)
     plain = torchvision.models.get_model(name, weights=None)
     last = _last_linear(plain)
     weight = state.get(f"{last}.weight") if last else None
