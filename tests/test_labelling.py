@@ -37,6 +37,7 @@ VIEWS = {
     "train.device": "cpu",
 }
 STUDENT = {
+    "student.init": "none",
     "student.patch_size": 8,
     "student.drop_path_rate": 0.2,
     "train.micro_batch_size": 3,
