@@ -1,7 +1,7 @@
 """What makes a small student good on little data? Trains arms over seeds and writes a table.
 
-    python benchmarks/small_data.py --data FOLDER --name NAME [--epochs N] [--split blocks]
-        [--fraction 0.05] [--seeds 0 1 2] [--inside] ARM [ARM ...]
+    python benchmarks/small_data.py ARM [ARM ...] --data FOLDER --name NAME [--epochs N] [--split blocks]
+        [--fraction 0.05] [--seeds 0 1 2] [--inside]
 
 An ARM is one of those named below, or section.key=value joined by commas, over the recipe small-data.
 The split stays the same over seeds and arms. With --inside, the images that are reported on are set
