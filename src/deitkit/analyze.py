@@ -21,9 +21,11 @@ from .data.store import Decoder, default_cache_dir, open_store, refuse_many_unre
 from .delivery.analysis_report import write_analysis
 from .delivery.classifier import Classifier, load
 from .errors import DeitkitError
-from .files import write_text
+from .files import write_json
 from .prepare import Part
+from .runs import read_settings
 from .teachers.saved import load_teacher
+from .teachers.spec import CARD
 
 
 def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None) -> dict[str, Any]:
@@ -38,9 +40,7 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     student = load(run)
     if student.task == "multilabel":
         raise DeitkitError(f"analyze needs one class an image, and {run} knows several labels; use eval")
-    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    if "data" not in settings:
-        raise DeitkitError(f"{run} holds weights only, without the images of a training; give a run of train")
+    settings = read_settings(run)
     images, notes = _without_training_images(
         run, Path(settings["data"]["root"]), scan_as(data, student.classes)
     )
@@ -67,7 +67,7 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
     }
-    write_text(out / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False))
+    write_json(out / "analysis.json", found)
     write_analysis(out / "analysis.html", found, analysis.attention_pictures(subjects, part))
     return found
 
@@ -115,7 +115,7 @@ def _subjects(run: Path, config: Config, student: Classifier) -> tuple[Subjects,
     """All that the run holds, and a sentence on each part that it does not."""
     notes = []
     teacher = control = None
-    if not (run / "teacher" / "teacher.json").exists():
+    if not (run / "teacher" / CARD).exists():
         notes.append("The run keeps no teacher: what compares with one is left out.")
     else:
         try:

@@ -9,14 +9,15 @@ from typing import Any
 
 from .errors import DeitkitError
 from .model import VARIANTS, DeiT
+from .teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .weights import Format, Weights, export, load_into, read
 
 # Of published models: DeiT's, and the L and H of DeiT III (arXiv 2204.07118).
 _HEADS = {v.embed_dim: v.num_heads for v in VARIANTS.values()} | {1024: 16, 1280: 16}
 # What a source that says nothing is taken to be trained with, as the official code evaluates.
 _IMAGENET = {
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
+    "mean": list(IMAGENET_MEAN),
+    "std": list(IMAGENET_STD),
     "interpolation": "bicubic",
     "crop": 0.875,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -17,6 +19,11 @@ def write_text(path: Path, text: str) -> None:
     side = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
     side.write_text(text, encoding="utf-8", errors="backslashreplace")
     side.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as JSON, as `write_text` writes."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

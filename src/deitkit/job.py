@@ -15,7 +15,7 @@ from . import console, recipes, results
 from .config import Config
 from .delivery.report import write_report
 from .errors import DeitkitError
-from .files import write_text
+from .files import write_json
 from .labels.replay import refuse_other_views
 from .labels.settings import student_settings
 from .labels.store import LabelStore, open_labels
@@ -299,7 +299,3 @@ def _keep_better_weights(trainer: Trainer) -> str:
         trainer.model.load_state_dict(trainer.averaged)
         return "ema"
     return "raw"
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))

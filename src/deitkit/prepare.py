@@ -24,10 +24,11 @@ from .errors import DeitkitError
 from .evaluation.metrics import Metrics, Tally
 from .model import VARIANTS, DeiT, create_model
 from .tasks import Task
+from .teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .weights import find_initial, load_into, read
 
 # Of the student's input; the teacher has its own.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 _CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
 # What a student of little data sees where nobody says how long to train: enough for a few thousand
 # images, minutes on a CPU.

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from . import console, recipes, results
-from .config import Config
 from .data.images import ImageSet
 from .data.splits import Splits
 from .data.unlabeled import find_unlabeled
 from .errors import DeitkitError
-from .job import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one, write_json
+from .files import write_json
+from .job import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one
 from .prepare import Data, Part, choose_student, open_data, settle_device, settle_init
 from .teachers.fit import own_head_teacher
-from .teachers.saved import load_teacher, save_teacher
-from .teachers.spec import CARD, check_spec
+from .teachers.saved import kept_teacher
+from .teachers.spec import check_spec
 from .teachers.teacher import Teacher
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
@@ -59,7 +59,13 @@ def pretrain(
     console.say(why)
     with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
         opened = open_data(splits, config, advance)
-    teacher = _teacher(out / "teacher", config, device)
+    size = config.student.image_size
+    teacher = kept_teacher(
+        out / "teacher",
+        config.teacher,
+        device,
+        lambda: own_head_teacher(config.teacher, None, student_size=size, device=device),
+    )
     data = _answered(opened, teacher, device)
     facts, _ = results.measure_teacher(teacher, data.val, device)
     trainer = create_trainer(out, config, data, teacher, device)
@@ -76,15 +82,6 @@ def pretrain(
     del found["confusion"]  # a thousand classes squared
     write_json(out / "results.json", found)
     return Run(out, found)
-
-
-def _teacher(folder: Path, config: Config, device: torch.device) -> Teacher:
-    """The teacher with its own head; a run that goes on takes the one it began with, engine included."""
-    if (folder / CARD).exists():
-        return load_teacher(folder, config.teacher, device=device)
-    teacher = own_head_teacher(config.teacher, None, student_size=config.student.image_size, device=device)
-    save_teacher(folder, teacher)
-    return teacher
 
 
 def _split(folders: Sequence[Path], seed: int) -> Splits:

@@ -47,3 +47,14 @@ def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
             "train the run again"
         ) from None
     return model, saved
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """The content of `config.json` of a run that was trained on images.
+
+    Raises DeitkitError for a folder of weights only, as `deitkit convert` writes.
+    """
+    saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    if "data" not in saved:
+        raise DeitkitError(f"{run} holds weights only, without the images of a training; give a run of train")
+    return saved

@@ -17,8 +17,8 @@ from .data.plan import Batch, plan_epoch
 from .errors import DeitkitError
 from .prepare import Data, choose_student, find_splits, open_data, settle_device
 from .teachers.fit import Lesson, fit_teacher
-from .teachers.saved import load_teacher, save_teacher
-from .teachers.spec import CARD, check_spec
+from .teachers.saved import kept_teacher, save_teacher
+from .teachers.spec import check_spec
 from .teachers.teacher import Teacher
 
 
@@ -31,12 +31,7 @@ def prepare_teacher(out: Path, config: Config, data: Data, device: torch.device)
     """The fitted teacher, from `out` where it lies there already; None where none answers live."""
     if not taught_live(config):
         return None
-    folder = out / "teacher"
-    if (folder / CARD).exists():
-        return load_teacher(folder, config.teacher, device=device)
-    teacher = fit_to_data(config, data, device)
-    save_teacher(folder, teacher)
-    return teacher
+    return kept_teacher(out / "teacher", config.teacher, device, lambda: fit_to_data(config, data, device))
 
 
 def fit_to_data(config: Config, data: Data, device: torch.device) -> Teacher:

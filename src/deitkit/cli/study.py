@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 from ..errors import DeitkitError
 from . import flags
 from .settings import settings_of
+from .stopping import resumable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,15 +52,11 @@ def study(
         return
 
     from ..study.runner import run_study
-    from ..training.loop import Interrupted
 
-    try:
+    with resumable(resume=True):  # the same command goes on
         outcome = run_study(
             chosen, preset, data, out, target=target, seeds=numbers, shard=part, settings=settings
         )
-    except Interrupted:
-        print(f"stopped and saved; to go on: {shlex.join(sys.argv)}", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(outcome.finding)
     print(f"table and figure: {outcome.folder / 'summary.md'}")
 

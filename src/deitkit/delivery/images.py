@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ..data.splits import Splits, load_splits
 from ..data.table import NAME as TABLE
 from ..data.table import is_table, read_table
 from ..errors import DeitkitError
+from ..runs import read_settings
 from .classifier import Classifier
 
 CALIBRATION_IMAGES = 128
@@ -28,9 +28,7 @@ def run_splits(run: Path, data: Path | None) -> Splits:
 
     Raises DeitkitError where the run's images are gone, or the classes of `data` are others.
     """
-    saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    if "data" not in saved:
-        raise DeitkitError(f"{run} holds weights only, without the images of a training; give a run of train")
+    saved = read_settings(run)
     root = data or Path(saved["data"]["root"])
     if data is None and not root.is_dir():
         raise DeitkitError(

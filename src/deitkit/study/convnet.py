@@ -5,7 +5,6 @@ A teacher with ImageNet's weights is no fair peer of a student from scratch; thi
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from .. import console, results
 from ..config import Config
 from ..data.loader import TrainingViews
-from ..files import write_text
+from ..files import write_json
 from ..job import train_one
 from ..model import DeiT, DeiTOutput
 from ..prepare import choose_student, evaluate, find_splits, normalise, open_data, settle_device, view_workers
@@ -105,4 +104,4 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         "data": parts,
     }
     for file, content in (("config.json", described), ("results.json", found)):
-        write_text(out / file, json.dumps(content, indent=1, ensure_ascii=False))
+        write_json(out / file, content)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import console
 from ..errors import DeitkitError
-from ..files import write_text
+from ..files import write_json
 from ..job import run_job
 from ..teachers.preprocessing import SizeWish
 from ..teachers.spec import check_spec, open_member, parse
@@ -124,4 +124,4 @@ def _claim_folder(
             f"{out} is not empty and holds no study; choose an empty or a new folder for --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False))
+    write_json(path, facts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def save_teacher(folder: Path, teacher: Teacher) -> None:
     write_tensors(folder / _WEIGHTS, state)
     # Last, and whole: it says that the teacher is there.
     write_text(folder / CARD, json.dumps(dataclasses.asdict(teacher.card), indent=2, ensure_ascii=False))
+
+
+def kept_teacher(
+    folder: Path, config: TeacherConfig, device: torch.device, make: Callable[[], Teacher]
+) -> Teacher:
+    """The teacher in `folder`, engine included, or a new one that is kept there from now on."""
+    if (folder / CARD).exists():
+        return load_teacher(folder, config, device=device)
+    teacher = make()
+    save_teacher(folder, teacher)
+    return teacher
 
 
 def load_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.device) -> Teacher:
