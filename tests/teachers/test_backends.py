@@ -55,7 +55,7 @@ def makers_of(*engines: Fixed):
 def speeds(monkeypatch):
     """Seconds of a pass, by engine."""
     table = {"pytorch": 2.0, "openvino": 1.0, "onnxruntime": 0.5}
-    monkeypatch.setattr(backends, "_race", lambda engines, images: {e.name: table[e.name] for e in engines})
+    monkeypatch.setattr(backends, "race", lambda engines, images: {e.name: table[e.name] for e in engines})
     monkeypatch.setattr(backends, "installed", lambda name: True)
     return table
 

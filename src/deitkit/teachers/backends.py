@@ -6,8 +6,7 @@ the maps. The engines are those of `inference`; which one is chosen is measured,
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from .. import console
 from ..errors import DeitkitError
+from ..inference.choose import race
 from ..inference.engines import (
     Engine,
     OnnxRuntimeEngine,
@@ -30,7 +30,7 @@ from .pretrained import Pretrained
 Makers = Mapping[str, Callable[[], Engine]]
 
 _ON_CPU = ("openvino", "onnxruntime")  # in the order in which they are tried
-_BATCH, _CALLS = 8, 5  # of the measurement
+_BATCH = 8  # of the measurement
 # So much faster PyTorch must be than an engine made for inference: where they are close, chance must not
 # decide, since other roundings make two runs of one seed differ.
 _CLEARLY = 1.5
@@ -109,7 +109,7 @@ def _fastest(first: Engine, names: list[str], makers: Makers, images: Tensor) ->
         if not agrees:
             console.say(f"{name} answers otherwise than {first.name}, so it is not used")
             continue
-        speeds = {name: _BATCH / seconds for name, seconds in _race((first, other), images).items()}
+        speeds = {name: _BATCH / seconds for name, seconds in race((first, other), images).items()}
         console.say("teacher's engine: " + ", ".join(f"{n} {v:.0f} images/s" for n, v in speeds.items()))
         return first if speeds[first.name] > _CLEARLY * speeds[name] else other
     return first
@@ -120,14 +120,3 @@ def _agree(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
         torch.allclose(x.cpu(), y.cpu(), rtol=_TOLERANCE, atol=_TOLERANCE * float(x.abs().max()))
         for x, y in zip(a, b, strict=True)
     )
-
-
-def _race(engines: Sequence[Engine], images: Tensor) -> dict[str, float]:
-    """The fastest of a few calls of each, in turns, so that a machine's slow moment counts for all."""
-    times: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    for _ in range(_CALLS):
-        for engine in engines:
-            started = time.perf_counter()
-            engine(images)
-            times[engine.name].append(time.perf_counter() - started)
-    return {name: min(values) for name, values in times.items()}

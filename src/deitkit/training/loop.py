@@ -19,6 +19,7 @@ from ..config import Config
 from ..data.loader import ViewBatch, made_ahead
 from ..data.plan import Batch, plan_epoch
 from ..errors import DeitkitError
+from ..files import write_json
 from ..labels.store import LabelStore
 from ..model import DeiT
 from ..tasks import Task
@@ -297,7 +298,7 @@ class Trainer:
 
     def _refuse(self, batch: ViewBatch) -> None:
         files = self.folder / "not-finite.json"
-        files.write_text(json.dumps([self.name_of(i) for i in batch.indices], indent=1, ensure_ascii=False))
+        write_json(files, [self.name_of(i) for i in batch.indices])
         last = sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
         raise DeitkitError(
             f"the loss is not a finite number at step {self.state.step}; the batch's files are listed in "
