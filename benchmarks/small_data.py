@@ -1,7 +1,7 @@
 """What makes a small student good on little data? Trains arms over seeds and writes a table.
 
     python benchmarks/small_data.py ARM [ARM ...] --data FOLDER --name NAME [--epochs N] [--split blocks]
-        [--fraction 0.05] [--seeds 0 1 2] [--inside]
+        [--fraction 0.05] [--eval-fraction 1] [--seeds 0 1 2] [--inside]
 
 An ARM is one of those named below, or section.key=value joined by commas, over the recipe small-data.
 The split stays the same over seeds and arms. With --inside, the images that are reported on are set
@@ -38,8 +38,17 @@ ARMS: dict[str, dict[str, Any]] = {
         "distillation.mode": "hard",
         "distillation.guidance": 0.0,
     },
+    # One lever of the recipe, changed or taken away.
     "no guidance": {"distillation.guidance": 0.0},
-    "no guidance, hard": {"distillation.guidance": 0.0, "distillation.mode": "hard"},
+    "guidance early": {"distillation.guidance_until": 0.5},
+    "hard": {"distillation.mode": "hard"},
+    "DIST": {"distillation.mode": "dist", "distillation.temperature": 1.0},
+    "standardised": {"distillation.standardise": True},
+    "stronger views": {"augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.crop_scale": (0.25, 1.0)},
+    "teacher fine-tuned": {"teacher.fit": "finetune"},
+    "teacher's last half": {"teacher.fit": "finetune-last"},
+    "teacher lite2": {"teacher.spec": "lite2"},
+    "teachers lite0 and lite2": {"teacher.spec": "lite0,lite2"},
 }
 FIELDS = [
     "data",
@@ -108,6 +117,7 @@ def main() -> None:
     parser.add_argument("--epochs", default="auto")
     parser.add_argument("--split", default="stratified")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training images")
+    parser.add_argument("--eval-fraction", type=float, default=1.0, help="share of the validation images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--inside", action="store_true", help="compare inside the training images")
     parser.add_argument("arms", nargs="+", metavar="ARM")
@@ -121,6 +131,7 @@ def main() -> None:
         "data.split": options.split,
         "data.split_seed": 0,
         "data.train_fraction": options.fraction,
+        "data.eval_fraction": options.eval_fraction,
     }
     with tempfile.TemporaryDirectory() as scratch:
         data = options.data

@@ -2,16 +2,19 @@
 
     python benchmarks/teachers.py speed [--models tf_efficientnet_lite0,resnet18,regnety_040] [--size 128]
         [--batch 32] [--device cpu] [--rounds 5] [--seconds 2] [--backends pytorch,openvino] [--out FILE]
-    python benchmarks/teachers.py table --data FOLDER SPEC [SPEC ...] [--epochs 10] [--seed 0]
-        [--set section.key=value ...] [--out FILE]
+    python benchmarks/teachers.py table --data FOLDER --out FILE "SPEC [section.key=value ...]" [...]
+        [--epochs 10] [--seeds 0 1 2] [--set section.key=value ...]
 
 speed: random weights, since the time is the same. The baseline is timm's own model in PyTorch eager, as
 one would call it; beside it the engines that a teacher can have, which also give the two maps. Every side
 has a process of its own and the sides take turns. The chosen engine is what a training would take here.
 
-table: one `deitkit.train` a teacher in a process of its own, all else equal, and one without a teacher.
+table: one `deitkit.train` a teacher and seed in a process of its own, all else equal; the spec "none" is the
+student without a teacher. Settings beside a spec are that teacher's alone, those of --set are everybody's.
+FILE is written after each run, and one that is there already is not made again.
 
-Run both on a quiet machine. Tables go to stderr; the last line of stdout is JSON.
+Run speed on a quiet machine, and table too where its seconds count. Tables go to stderr; the last line of
+stdout is JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +110,15 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_training(spec: dict[str, Any]) -> dict[str, Any]:
-    """One student under one teacher; "none" is the control."""
+    """One student under one teacher."""
     started = time.monotonic()
+    settings = spec["settings"] | {"teacher.spec": spec["teacher"], "train.seed": spec["seed"]}
+    if spec["teacher"] == "none":
+        settings["distillation.mode"] = "none"
     with tempfile.TemporaryDirectory() as folder:
-        mode = {"distillation.mode": "none"} if spec["teacher"] == "none" else {}
-        settings = {
-            "teacher.spec": spec["teacher"],
-            "train.epochs": spec["epochs"],
-            "train.seed": spec["seed"],
-        }
-        run = deitkit.train(spec["data"], Path(folder) / "run", **settings | mode | spec["settings"])
+        run = deitkit.train(spec["data"], Path(folder) / "run", **settings)
     teacher, student = run.results["teacher"] or {}, run.results["student"]
     return {
-        "teacher": spec["teacher"],
         "how": teacher.get("how"),
         "teacher_top1": teacher.get("top1"),
         "teacher_images_per_s": teacher.get("images_per_s"),
@@ -131,27 +130,37 @@ def one_training(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(options: argparse.Namespace) -> dict[str, Any]:
-    rows, failed = [], {}
-    settings = dict(item.split("=", 1) for item in options.set)
-    for teacher in ("none", *options.specs):
-        spec = {"teacher": teacher, "data": str(options.data), "epochs": options.epochs, "seed": options.seed}
-        command = [sys.executable, __file__, "--one", json.dumps(spec | {"settings": settings})]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            failed[teacher] = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            print(f"{teacher}: {failed[teacher]}", file=sys.stderr)
-            continue
-        row = json.loads(done.stdout.strip().splitlines()[-1])
-        rows.append(row)
-        top1 = "" if row["teacher_top1"] is None else f"{row['teacher_top1']:.1f} %"
-        print(
-            f"{teacher:40} teacher {top1:>8}  student {row['student_top1']:5.1f} %  "
-            f"{row['seconds']:7.0f} s {row['memory_mb']:7} MB  {row['how'] or ''}",
-            file=sys.stderr,
-        )
-    facts = {"data": options.data.name, "epochs": options.epochs, "seed": options.seed, "settings": settings}
-    return facts | {"rows": rows, "failed": failed}
+def table(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What was found so far, after each run."""
+    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    held = dict(item.split("=", 1) for item in options.set) | {"train.epochs": options.epochs}
+    facts = {"data": options.data.name, "epochs": options.epochs, "settings": held}
+    if found and any(found[key] != value for key, value in facts.items()):
+        sys.exit(f"{options.out} holds a table of other settings; choose another --out")
+    rows, failed = found.get("rows", []), {}
+    for seed in options.seeds:
+        for arm in options.specs:
+            if any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
+                continue
+            teacher, *own = arm.split()
+            settings = held | dict(item.split("=", 1) for item in own)
+            spec = {"teacher": teacher, "data": str(options.data), "seed": seed, "settings": settings}
+            command = [sys.executable, __file__, "--one", json.dumps(spec)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                failed[arm] = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                print(f"{arm}: {failed[arm]}", file=sys.stderr)
+                continue
+            row = {"arm": arm, "seed": seed} | json.loads(done.stdout.strip().splitlines()[-1])
+            rows.append(row)
+            top1 = "" if row["teacher_top1"] is None else f"{row['teacher_top1']:.1f} %"
+            print(
+                f"{arm:40} seed {seed}  teacher {top1:>8}  student {row['student_top1']:5.1f} %  "
+                f"{row['seconds']:7.0f} s {row['memory_mb']:7} MB  {row['how'] or ''}",
+                file=sys.stderr,
+            )
+            yield facts | {"rows": rows, "failed": failed}
+    yield facts | {"rows": rows, "failed": failed}
 
 
 def parse() -> argparse.Namespace:
@@ -166,13 +175,13 @@ def parse() -> argparse.Namespace:
     fast.add_argument("--rounds", type=int, default=5)
     fast.add_argument("--seconds", type=float, default=2.0, help="a side, batch and round")
     tried = verbs.add_parser("table")
-    tried.add_argument("specs", nargs="+")
+    tried.add_argument("specs", nargs="+", metavar="SPEC")
     tried.add_argument("--data", type=Path, required=True)
     tried.add_argument("--epochs", type=int, default=10)
-    tried.add_argument("--seed", type=int, default=0)
+    tried.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     tried.add_argument("--set", action="append", default=[], help="section.key=value")
-    for verb in (fast, tried):
-        verb.add_argument("--out", type=Path, help="also write the JSON here")
+    fast.add_argument("--out", type=Path, help="also write the JSON here")
+    tried.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.verb == "speed" and options.backends is None:
         options.backends = ",".join(BACKENDS if options.device == "cpu" else BACKENDS[:2])
@@ -188,9 +197,8 @@ def main() -> None:
         return
     options = parse()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found = {
+    about = {
         "benchmark": f"teachers {options.verb}",
-        **(speed(options) if options.verb == "speed" else table(options)),
         "machine": gpu or f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__, "timm": timm.__version__},
         "date": datetime.date.today().isoformat(),
@@ -198,7 +206,11 @@ def main() -> None:
     }
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.out, json.dumps(found))
+    found: dict[str, Any] = {}
+    for part in [speed(options)] if options.verb == "speed" else table(options):
+        found = about | part
+        if options.out is not None:
+            write_text(options.out, json.dumps(found))
     print(json.dumps(found))
 
 

@@ -75,7 +75,8 @@ class TeacherConfig:
     """Who teaches."""
 
     spec: str = "auto"  # auto, none, KIND:NAME or a fitted one's folder; or several: A*2,B
-    fit: Literal["auto", "head", "probe", "finetune"] = "auto"  # which head; auto: its own if it can
+    # Which head; auto: its own if it can. The last two train the network too, or its last half.
+    fit: Literal["auto", "head", "probe", "finetune", "finetune-last"] = "auto"
     classes: str | None = None  # which outputs of its own head: imagenet, or a file; None: by name
     image_size: int | None = None  # pixels a side of its input; None picks by the student's
     probe_views: int = 4  # views of each training image that the probe is fitted on

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from deitkit.config import TeacherConfig
 from deitkit.errors import DeitkitError
+from deitkit.teachers.finetune import last_half
 from deitkit.teachers.fit import Lesson, fit_teacher, own_head_teacher
 from deitkit.teachers.saved import load_teacher, save_teacher
 from deitkit.teachers.teacher import mean_of_probabilities
@@ -134,7 +135,7 @@ def test_the_settings_change_mean_and_deviation(tmp_path):
     assert (view.mean, view.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
 
 
-@pytest.mark.parametrize("how", ["probe", "finetune"])
+@pytest.mark.parametrize("how", ["probe", "finetune", "finetune-last"])
 def test_what_was_fitted_comes_back(tmp_path, how):
     teacher = fit(timm_file(tmp_path), fit=how)
     save_teacher(tmp_path / "t", teacher)
@@ -143,9 +144,27 @@ def test_what_was_fitted_comes_back(tmp_path, how):
     images = views(5)[0]
     a, b = teacher(images), again(images)
     assert torch.equal(a.logits, b.logits) and all(map(torch.equal, a.maps, b.maps))
-    assert teacher.card.members[0].finetuned == (how == "finetune")
+    assert teacher.card.members[0].finetuned == (how != "probe")
     if how == "finetune":
         assert top1(teacher) > 80
+
+
+def test_only_the_last_half_is_fine_tuned(tmp_path):
+    spec = timm_file(tmp_path)
+    published = load_file(spec.split("@")[1])
+    save_teacher(tmp_path / "t", fit(spec, fit="finetune-last"))
+    trained = load_file(tmp_path / "t" / "teacher.safetensors")
+    ours = {k.removeprefix("0.body."): v for k, v in trained.items()}
+    moved = [not torch.equal(v, ours[k]) for k, v in published.items() if k in ours]
+    assert any(moved) and not all(moved)
+
+
+def test_the_last_half_holds_half_of_the_weights_and_ends_at_the_output():
+    body = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(5)))
+    assert [id(p) for p in last_half(body)] == [id(layer.weight) for layer in body[3:]]
+    everything = [*body[:2].parameters()]
+    assert len(last_half(body[:2])) == 1 and last_half(body[:2])[0] is everything[1]
+    assert last_half(torch.nn.Identity()) == []
 
 
 def test_a_fitted_teacher_serves_a_part_of_its_classes_in_any_order(tmp_path):

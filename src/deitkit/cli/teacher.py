@@ -25,7 +25,7 @@ def fit(
     spec: Annotated[str, _SPEC],
     data: Annotated[Path, _DATA],
     out: Annotated[Path, typer.Option(help="Folder for the fitted teacher.")],
-    fit: Annotated[str | None, typer.Option("--fit", help="auto, head, probe or finetune.")] = None,
+    fit: Annotated[str | None, typer.Option("--fit", help="auto, head, probe, finetune, finetune-last.")] = None,
     classes: Annotated[str | None, _CLASSES] = None,
     image_size: Annotated[int | None, _IMAGE_SIZE] = None,
     backend: Annotated[str | None, _BACKEND] = None,

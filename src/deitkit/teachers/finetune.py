@@ -1,4 +1,4 @@
-"""Fine-tunes a probed teacher: the whole network, briefly and gently."""
+"""Fine-tunes a probed teacher, briefly and gently: the whole network, or its last layers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,24 @@ class Network(nn.Module):
 
 
 def finetune(
-    network: Network, batches: FineTuneBatches, device: torch.device, *, several: bool = False
+    network: Network,
+    batches: FineTuneBatches,
+    device: torch.device,
+    *,
+    last: bool = False,
+    several: bool = False,
 ) -> int:
     """Trains `network` in place for five epochs, batch norms frozen; returns the number of epochs.
 
-    several: an image may have several labels, each a question of its own.
+    last: the head and `last_half` of the body only, which takes about half as long: no gradient goes
+    further back. several: an image may have several labels, each a question of its own.
     """
     loss_of = F.binary_cross_entropy_with_logits if several else F.cross_entropy
-    network.to(device).requires_grad_(True)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=0.05)
+    network.to(device).requires_grad_(not last)
+    trained = [*last_half(network.body), *network.head.parameters()] if last else [*network.parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained, lr=_LR, weight_decay=0.05)
     for epoch in range(_EPOCHS):
         lr = _LR * 0.5 * (1 + math.cos(math.pi * epoch / _EPOCHS))
         for group in optimizer.param_groups:
@@ -49,3 +58,17 @@ def finetune(
             optimizer.step()
     network.eval().requires_grad_(False)
     return _EPOCHS
+
+
+def last_half(body: nn.Module) -> list[nn.Parameter]:
+    """The parameters nearest to the output that hold at most half of all weights, nearest last.
+
+    Modules register their layers in the order in which they run, and so a network of any kind has a
+    last half, whatever its blocks are called.
+    """
+    parameters = list(body.parameters())
+    room = sum(p.numel() for p in parameters) / 2
+    first = len(parameters)
+    while first and (room := room - parameters[first - 1].numel()) >= 0:
+        first -= 1
+    return parameters[first:]

@@ -49,7 +49,7 @@ def fit_teacher(
     A member whose own head knows the classes answers with it where `teacher.classes` or `fit="head"` asks
     for that. Left to itself (`fit="auto"`), a head that knows them by name is compared with a linear probe
     on a held-out fifth of the training images, and the better one teaches; one that does not know them
-    gives way to a probe. `fit="finetune"` trains the network too, from a probe.
+    gives way to a probe. `fit="finetune"` trains the network too, from a probe; "finetune-last" its last half.
     Raises DeitkitError for what cannot be had, and for a head that would be random.
     """
     voices: list[Voice] = []
@@ -158,7 +158,7 @@ def _fit_member(
     how = f"linear probe over {len(views)} views, {probe.holdout}"
     if own is not None:
         how += f", its own head {top1:.1f} %"
-    if config.fit == "finetune":
+    if config.fit.startswith("finetune"):
         return _finetuned(voice, model, config, lesson, probe.head, device)
     params = model.params + _size(probe.head) - (_size(model.head) if model.head is not None else 0)
     card = replace(voice.card, how=how, head="linear", columns=None, params=params)
@@ -184,11 +184,13 @@ def _finetuned(
     if model.body is None or lesson.finetune_batches is None:
         raise DeitkitError(f"the teacher {model.name} cannot be trained here; use teacher.fit probe")
     view = voice.card.preprocessing
-    network = Network(model.body, head, view)
-    epochs = finetune(network, lesson.finetune_batches, device, several=lesson.labels.ndim == 2)
+    network, last = Network(model.body, head, view), config.fit == "finetune-last"
+    several = lesson.labels.ndim == 2
+    epochs = finetune(network, lesson.finetune_batches, device, last=last, several=several)
+    what = "its last half " if last else ""
     card = replace(
         voice.card,
-        how=f"fine-tuned for {epochs} epochs from a linear probe",
+        how=f"{what}fine-tuned for {epochs} epochs from a linear probe",
         head="linear",
         params=_size(network),
         finetuned=True,
