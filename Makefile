@@ -16,7 +16,7 @@ check: .venv/dev
 	$(BIN)/mypy
 
 parity: .venv/dev
-	$(BIN)/python -m pytest -q tests/parity tests/weights tests/test_losses.py tests/test_convert.py \
+	$(BIN)/python -m pytest -q tests/parity tests/weights tests/test_losses.py tests/jobs/test_convert.py \
 		tests/test_surprises.py -m ""
 
 # The training loop beside timm's, on a quiet machine.

@@ -29,7 +29,7 @@ from PIL import Image
 
 from deitkit.data.folder import scan
 from deitkit.evaluation.latency import peak_memory_mb
-from deitkit.job import train
+from deitkit.jobs.train import train
 from deitkit.model import create_model
 
 SIDE = 40  # pixels of a generated picture

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cost_growth import write_images
 from deitkit.evaluation.throughput import wait_for_device
-from deitkit.job import train
+from deitkit.jobs.train import train
 from deitkit.model import create_model
 
 CLASSES = 1000

@@ -32,16 +32,16 @@ import torch
 import deitkit
 from deitkit import recipes
 from deitkit.config import Config
+from deitkit.jobs.prepare import Data, build_model, choose_student, find_splits, normalise, open_data
+from deitkit.jobs.teaching import training_views
 from deitkit.labels.codec import make_codec
 from deitkit.labels.manifest import fixed_settings
 from deitkit.labels.store import SHARD_VIEWS, LabelStore
-from deitkit.prepare import Data, build_model, choose_student, find_splits, normalise, open_data
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Preprocessing
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.saved import load_teacher
-from deitkit.teaching import training_views
 from deitkit.training.loop import Trainer
 
 CPU = torch.device("cpu")

@@ -22,6 +22,9 @@ PUBLISHED = [
 ]
 GOAL_INFERENCE, GOAL_MERGED, GOAL_LOGITS, GOAL_HELP = 0.97, 1.6, 1e-3, 0.3
 GOAL_GPU_TRAINING, GOAL_GPU_LOOP = 0.45, 0.9
+GOAL_TRAINING = {"nano": 2.0, "tiny": 1.4}  # with the teacher, over timm; by student
+GOAL_WITHOUT_TEACHER, GOAL_FIRST_EPOCH = 1.15, 1.3
+GOAL_TEACHER, GOAL_OTHER_TEACHERS = {"tf_efficientnet_lite0": 4.0}, 1.2
 Row = list[str]
 
 
@@ -66,6 +69,56 @@ def inference(found: dict[str, Any]) -> Iterator[str]:
     for name, model in found["models"].items():
         for side, why in model["failed"].items():
             yield f"{name}, {side}: not measured ({why})."
+
+
+def training(found: dict[str, Any]) -> Iterator[str]:
+    yield f"## Training, {found['student']}"
+    yield source(found)
+    sides = {name: side for name, side in found.items() if isinstance(side, dict) and "median" in side}
+    rows = [
+        [name, f"{side['median']:.1f}", f"{side['min']:.1f} to {side['max']:.1f}"]
+        for name, side in sides.items()
+    ]
+    yield table(["images/s of the whole loop, EfficientNet-Lite0", "median", "rounds"], rows)
+    goals = [
+        ("with the teacher", found["ratio_with_teacher"], GOAL_TRAINING[found["student"].split()[0]]),
+        ("without a teacher", found["ratio_without_teacher"], GOAL_WITHOUT_TEACHER),
+    ]
+    lines = [
+        [what, f"at least {goal}x of timm", f"{ratio:.2f}x", verdict(ratio, goal)]
+        for what, ratio, goal in goals
+    ]
+    yield table(["what", "goal", "measured", ""], lines)
+    ours = found["deitkit, teacher"]
+    if "stages" in ours:
+        alone = {"decode": ours["decode_images"] / ours["decode_seconds"], **ours["stages"]}
+        rows = [[name, f"{speed:.0f}"] for name, speed in alone.items()]
+        yield table(["one stage alone", "images/s"], rows)
+        # Decoding comes before the first epoch, once, and is a part of what that epoch takes.
+        longer = 1 + ours["decode_seconds"] * ours["median"] / ours["decode_images"]
+        state = verdict(longer, GOAL_FIRST_EPOCH, at_most=True)
+        yield (
+            f"The first epoch with its decoding takes {longer:.2f} times a later one "
+            f"(goal: at most {GOAL_FIRST_EPOCH}, {state})."
+        )
+
+
+def teachers_speed(found: dict[str, Any]) -> Iterator[str]:
+    yield f"## Frozen teachers at {found['size']} px"
+    yield source(found)
+    rows = [
+        [name, str(r["batch"]), r["side"], f"{r['images_per_s']:.1f}", f"{r['p50_ms']:.1f}"]
+        for name, model in found["models"].items()
+        for r in model["rows"]
+    ]
+    yield table(["model", "batch", "side", "images/s", "p50 ms"], rows)
+    goals = []
+    for name, model in found["models"].items():
+        goal = GOAL_TEACHER.get(name, GOAL_OTHER_TEACHERS)
+        for what, ratio in model["chosen_over_timm_eager"].items():
+            line = [f"{name}, {what}: {model['chosen']}", f"at least {goal}x of timm eager", f"{ratio:.2f}x"]
+            goals.append([*line, verdict(ratio, goal)])
+    yield table(["what", "goal", "measured", ""], goals)
 
 
 def published() -> Iterator[str]:
@@ -120,6 +173,8 @@ def gpu(found: dict[str, Any]) -> Iterator[str]:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "training": training,
+    "teachers speed": teachers_speed,
     "inference": inference,
     "cost-growth": cost_growth,
     "gpu": gpu,

@@ -1,9 +1,10 @@
 """What makes a small student good on little data? Trains arms over seeds and writes a table.
 
     python benchmarks/small_data.py ARM [ARM ...] --data FOLDER --name NAME [--epochs N] [--split blocks]
-        [--fraction 0.05] [--eval-fraction 1] [--seeds 0 1 2] [--inside]
+        [--fraction 0.05] [--eval-fraction 1] [--seeds 0 1 2] [--inside] [--unlabeled FOLDER]
 
-An ARM is one of those named below, or section.key=value joined by commas, over the recipe small-data.
+An ARM is one of those named below, section.key=value joined by commas, over the recipe small-data, or
+"unlabeled": the recipe with the images of FOLDER as images without labels.
 The split stays the same over seeds and arms. With --inside, the images that are reported on are set
 aside first and never opened: the rest is split again, and arms are compared there, which is how a
 setting is chosen. Rows are appended to results/small-data/NAME.csv (or NAME-inside.csv), where an arm and
@@ -24,7 +25,7 @@ import torch
 
 import deitkit
 from deitkit import recipes
-from deitkit.prepare import find_splits
+from deitkit.jobs.prepare import find_splits
 
 ARMS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -73,7 +74,9 @@ FIELDS = [
 ]
 
 
-def settings_of(arm: str) -> dict[str, Any]:
+def settings_of(arm: str, unlabeled: Path | None) -> dict[str, Any]:
+    if arm == "unlabeled":
+        return {"data.unlabeled": str(unlabeled)}
     if arm in ARMS:
         return ARMS[arm]
     return dict(item.split("=", 1) for item in arm.split(","))
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training images")
     parser.add_argument("--eval-fraction", type=float, default=1.0, help="share of the validation images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--unlabeled", type=Path)
     parser.add_argument("--inside", action="store_true", help="compare inside the training images")
     parser.add_argument("arms", nargs="+", metavar="ARM")
     options = parser.parse_args()
@@ -142,7 +146,7 @@ def main() -> None:
             for arm in options.arms:
                 if any((r["arm"], int(r["seed"])) == (arm, seed) for r in rows):
                     continue
-                settings = held | {"train.seed": seed} | settings_of(arm)
+                settings = held | {"train.seed": seed} | settings_of(arm, options.unlabeled)
                 out = Path(scratch) / f"{len(rows)}"
                 rows.append(row_of(name, arm, seed, deitkit.train(data, out, **settings).results))
                 new = not table.exists()

@@ -8,9 +8,9 @@ batch (64), optimizer, moving average, data and augmentation (crop, mirror, Rand
 mixup, CutMix). timm's side is its loader, with workers that outlive an epoch, and its
 TokenDistillationTask; it decodes each image in each epoch, where deitkit decodes once before the first
 (`decode_seconds`, outside the figure). The sides take turns, each round in a process of its own, so that
-no side's workers run in another's time; a round is `batches` updates after a warm-up. Run it on a quiet
-machine. The table goes to stderr; the last line of stdout is JSON, with medians, extremes and the ratio
-of the medians.
+no side's workers run in another's time; a round is `batches` updates after a warm-up. `stages` are
+images/s of each of deitkit's stages alone, one after the other. Run it on a quiet machine. The table goes
+to stderr; the last line of stdout is JSON, with medians, extremes and the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from timm.utils import ModelEmaV3
 
 from deitkit import recipes
 from deitkit.data.loader import TrainingViews
+from deitkit.jobs.prepare import build_model, choose_student, find_splits, normalise, open_data
 from deitkit.model import VARIANTS
-from deitkit.prepare import build_model, choose_student, find_splits, normalise, open_data
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.preprocessing import SizeWish
 from deitkit.teachers.pretrained import Pretrained
@@ -70,6 +70,7 @@ class Side:
 
     steps: Callable[[int], int]
     facts: dict[str, Any] = field(default_factory=dict)
+    stages: Callable[[int], dict[str, float]] = lambda n: {}  # images/s of each alone, over n batches
 
 
 def generated(folder: Path) -> Path:
@@ -130,7 +131,9 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
     config, _ = choose_student(config, splits, device)
     started = time.perf_counter()
     opened = open_data(splits, config, lambda n: None)
-    facts: dict[str, Any] = {"decode_seconds": round(time.perf_counter() - started, 1)}
+    decoding = time.perf_counter() - started  # in the first round; later ones find it done
+    images = len(opened.train.images) + len(opened.val.images)
+    facts: dict[str, Any] = {"decode_seconds": round(decoding, 1), "decode_images": images}
     classes = opened.classes
     teacher = None
     if with_teacher:
@@ -163,7 +166,25 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
             images += len(batch.indices)
         return images
 
-    return Side(steps, facts)
+    def stages(n: int) -> dict[str, float]:
+        plan = trainer.plan(0)[:n]
+        count = sum(len(batch.indices) for batch in plan)
+        speeds = {}
+        started = time.perf_counter()
+        made = [views.make(batch) for batch in plan]
+        speeds["views"] = count / (time.perf_counter() - started)
+        answers: list[list[Any]] = [[None] * -(-len(b.images) // trainer.micro_batch_size) for b in made]
+        if with_teacher:
+            started = time.perf_counter()
+            answers = [list(trainer.answers(batch, 0)) for batch in made]
+            speeds["teacher"] = count / (time.perf_counter() - started)
+        started = time.perf_counter()
+        for batch, answer in zip(made, answers, strict=True):
+            trainer.update(batch, iter(answer))
+        speeds["student"] = count / (time.perf_counter() - started)
+        return speeds
+
+    return Side(steps, facts, stages)
 
 
 def timm_side(setting: Setting, with_teacher: bool) -> Side:
@@ -253,7 +274,9 @@ def measure(side: Side, batches: int) -> None:
     side.steps(5)  # warms up, and uses up what a loader has decoded ahead
     started = time.perf_counter()
     images = side.steps(batches)
-    print(json.dumps({"images_per_s": images / (time.perf_counter() - started)} | side.facts), flush=True)
+    speed = images / (time.perf_counter() - started)
+    stages = {name: round(value, 1) for name, value in side.stages(batches).items()}
+    print(json.dumps({"images_per_s": speed} | side.facts | {"stages": stages}), flush=True)
     os._exit(0)
 
 
@@ -292,7 +315,8 @@ def main() -> None:
 
     print(
         json.dumps(
-            found
+            {"benchmark": "training"}
+            | found
             | {
                 "student": f"{options.student} at {options.image_size} px",
                 "ratio_with_teacher": ratio("deitkit, teacher", "timm, teacher"),

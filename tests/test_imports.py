@@ -16,11 +16,11 @@ PACKAGE = Path(deitkit.__file__).parent
 # From the top down; a part may import those of lower layers only, never a neighbour of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("labelling", "pretraining", "study"),
-    ("job", "evaluate", "analyze", "export", "convert", "bench", "bench_worker"),
-    ("teaching", "teacher_eval"),
-    ("results", "analysis"),
-    ("prepare",),
+    ("jobs.label", "jobs.pretrain", "study"),
+    ("jobs.train", "jobs.evaluate", "jobs.analyze", "jobs.export", "jobs.convert", "jobs.bench"),
+    ("jobs.bench_worker", "jobs.teaching", "jobs.teacher_eval"),
+    ("jobs.results", "jobs.analysis"),
+    ("jobs.prepare",),
     ("delivery", "evaluation", "training"),
     ("labels",),
     ("teachers", "data"),
@@ -32,11 +32,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
 )
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+MODULES = sorted(
+    p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent not in (PACKAGE, PACKAGE / "jobs")
+)
+
+
+def part(names: tuple[str, ...]) -> str:
+    """The part that a module belongs to: a folder or file of the package; of `jobs`, each job is one."""
+    return ".".join(names[:2]) if names[0] == "jobs" else names[0]
 
 
 def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return part(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -51,7 +58,7 @@ def imported_parts(path: Path) -> set[str]:
             names = [(*module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]
-        found |= {name[1] for name in names if name[0] == "deitkit" and len(name) > 1}
+        found |= {part(name[1:]) for name in names if name[0] == "deitkit" and len(name) > 1}
     return found - {part_of(path)}
 
 

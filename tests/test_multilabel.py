@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deitkit
-from deitkit import prepare
 from deitkit.cli import main as command_line
 from deitkit.config import Config
 from deitkit.data.splits import load_splits
 from deitkit.delivery import export as delivery_export
 from deitkit.delivery.classifier import load
+from deitkit.jobs import prepare
 
 from .conftest import TINY, write_labelled, write_pictures
 from .test_bad_input import refusal
@@ -174,7 +174,7 @@ def test_mixed_views_have_mixed_labels(stage):
     splits = load_splits(stage / "data", split="stratified", val_fraction=0.25, seed=0)
     opened = prepare.open_data(splits, config, lambda n: None)
     from deitkit.data.plan import plan_epoch
-    from deitkit.job import training_views
+    from deitkit.jobs.train import training_views
 
     n = len(opened.train.images)
     [batch] = plan_epoch(n, batch_size=n, repeats=1, seed=0, epoch=0)

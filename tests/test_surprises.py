@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deitkit
-from deitkit import job, prepare, recipes
+from deitkit import recipes
 from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
 from deitkit.errors import DeitkitError
 from deitkit.inference.engines import PyTorchEngine
+from deitkit.jobs import prepare
+from deitkit.jobs import train as job
 from deitkit.model import DeiT, DeiTOutput, create_model
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Normalised, Preprocessing

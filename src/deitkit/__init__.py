@@ -14,10 +14,10 @@ from .errors import DeitkitError
 if TYPE_CHECKING:
     from .config import Config
     from .delivery.classifier import Classifier, load
-    from .job import Run, train
-    from .labelling import label
+    from .jobs.label import label
+    from .jobs.pretrain import pretrain
+    from .jobs.train import Run, train
     from .model import DeiT, create_model
-    from .pretraining import pretrain
 
 __version__ = "0.1.0"
 
@@ -26,12 +26,12 @@ _HOMES = {
     "Classifier": "delivery.classifier",
     "Config": "config",
     "DeiT": "model",
-    "Run": "job",
+    "Run": "jobs.train",
     "create_model": "model",
-    "label": "labelling",
+    "label": "jobs.label",
     "load": "delivery.classifier",
-    "pretrain": "pretraining",
-    "train": "job",
+    "pretrain": "jobs.pretrain",
+    "train": "jobs.train",
 }
 
 __all__ = [

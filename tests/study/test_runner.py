@@ -13,6 +13,8 @@ from deitkit.errors import DeitkitError
 from deitkit.study import catalogue, runner
 from deitkit.study.description import Arm, Row, Study
 from deitkit.study.runner import run_study
+from deitkit.teachers.preprocessing import SizeWish
+from deitkit.teachers.spec import open_member, parse
 from deitkit.training.loop import Interrupted
 
 from ..conftest import write_pictures
@@ -63,6 +65,12 @@ def test_rows_are_what_the_arms_ask_for(done):
     assert (smooth["image_size"], fine["image_size"]) == ("16", "24")
     assert int(peer["params"]) > 4e6 > int(smooth["params"]) == int(sharp["params"])
     assert all(0 <= float(row["top1"]) <= 100 and row["val_images"] == "6" for row in (smooth, fine, peer))
+
+
+def test_a_convnet_can_teach_afterwards(done):
+    weights = done.folder / "runs" / "peer" / "seed-0" / "model.safetensors"
+    convnet = open_member(parse(f"timm:resnet10t@{weights}")[0], SizeWish())
+    assert convnet.head is not None and convnet.outputs is None
 
 
 def test_one_seed_claims_nothing(done):

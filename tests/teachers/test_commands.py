@@ -35,10 +35,10 @@ class Nothing:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without what takes long and is tested elsewhere."""
-    monkeypatch.setattr("deitkit.results.images_per_s", lambda call, batch: 1.0)
-    monkeypatch.setattr("deitkit.teacher_eval.images_per_s", lambda call, batch: 1.0)
-    monkeypatch.setattr("deitkit.results._fast_engine", lambda model, task, batch, device: Nothing())
-    monkeypatch.setattr("deitkit.job.write_report", lambda folder: None)
+    monkeypatch.setattr("deitkit.jobs.results.images_per_s", lambda call, batch: 1.0)
+    monkeypatch.setattr("deitkit.jobs.teacher_eval.images_per_s", lambda call, batch: 1.0)
+    monkeypatch.setattr("deitkit.jobs.results._fast_engine", lambda model, task, batch, device: Nothing())
+    monkeypatch.setattr("deitkit.jobs.train.write_report", lambda folder: None)
 
 
 def run(capsys, *arguments, stream: str = "out") -> str:

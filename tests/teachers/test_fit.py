@@ -154,7 +154,7 @@ def test_only_the_last_half_is_fine_tuned(tmp_path):
     published = load_file(spec.split("@")[1])
     save_teacher(tmp_path / "t", fit(spec, fit="finetune-last"))
     trained = load_file(tmp_path / "t" / "teacher.safetensors")
-    ours = {k.removeprefix("0.body."): v for k, v in trained.items()}
+    ours = {k.removeprefix("0.body.model."): v for k, v in trained.items()}
     moved = [not torch.equal(v, ours[k]) for k, v in published.items() if k in ours]
     assert any(moved) and not all(moved)
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import deitkit
-from deitkit import prepare, recipes, weights
+from deitkit import recipes, weights
 from deitkit.errors import DeitkitError
+from deitkit.jobs import prepare
 from deitkit.model import VARIANTS, create_model
 from deitkit.weights import pretrained
 
@@ -128,7 +129,7 @@ def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(pictures, tmp_path, 
     config = recipes.get("small-data").override({"student.name": "nano"})
     begun = prepare.settle_init(config, None)
     assert begun.student.init == "deitkit:nano"
-    monkeypatch.setattr("deitkit.prepare.find_initial", lambda name: pytest.fail("asked again"))
+    monkeypatch.setattr("deitkit.jobs.prepare.find_initial", lambda name: pytest.fail("asked again"))
     assert prepare.settle_init(config, begun) == begun
     out = tmp_path / "run"
     out.mkdir()

@@ -21,7 +21,7 @@ def analyze(
     """Look into a run: tokens, attention, calibration, teacher, corruptions."""
     import json
 
-    from ..analyze import analyze_run
+    from ..jobs.analyze import analyze_run
 
     found = analyze_run(run, data, out)
     if json_:

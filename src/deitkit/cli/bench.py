@@ -26,7 +26,7 @@ def bench(
     import json
 
     sizes = parse_batches(batch)
-    from ..bench import bench as measure
+    from ..jobs.bench import bench as measure
 
     chosen = None if backends == "all" else [name.strip() for name in backends.split(",")]
     rows = measure(model, data=data, batches=sizes, backends=chosen, merge=merge, device=device)

@@ -20,7 +20,7 @@ def evaluate(
     """Measure a run on a folder: class head, distillation head and joint."""
     import json
 
-    from ..evaluate import evaluate_folder
+    from ..jobs.evaluate import evaluate_folder
     from ..tasks import SCORES
 
     metrics = evaluate_folder(run, data, merge=merge, part=part)

@@ -42,7 +42,7 @@ def label(
     }
     settings = settings_of(named, set_)
 
-    from ..labelling import label as run
+    from ..jobs.label import label as run
 
     try:
         store = run(data, out, epochs=epochs, recipe=recipe, top_k=top_k, hard=hard, **settings)

@@ -44,7 +44,7 @@ def pretrain(
     }
     settings = settings_of(named, set_)
 
-    from ..pretraining import pretrain as run_pretraining
+    from ..jobs.pretrain import pretrain as run_pretraining
 
     with resumable(resume):
         run = run_pretraining(folders, out, resume=resume, **settings)

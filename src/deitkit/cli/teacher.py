@@ -15,6 +15,7 @@ app = typer.Typer(help="Fit, measure and list teachers.", no_args_is_help=True)
 
 _SPEC = typer.Argument(help="auto, lite0, timm:NAME, hf:NAME...; deitkit teacher list names all kinds.")
 _DATA = typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
+_FIT = typer.Option("--fit", help="auto, head, probe, finetune or finetune-last.")
 _CLASSES = typer.Option(help="Its own head's outputs: imagenet, or a JSON or CSV file of class and number.")
 _IMAGE_SIZE = typer.Option(min=8, help="The teacher's input, pixels a side.")
 _BACKEND = typer.Option(help="auto, pytorch, compiled, openvino or onnxruntime.")
@@ -25,7 +26,7 @@ def fit(
     spec: Annotated[str, _SPEC],
     data: Annotated[Path, _DATA],
     out: Annotated[Path, typer.Option(help="Folder for the fitted teacher.")],
-    fit: Annotated[str | None, typer.Option("--fit", help="auto, head, probe, finetune, finetune-last.")] = None,
+    fit: Annotated[str | None, _FIT] = None,
     classes: Annotated[str | None, _CLASSES] = None,
     image_size: Annotated[int | None, _IMAGE_SIZE] = None,
     backend: Annotated[str | None, _BACKEND] = None,
@@ -43,7 +44,7 @@ def fit(
     }
     settings = settings_of(named, set_)
 
-    from ..teaching import fit_folder
+    from ..jobs.teaching import fit_folder
 
     fit_folder(spec, data, out, recipe=recipe, **settings)
     print(f"to train under it: deitkit train {data} --teacher {out} --out RUN")
@@ -64,7 +65,7 @@ def evaluate(
     named = {"teacher.classes": classes, "teacher.image_size": image_size, "teacher.backend": backend}
     settings = settings_of(named, set_)
 
-    from ..teacher_eval import evaluate_teacher
+    from ..jobs.teacher_eval import evaluate_teacher
 
     found = evaluate_teacher(spec, data, device=device or "auto", **settings)
     if json_:

@@ -62,7 +62,7 @@ def train(
     }
     settings = settings_of(named, set_)
 
-    from .. import job
+    from ..jobs import train as job
 
     with resumable(resume):
         run = job.train(data, out, recipe=recipe, resume=resume, **settings)

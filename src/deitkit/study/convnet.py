@@ -13,13 +13,22 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .. import console, results
+from .. import console
 from ..config import Config
 from ..data.loader import TrainingViews
-from ..files import write_json
-from ..job import train_one
+from ..files import write_json, write_tensors
+from ..jobs import results
+from ..jobs.prepare import (
+    choose_student,
+    evaluate,
+    find_splits,
+    normalise,
+    open_data,
+    settle_device,
+    view_workers,
+)
+from ..jobs.train import train_one
 from ..model import DeiT, DeiTOutput
-from ..prepare import choose_student, evaluate, find_splits, normalise, open_data, settle_device, view_workers
 from ..training.loop import Trainer
 
 # The timm model whose multiply-accumulates at 224 pixels are nearest to the student's, in 10^9:
@@ -93,6 +102,8 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     title, epochs = f"training {name}", config.train.epochs
     assert epochs is not None, "choose_student comes first"
     trained, _ = train_one(trainer, epochs, opened, device, resume=True, title=title)
+    # Under timm's own keys, so that it can teach: --teacher timm:NAME@FILE.
+    write_tensors(out / "model.safetensors", cast(Convnet, model).net.state_dict())
     trained["student"]["name"] = name
     found = results.assemble(trained, None, opened, time.monotonic() - started)
     parts = {"train": len(opened.train.images), "val": len(opened.val.images)}

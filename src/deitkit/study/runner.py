@@ -13,7 +13,7 @@ from typing import Any
 from .. import console
 from ..errors import DeitkitError
 from ..files import write_json
-from ..job import run_job
+from ..jobs.train import run_job
 from ..teachers.preprocessing import SizeWish
 from ..teachers.spec import check_spec, open_member, parse
 from .convnet import train_convnet

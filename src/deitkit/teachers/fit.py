@@ -49,7 +49,8 @@ def fit_teacher(
     A member whose own head knows the classes answers with it where `teacher.classes` or `fit="head"` asks
     for that. Left to itself (`fit="auto"`), a head that knows them by name is compared with a linear probe
     on a held-out fifth of the training images, and the better one teaches; one that does not know them
-    gives way to a probe. `fit="finetune"` trains the network too, from a probe; "finetune-last" its last half.
+    gives way to a probe. `fit="finetune"` trains the network too, from a probe; `"finetune-last"` its last
+    half.
     Raises DeitkitError for what cannot be had, and for a head that would be random.
     """
     voices: list[Voice] = []

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import deitkit
-from deitkit.analyze import analyze_run
 from deitkit.cli import main as command_line
-
-from .conftest import write_pictures
-from .test_bad_input import refusal
+from deitkit.jobs.analyze import analyze_run
+from tests.conftest import write_pictures
+from tests.test_bad_input import refusal
 
 SMALL = {
     "student__image_size": 16,

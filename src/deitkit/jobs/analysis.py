@@ -14,20 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import console
-from .data.store import PixelStore
-from .delivery.analysis_report import AttentionPicture
-from .delivery.classifier import Classifier
-from .evaluation.agreement import agreement_with_teacher, disagreement
-from .evaluation.attention import mean_distance, patch_distances, patch_maps, rollout
-from .evaluation.calibration import calibration
-from .evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from .evaluation.layers import layers
-from .evaluation.metrics import top_k, wilson_interval
-from .evaluation.tokens import token_cosines
-from .model import joint_probabilities
+from .. import console
+from ..data.store import PixelStore
+from ..delivery.analysis_report import AttentionPicture
+from ..delivery.classifier import Classifier
+from ..evaluation.agreement import agreement_with_teacher, disagreement
+from ..evaluation.attention import mean_distance, patch_distances, patch_maps, rollout
+from ..evaluation.calibration import calibration
+from ..evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from ..evaluation.layers import layers
+from ..evaluation.metrics import top_k, wilson_interval
+from ..evaluation.tokens import token_cosines
+from ..model import joint_probabilities
+from ..teachers.teacher import Teacher
 from .prepare import Part
-from .teachers.teacher import Teacher
 
 _BATCH = 32
 # Images, spread evenly over the set: means over more of them would cost time and change little.

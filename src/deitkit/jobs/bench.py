@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import console
-from .data.splits import Splits
-from .delivery.classifier import Classifier, load
-from .delivery.export import metadata
-from .delivery.images import batches as image_batches
-from .delivery.images import calibration_views, run_splits
-from .errors import DeitkitError
-from .evaluation.accuracy import scores_of
-from .evaluation.latency import refuse_if_none, take_turns
-from .inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
-from .inference.onnx_graph import to_onnx
-from .inference.quantise import quantise
-from .model import VARIANTS, create_model
-from .tasks import SCORES
-from .weights import export as export_weights
+from .. import console
+from ..data.splits import Splits
+from ..delivery.classifier import Classifier, load
+from ..delivery.export import metadata
+from ..delivery.images import batches as image_batches
+from ..delivery.images import calibration_views, run_splits
+from ..errors import DeitkitError
+from ..evaluation.accuracy import scores_of
+from ..evaluation.latency import refuse_if_none, take_turns
+from ..inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
+from ..inference.onnx_graph import to_onnx
+from ..inference.quantise import quantise
+from ..model import VARIANTS, create_model
+from ..tasks import SCORES
+from ..weights import export as export_weights
 
 Backend = Literal["pytorch", "compiled", "onnxruntime", "openvino"]
 _MOST_MEASURED = 1000  # validation images, spread over the set: int8 loses points, not hundredths
@@ -176,7 +176,7 @@ def _noise(size: tuple[int, int]) -> Iterator[Tensor]:
 def _command(side: Side, common: dict[str, Any]) -> list[str]:
     spec = common | {"backend": side.backend, "precision": side.precision}
     spec |= {"file": str(side.file)} if side.file else {}
-    return [sys.executable, "-m", "deitkit.bench_worker", json.dumps(spec)]
+    return [sys.executable, "-m", "deitkit.jobs.bench_worker", json.dumps(spec)]
 
 
 def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -> dict[str, float]:

@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import console
-from .config import Config, flatten
-from .data.decode import UnreadableImage, open_rgb
-from .data.images import ImageSet, has_label
-from .data.splits import Splits, load_splits
-from .data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
-from .data.unlabeled import find_unlabeled
-from .errors import DeitkitError
-from .evaluation.metrics import Metrics, Tally
-from .model import VARIANTS, DeiT, create_model
-from .tasks import Task
-from .teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from .weights import find_initial, load_into, read
+from .. import console
+from ..config import Config, flatten
+from ..data.decode import UnreadableImage, open_rgb
+from ..data.images import ImageSet, has_label
+from ..data.splits import Splits, load_splits
+from ..data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
+from ..data.unlabeled import find_unlabeled
+from ..errors import DeitkitError
+from ..evaluation.metrics import Metrics, Tally
+from ..model import VARIANTS, DeiT, create_model
+from ..tasks import Task
+from ..teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from ..weights import find_initial, load_into, read
 
 # Of the student's input; the teacher has its own.
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import console
-from .data.decode import UnreadableImage
-from .data.store import refuse_many_unreadable
-from .delivery.classifier import load
-from .delivery.images import labelled_images
-from .evaluation.metrics import Tally, score_and_interval
-from .evaluation.multilabel import per_class
-from .model import joint_probabilities
+from .. import console
+from ..data.decode import UnreadableImage
+from ..data.store import refuse_many_unreadable
+from ..delivery.classifier import load
+from ..delivery.images import labelled_images
+from ..evaluation.metrics import Tally, score_and_interval
+from ..evaluation.multilabel import per_class
+from ..model import joint_probabilities
 
 
 def evaluate_folder(

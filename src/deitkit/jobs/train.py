@@ -11,15 +11,21 @@ from typing import Any
 
 import torch
 
-from . import console, recipes, results
-from .config import Config
-from .delivery.report import write_report
-from .errors import DeitkitError
-from .files import write_json
-from .labels.replay import refuse_other_views
-from .labels.settings import student_settings
-from .labels.store import LabelStore, open_labels
-from .model import DeiTOutput
+from .. import console, recipes
+from ..config import Config
+from ..delivery.report import write_report
+from ..errors import DeitkitError
+from ..files import write_json
+from ..labels.replay import refuse_other_views
+from ..labels.settings import student_settings
+from ..labels.store import LabelStore, open_labels
+from ..model import DeiTOutput
+from ..tasks import SCORES
+from ..teachers.spec import check_spec
+from ..teachers.teacher import Teacher
+from ..training.loop import Trainer, seconds_per_epoch
+from ..training.tensorboard import tensorboard_logs
+from . import results
 from .prepare import (
     Data,
     build_model,
@@ -32,12 +38,7 @@ from .prepare import (
     settle_init,
     view_workers,
 )
-from .tasks import SCORES
-from .teachers.spec import check_spec
-from .teachers.teacher import Teacher
 from .teaching import prepare_teacher, taught_live, training_views
-from .training.loop import Trainer, seconds_per_epoch
-from .training.tensorboard import tensorboard_logs
 
 # Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0

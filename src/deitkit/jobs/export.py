@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import console
-from .delivery.classifier import load
-from .delivery.export import Target, check_target, export
-from .delivery.images import batches, calibration_views, run_splits
-from .errors import DeitkitError
-from .evaluation.accuracy import scores_of
+from .. import console
+from ..delivery.classifier import load
+from ..delivery.export import Target, check_target, export
+from ..delivery.images import batches, calibration_views, run_splits
+from ..errors import DeitkitError
+from ..evaluation.accuracy import scores_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from deitkit.cli import main
 from deitkit.delivery.classifier import load
 from deitkit.errors import DeitkitError
-from deitkit.export import export_run
+from deitkit.jobs.export import export_run
 
 
 def views(B: int) -> torch.Tensor:

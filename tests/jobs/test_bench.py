@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from deitkit.bench import bench
 from deitkit.cli import app
 from deitkit.cli.bench import parse_batches
 from deitkit.errors import DeitkitError
+from deitkit.jobs.bench import bench
 
 
 @pytest.mark.parametrize("backends", ["pytorch", pytest.param("pytorch,openvino", marks=pytest.mark.slow)])
 def test_rows_of_a_run(random_run, backends, capsys, monkeypatch):
     monkeypatch.setattr(
-        "deitkit.bench.bench.__kwdefaults__", bench.__kwdefaults__ | {"rounds": 1, "seconds": 0.01}
+        "deitkit.jobs.bench.bench.__kwdefaults__", bench.__kwdefaults__ | {"rounds": 1, "seconds": 0.01}
     )
     options = ["--batch", "2,1", "--backends", backends, "--device", "cpu", "--json"]
     app(["bench", str(random_run), *options], standalone_mode=False)

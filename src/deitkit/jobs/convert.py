@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DeitkitError
-from .model import VARIANTS, DeiT
-from .teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from .weights import Format, Weights, export, load_into, read
+from ..errors import DeitkitError
+from ..model import VARIANTS, DeiT
+from ..teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from ..weights import Format, Weights, export, load_into, read
 
 # Of published models: DeiT's, and the L and H of DeiT III (arXiv 2204.07118).
 _HEADS = {v.embed_dim: v.num_heads for v in VARIANTS.values()} | {1024: 16, 1280: 16}

@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from deitkit import weights
 from deitkit.cli import main as command_line
-from deitkit.convert import convert
 from deitkit.delivery.classifier import load
 from deitkit.errors import DeitkitError
+from deitkit.jobs.convert import convert
 from deitkit.model import DeiT, joint_logits
-
-from .parity.test_preprocessing import photograph
-from .test_bad_input import refusal
-from .weights.models import assert_agrees, images_for, little
+from tests.parity.test_preprocessing import photograph
+from tests.test_bad_input import refusal
+from tests.weights.models import assert_agrees, images_for, little
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
 VIEW = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic", "crop": 0.875}

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import analysis, console
+from .. import console
+from ..config import Config
+from ..data.folder import scan_as
+from ..data.images import ImageSet
+from ..data.store import Decoder, default_cache_dir, open_store, refuse_many_unreadable
+from ..delivery.analysis_report import write_analysis
+from ..delivery.classifier import Classifier, load
+from ..errors import DeitkitError
+from ..files import write_json
+from ..runs import read_settings
+from ..teachers.saved import load_teacher
+from ..teachers.spec import CARD
+from . import analysis
 from .analysis import Subjects
-from .config import Config
-from .data.folder import scan_as
-from .data.images import ImageSet
-from .data.store import Decoder, default_cache_dir, open_store, refuse_many_unreadable
-from .delivery.analysis_report import write_analysis
-from .delivery.classifier import Classifier, load
-from .errors import DeitkitError
-from .files import write_json
 from .prepare import Part
-from .runs import read_settings
-from .teachers.saved import load_teacher
-from .teachers.spec import CARD
 
 
 def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None) -> dict[str, Any]:

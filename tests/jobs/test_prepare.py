@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from deitkit import prepare, recipes
+from deitkit import recipes
 from deitkit.config import Config
 from deitkit.data.images import ImageSet
 from deitkit.data.splits import Splits
 from deitkit.errors import DeitkitError
-from deitkit.prepare import choose_student, find_splits
-
-from .conftest import write_pictures
+from deitkit.jobs import prepare
+from deitkit.jobs.prepare import choose_student, find_splits
+from tests.conftest import write_pictures
 
 CPU = torch.device("cpu")
 

@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import deitkit
-from deitkit import DeitkitError, files, job, results
+from deitkit import DeitkitError, files
+from deitkit.jobs import results
+from deitkit.jobs import train as job
 from deitkit.labels.store import open_labels
 from deitkit.training import loop
-
-from .conftest import write_pictures
+from tests.conftest import write_pictures
 
 # Every kind of randomness that a view or a student can have.
 VIEWS = {

@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import console
-from .config import Config
-from .data.decode import UnreadableImage, centre_view, open_rgb
-from .data.folder import scan
-from .data.store import refuse_many_unreadable
-from .data.table import is_table
-from .errors import DeitkitError
-from .evaluation.metrics import top_k, wilson_interval
-from .evaluation.throughput import images_per_s
+from .. import console
+from ..config import Config
+from ..data.decode import UnreadableImage, centre_view, open_rgb
+from ..data.folder import scan
+from ..data.store import refuse_many_unreadable
+from ..data.table import is_table
+from ..errors import DeitkitError
+from ..evaluation.metrics import top_k, wilson_interval
+from ..evaluation.throughput import images_per_s
+from ..teachers.fit import own_head_teacher
+from ..teachers.spec import check_spec
+from ..teachers.teacher import Teacher, Voice
 from .prepare import settle_device
-from .teachers.fit import own_head_teacher
-from .teachers.spec import check_spec
-from .teachers.teacher import Teacher, Voice
 
 _SPEED_BATCH = 32
 

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import console
-from .config import AugmentConfig, Config
-from .data.images import ImageSet
-from .delivery.verdict import verdict
-from .evaluation.metrics import confusion, score_and_interval
-from .evaluation.multilabel import per_class
-from .evaluation.throughput import images_per_s
-from .files import write_tensors
-from .inference.choose import FastestThatAgrees, create_engine
-from .inference.engines import Engine
-from .inference.graph import JointClassifier
-from .model import DeiT, DeiTOutput, joint_probabilities, probabilities_of
+from .. import console
+from ..config import AugmentConfig, Config
+from ..data.images import ImageSet
+from ..delivery.verdict import verdict
+from ..evaluation.metrics import confusion, score_and_interval
+from ..evaluation.multilabel import per_class
+from ..evaluation.throughput import images_per_s
+from ..files import write_tensors
+from ..inference.choose import FastestThatAgrees, create_engine
+from ..inference.engines import Engine
+from ..inference.graph import JointClassifier
+from ..model import DeiT, DeiTOutput, joint_probabilities, probabilities_of
+from ..tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
+from ..teachers.teacher import Teacher
 from .prepare import MEAN, STD, Data, Part, plain_views, tally
-from .tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
-from .teachers.teacher import Teacher
 
 PLAIN = AugmentConfig(
     crop_scale=(1.0, 1.0),

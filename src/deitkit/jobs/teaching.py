@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import console, recipes, results
-from .config import Config
-from .data.loader import TrainingViews
-from .data.plan import Batch, plan_epoch
-from .errors import DeitkitError
+from .. import console, recipes
+from ..config import Config
+from ..data.loader import TrainingViews
+from ..data.plan import Batch, plan_epoch
+from ..errors import DeitkitError
+from ..teachers.fit import Lesson, fit_teacher
+from ..teachers.saved import kept_teacher, save_teacher
+from ..teachers.spec import check_spec
+from ..teachers.teacher import Teacher
+from . import results
 from .prepare import Data, choose_student, find_splits, open_data, settle_device
-from .teachers.fit import Lesson, fit_teacher
-from .teachers.saved import kept_teacher, save_teacher
-from .teachers.spec import check_spec
-from .teachers.teacher import Teacher
 
 
 def taught_live(config: Config) -> bool:

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import console, recipes, results
-from .data.images import ImageSet
-from .data.splits import Splits
-from .data.unlabeled import find_unlabeled
-from .errors import DeitkitError
-from .files import write_json
-from .job import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one
+from .. import console, recipes
+from ..data.images import ImageSet
+from ..data.splits import Splits
+from ..data.unlabeled import find_unlabeled
+from ..errors import DeitkitError
+from ..files import write_json
+from ..teachers.fit import own_head_teacher
+from ..teachers.saved import kept_teacher
+from ..teachers.spec import check_spec
+from ..teachers.teacher import Teacher
+from . import results
 from .prepare import Data, Part, choose_student, open_data, settle_device, settle_init
-from .teachers.fit import own_head_teacher
-from .teachers.saved import kept_teacher
-from .teachers.spec import check_spec
-from .teachers.teacher import Teacher
+from .train import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
 

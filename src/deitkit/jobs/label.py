@@ -14,16 +14,19 @@ import PIL
 import torch
 from torch import Tensor
 
-from . import console, recipes, results
-from .config import Config, flatten
-from .data.loader import made_ahead
-from .errors import DeitkitError
-from .labels.claims import Claims
-from .labels.codec import make_codec
-from .labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
-from .labels.replay import keep_first_views, refuse_other_views
-from .labels.settings import refuse_smaller_views
-from .labels.store import SHARD_VIEWS, LabelStore, Place
+from .. import console, recipes
+from ..config import Config, flatten
+from ..data.loader import made_ahead
+from ..errors import DeitkitError
+from ..labels.claims import Claims
+from ..labels.codec import make_codec
+from ..labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
+from ..labels.replay import keep_first_views, refuse_other_views
+from ..labels.settings import refuse_smaller_views
+from ..labels.store import SHARD_VIEWS, LabelStore, Place
+from ..teachers.spec import check_spec
+from ..teachers.teacher import Teacher
+from . import results
 from .prepare import (
     Data,
     choose_student,
@@ -33,8 +36,6 @@ from .prepare import (
     settle_device,
     view_workers,
 )
-from .teachers.spec import check_spec
-from .teachers.teacher import Teacher
 from .teaching import prepare_teacher, training_views
 
 _TOP_K = 10

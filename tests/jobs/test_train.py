@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 
 import deitkit
 from deitkit.errors import DeitkitError
-from deitkit.evaluate import evaluate_folder
-
-from .conftest import write_pictures
+from deitkit.jobs.evaluate import evaluate_folder
+from tests.conftest import write_pictures
 
 SMALL = {
     "student__image_size": 16,

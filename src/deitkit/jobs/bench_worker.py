@@ -1,4 +1,4 @@
-"""One side of `deitkit bench`, in a process of its own: python -m deitkit.bench_worker SPEC."""
+"""One side of `deitkit bench`, in a process of its own: python -m deitkit.jobs.bench_worker SPEC."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .delivery.classifier import load
-from .evaluation.latency import serve
-from .inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine
+from ..delivery.classifier import load
+from ..evaluation.latency import serve
+from ..inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine
 
 
 def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
