@@ -12,6 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 FOLDER = Path("results/small-data")
+_ACCURACIES = ("teacher", "student", "class", "distill")
+_COLUMNS = 3  # of panels in the figure
 Rows = list[dict[str, str]]
 
 
@@ -44,17 +46,18 @@ def spread(values: list[str]) -> str:
 def table(rows: Rows) -> list[str]:
     """Mean and standard deviation over seeds, in percent."""
     first = rows[0]
-    teacher = spread([next((r["teacher"] for r in rows if r["teacher"]), "")])
     head = [
-        f"{first['train_images']} training and {first['val_images']} validation images; teacher {teacher} %. "
+        f"{first['train_images']} training and {first['val_images']} validation images. "
         f"{first['machine']}, {first['versions']}, {' and '.join(sorted({r['date'] for r in rows}))}.\n",
-        "| arm | seeds | epochs | joint | class head | distillation head | minutes |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | seeds | epochs | teacher | joint | class head | distillation head | minutes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines = []
     for arm, runs in by_arm(rows).items():
         epochs = " and ".join(sorted({r["epochs"] for r in runs}))
-        heads = " | ".join(spread([r[key] for r in runs]) for key in ("student", "class", "distill"))
+        heads = " | ".join(
+            spread([r[key] for r in runs]) for key in ("teacher", "student", "class", "distill")
+        )
         minutes = statistics.mean(float(r["seconds"]) for r in runs) / 60
         lines.append(f"| {arm} | {len(runs)} | {epochs} | {heads} | {minutes:.1f} |")
     return head + lines
@@ -62,10 +65,13 @@ def table(rows: Rows) -> list[str]:
 
 def draw(tables: dict[str, Rows]) -> Figure:
     """A panel a data set: a dot for each seed of each arm, a line for the teacher."""
-    figure = Figure(figsize=(3.4 * len(tables), 3.2), layout="constrained")
-    for axes, (name, rows) in zip(
-        figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True
-    ):
+    columns = min(len(tables), _COLUMNS)
+    lines = -(-len(tables) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for unused in panels[len(tables) :]:
+        unused.set_axis_off()
+    for axes, (name, rows) in zip(panels, tables.items(), strict=False):
         arms = by_arm(rows)
         for place, runs in enumerate(arms.values()):
             tops = [float(run["student"]) for run in runs]
