@@ -32,7 +32,9 @@ import torch
 import deitkit
 from deitkit import recipes
 from deitkit.config import Config
-from deitkit.jobs.prepare import Data, build_model, choose_student, find_splits, normalise, open_data
+from deitkit.jobs.measuring import normalise
+from deitkit.jobs.opening import Data, find_splits, open_data
+from deitkit.jobs.student import build_model, choose_student
 from deitkit.jobs.teaching import training_views
 from deitkit.labels.codec import make_codec
 from deitkit.labels.manifest import fixed_settings

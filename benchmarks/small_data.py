@@ -25,7 +25,7 @@ import torch
 
 import deitkit
 from deitkit import recipes
-from deitkit.jobs.prepare import find_splits
+from deitkit.jobs.opening import find_splits
 
 ARMS: dict[str, dict[str, Any]] = {
     "recipe": {},

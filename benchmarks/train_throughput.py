@@ -41,7 +41,9 @@ from timm.utils import ModelEmaV3
 
 from deitkit import recipes
 from deitkit.data.loader import TrainingViews
-from deitkit.jobs.prepare import build_model, choose_student, find_splits, normalise, open_data
+from deitkit.jobs.measuring import normalise
+from deitkit.jobs.opening import find_splits, open_data
+from deitkit.jobs.student import build_model, choose_student
 from deitkit.model import VARIANTS
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.preprocessing import SizeWish

@@ -18,7 +18,7 @@ from deitkit.config import Config
 from deitkit.data.splits import load_splits
 from deitkit.delivery import export as delivery_export
 from deitkit.delivery.classifier import load
-from deitkit.jobs import prepare
+from deitkit.jobs import opening
 
 from .conftest import TINY, write_labelled, write_pictures
 from .test_bad_input import refusal
@@ -172,7 +172,7 @@ def test_mixed_views_have_mixed_labels(stage):
         {"student.image_size": 16, "student.patch_size": 8, "augment.cutmix": 0, "augment.mixup": 1.0}
     )
     splits = load_splits(stage / "data", split="stratified", val_fraction=0.25, seed=0)
-    opened = prepare.open_data(splits, config, lambda n: None)
+    opened = opening.open_data(splits, config, lambda n: None)
     from deitkit.data.plan import plan_epoch
     from deitkit.jobs.train import training_views
 

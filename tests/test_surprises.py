@@ -22,7 +22,7 @@ from deitkit import recipes
 from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
 from deitkit.errors import DeitkitError
 from deitkit.inference.engines import PyTorchEngine
-from deitkit.jobs import prepare
+from deitkit.jobs import student
 from deitkit.jobs import train as job
 from deitkit.model import DeiT, DeiTOutput, create_model
 from deitkit.teachers.kinds.timm import TimmBody
@@ -106,7 +106,7 @@ def test_both_heads_learn_while_fine_tuning_to_other_classes(tmp_path):
         create_model("nano", num_classes=7, image_size=16, patch_size=8).state_dict(),
         tmp_path / "a.safetensors",
     )
-    model = prepare.build_model(small_config(**{"student.init": str(tmp_path / "a.safetensors")}), 5)
+    model = student.build_model(small_config(**{"student.init": str(tmp_path / "a.safetensors")}), 5)
     output, targets, answer = a_batch(model, 5)
     training_loss(output, targets, answer, DistillationConfig(mode="hard"), TrainConfig(), guidance=None)[
         "loss"
@@ -122,7 +122,7 @@ def test_fine_tuning_without_a_teacher_leaves_no_random_head(tmp_path):
         tmp_path / "a.safetensors",
     )
     changes = {"student.init": str(tmp_path / "a.safetensors"), "distillation.mode": "none"}
-    model = prepare.build_model(small_config(**changes), 5)
+    model = student.build_model(small_config(**changes), 5)
     assert model.head_dist is None and model(torch.zeros(1, 3, 16, 16)).distill_logits is None
 
 
@@ -157,7 +157,7 @@ def test_averaged_weights_are_measured_and_kept_where_better(run):
 def test_the_better_weights_are_kept_whichever_they_are(better, tmp_path):
     """As above, each way round: losses are made up, one for each set of weights."""
     config = small_config(**{"student.init": "none", "distillation.mode": "none", "optim.ema_decay": 0.5})
-    model = prepare.build_model(config, 2)
+    model = student.build_model(config, 2)
     average = {k: torch.full_like(v, 7) for k, v in model.state_dict().items()}
     raw = {k: v.clone() for k, v in model.state_dict().items()}
     trainer = Trainer(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import deitkit
 from deitkit import recipes, weights
 from deitkit.errors import DeitkitError
-from deitkit.jobs import prepare
+from deitkit.jobs import student
 from deitkit.model import VARIANTS, create_model
 from deitkit.weights import pretrained
 
@@ -127,10 +127,10 @@ def test_published_names_are_timms(name):
 def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(pictures, tmp_path, monkeypatch):
     """By the second call there could be weights; the run goes on with what it began with."""
     config = recipes.get("small-data").override({"student.name": "nano"})
-    begun = prepare.settle_init(config, None)
+    begun = student.settle_init(config, None)
     assert begun.student.init == "deitkit:nano"
-    monkeypatch.setattr("deitkit.jobs.prepare.find_initial", lambda name: pytest.fail("asked again"))
-    assert prepare.settle_init(config, begun) == begun
+    monkeypatch.setattr("deitkit.jobs.student.find_initial", lambda name: pytest.fail("asked again"))
+    assert student.settle_init(config, begun) == begun
     out = tmp_path / "run"
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(begun.to_dict()))

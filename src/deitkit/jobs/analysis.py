@@ -27,7 +27,7 @@ from ..evaluation.metrics import top_k, wilson_interval
 from ..evaluation.tokens import token_cosines
 from ..model import joint_probabilities
 from ..teachers.teacher import Teacher
-from .prepare import Part
+from .opening import Part
 
 _BATCH = 32
 # Images, spread evenly over the set: means over more of them would cost time and change little.

@@ -26,7 +26,7 @@ from ..teachers.saved import load_teacher
 from ..teachers.spec import CARD
 from . import analysis
 from .analysis import Subjects
-from .prepare import Part
+from .opening import Part
 
 
 def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None) -> dict[str, Any]:

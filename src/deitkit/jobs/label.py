@@ -27,15 +27,8 @@ from ..labels.store import SHARD_VIEWS, LabelStore, Place
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from . import results
-from .prepare import (
-    Data,
-    choose_student,
-    find_splits,
-    open_data,
-    refuse_several_labels,
-    settle_device,
-    view_workers,
-)
+from .opening import Data, find_splits, open_data, refuse_several_labels
+from .student import choose_student, settle_device, view_workers
 from .teaching import prepare_teacher, training_views
 
 _TOP_K = 10

@@ -22,7 +22,8 @@ from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from . import results
-from .prepare import Data, Part, choose_student, open_data, settle_device, settle_init
+from .opening import Data, Part, open_data
+from .student import choose_student, settle_device, settle_init
 from .train import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000

@@ -26,7 +26,8 @@ from ..inference.graph import JointClassifier
 from ..model import DeiT, DeiTOutput, joint_probabilities, probabilities_of
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
 from ..teachers.teacher import Teacher
-from .prepare import MEAN, STD, Data, Part, plain_views, tally
+from .measuring import MEAN, STD, plain_views, tally
+from .opening import Data, Part
 
 PLAIN = AugmentConfig(
     crop_scale=(1.0, 1.0),

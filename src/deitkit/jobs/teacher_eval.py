@@ -22,7 +22,7 @@ from ..evaluation.throughput import images_per_s
 from ..teachers.fit import own_head_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher, Voice
-from .prepare import settle_device
+from .student import settle_device
 
 _SPEED_BATCH = 32
 

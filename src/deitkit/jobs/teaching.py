@@ -20,7 +20,8 @@ from ..teachers.saved import kept_teacher, save_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from . import results
-from .prepare import Data, choose_student, find_splits, open_data, settle_device
+from .opening import Data, find_splits, open_data
+from .student import choose_student, settle_device
 
 
 def taught_live(config: Config) -> bool:

@@ -26,18 +26,9 @@ from ..teachers.teacher import Teacher
 from ..training.loop import Trainer, seconds_per_epoch
 from ..training.tensorboard import tensorboard_logs
 from . import results
-from .prepare import (
-    Data,
-    build_model,
-    choose_student,
-    evaluate,
-    find_splits,
-    normalise,
-    open_data,
-    settle_device,
-    settle_init,
-    view_workers,
-)
+from .measuring import evaluate, normalise
+from .opening import Data, find_splits, open_data
+from .student import build_model, choose_student, settle_device, settle_init, view_workers
 from .teaching import prepare_teacher, taught_live, training_views
 
 # Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.

@@ -18,15 +18,9 @@ from ..config import Config
 from ..data.loader import TrainingViews
 from ..files import write_json, write_tensors
 from ..jobs import results
-from ..jobs.prepare import (
-    choose_student,
-    evaluate,
-    find_splits,
-    normalise,
-    open_data,
-    settle_device,
-    view_workers,
-)
+from ..jobs.measuring import evaluate, normalise
+from ..jobs.opening import find_splits, open_data
+from ..jobs.student import choose_student, settle_device, view_workers
 from ..jobs.train import train_one
 from ..model import DeiT, DeiTOutput
 from ..training.loop import Trainer

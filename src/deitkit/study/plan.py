@@ -10,7 +10,7 @@ from typing import Any
 from .. import recipes
 from ..config import Config
 from ..errors import DeitkitError
-from ..jobs.prepare import find_splits, refuse_several_labels
+from ..jobs.opening import find_splits, refuse_several_labels
 from .cost import expected_seconds
 from .description import Arm, Study
 from .presets import HELD, PRESETS, Preset

@@ -13,8 +13,9 @@ from deitkit.config import Config
 from deitkit.data.images import ImageSet
 from deitkit.data.splits import Splits
 from deitkit.errors import DeitkitError
-from deitkit.jobs import prepare
-from deitkit.jobs.prepare import choose_student, find_splits
+from deitkit.jobs import student
+from deitkit.jobs.opening import find_splits
+from deitkit.jobs.student import choose_student
 from tests.conftest import write_pictures
 
 CPU = torch.device("cpu")
@@ -28,9 +29,9 @@ def splits_of(count: int) -> Splits:
 
 
 def chosen(count: int, side: int, monkeypatch: pytest.MonkeyPatch, **settings):
-    monkeypatch.setattr(prepare, "_median_side", lambda images: side)
+    monkeypatch.setattr(student, "_median_side", lambda images: side)
     config = recipes.get("small-data").override(settings)
-    return prepare.choose_student(config, splits_of(count), CPU)
+    return student.choose_student(config, splits_of(count), CPU)
 
 
 @pytest.mark.parametrize(("count", "epochs"), [(100, 200), (2000, 60), (9469, 13), (50_000, 10)])

@@ -1,73 +1,24 @@
-"""Before training: the data opened and checked, the student chosen, the device settled."""
+"""The student chosen, refused where it cannot be, and built; and the device that it trains on."""
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from .. import console
 from ..config import Config, flatten
 from ..data.decode import UnreadableImage, open_rgb
-from ..data.images import ImageSet, has_label
-from ..data.splits import Splits, load_splits
-from ..data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
-from ..data.unlabeled import find_unlabeled
+from ..data.images import ImageSet
+from ..data.splits import Splits
 from ..errors import DeitkitError
-from ..evaluation.metrics import Metrics, Tally
 from ..model import VARIANTS, DeiT, create_model
-from ..tasks import Task
-from ..teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ..weights import find_initial, load_into, read
 
-# Of the student's input; the teacher has its own.
-MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
-_CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
 # What a student of little data sees where nobody says how long to train: enough for a few thousand
 # images, minutes on a CPU.
 _VIEWS = 120_000
-
-
-@dataclass(frozen=True)
-class Part:
-    """One split with its pixels; unreadable images are already gone."""
-
-    images: ImageSet
-    store: PixelStore
-
-    @property
-    def labels(self) -> Tensor:
-        return torch.from_numpy(self.images.labels)
-
-    def subset(self, indices: NDArray[np.int64]) -> Part:
-        return Part(self.images.subset(indices), self.store.subset(indices))
-
-
-@dataclass(frozen=True)
-class Data:
-    """All splits: training images squashed and stored larger, the others as evaluation sees them."""
-
-    splits: Splits
-    train: Part
-    pool: Part  # what the student sees: the training images, then those without a label
-    val: Part
-    test: Part | None
-    skipped: tuple[tuple[str, str], ...]  # (path, reason)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.splits.train.classes
-
-    @property
-    def task(self) -> Task:
-        return self.splits.train.task
 
 
 def settle_device(name: str) -> torch.device:
@@ -86,64 +37,6 @@ def view_workers(config: Config, device: torch.device) -> int:
     """Threads that make views ahead: none on a CPU, where a model's own threads use every core."""
     workers = config.data.workers
     return workers if workers is not None else (0 if device.type == "cpu" else 4)
-
-
-def find_splits(data: Path, config: Config) -> Splits:
-    """The splits of `data` as the settings ask, and the unlabelled images beside them."""
-    splits = load_splits(
-        data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
-    )
-    if splits.train.task == "multilabel":
-        _refuse_settings_of_classes(config)
-    if config.data.unlabeled is None:
-        return _used_share(splits, config)
-    if config.distillation.mode == "none" or config.teacher.spec == "none":
-        raise DeitkitError("images without labels need a teacher to answer them; leave out --unlabeled")
-    if not 0 < config.data.unlabeled_share < 1:
-        raise DeitkitError(
-            f"data.unlabeled_share is {config.data.unlabeled_share:g}; give more than 0 and less than 1"
-        )
-    held_out = [part for part in (splits.val, splits.test) if part is not None]
-    unlabeled, copies = find_unlabeled(Path(config.data.unlabeled), held_out)
-    left_out = f"; {len(copies)} left out, which are held-out images, such as {copies[0]}" if copies else ""
-    console.say(f"{len(unlabeled)} images without labels{left_out}")
-    return replace(_used_share(splits, config), unlabeled=unlabeled)
-
-
-def refuse_several_labels(images: ImageSet, what: str) -> None:
-    """Raises DeitkitError where an image may have several labels, which `what` has no answer for."""
-    if images.task == "multilabel":
-        raise DeitkitError(f"{what} needs one class an image, and those in {images.root} have several labels")
-
-
-def _refuse_settings_of_classes(config: Config) -> None:
-    """Raises DeitkitError for settings that mean nothing where an image may have several labels."""
-    for wrong, what in (
-        (
-            config.train.loss == "cross-entropy",
-            "train.loss cross-entropy is for one class an image; use bce",
-        ),
-        (config.distillation.mode == "dist", "distillation.mode dist compares softmaxes; use soft or hard"),
-        (config.distillation.standardise, "distillation.standardise ranks classes; leave it out"),
-        (config.data.unlabeled is not None, "data.unlabeled needs one class an image; leave it out"),
-        (config.teacher.labels is not None, "teacher.labels are of one class an image; use a live teacher"),
-    ):
-        if wrong:
-            raise DeitkitError(f"the images have several labels, and {what}")
-
-
-def _used_share(splits: Splits, config: Config) -> Splits:
-    """The shares of training and validation images that are used; DeitkitError outside 0 to 1."""
-    seed = config.data.split_seed
-    train_share, eval_share = config.data.train_fraction, config.data.eval_fraction
-    for name, share in (("train_fraction", train_share), ("eval_fraction", eval_share)):
-        if not 0 < share <= 1:
-            raise DeitkitError(f"data.{name} is {share:g}; give a share above 0, and 1 for all images")
-    if train_share == eval_share == 1:
-        return splits
-    train, val = splits.train.keep_fraction(train_share, seed), splits.val.keep_fraction(eval_share, seed)
-    how = f"{splits.how}; {len(train)} of {len(splits.train)} and {len(val)} of {len(splits.val)} images used"
-    return replace(splits, train=train, val=val, how=how)
 
 
 def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:
@@ -275,37 +168,6 @@ def _median_side(images: ImageSet) -> int:
     return int(np.median(sides)) if sides else 0
 
 
-def open_data(splits: Splits, config: Config, on_progress: Callable[[int], None]) -> Data:
-    """Decodes every split once; unreadable images are dropped up to 1 % of all, beyond that refused."""
-    size = config.student.image_size
-    assert size is not None, "choose_student comes first"
-    stored = (round(size[0] * _CACHE_SCALE), round(size[1] * _CACHE_SCALE))
-    evaluated = Decoder(size, "centre", config.data.eval_crop)
-    skipped: list[tuple[str, str]] = []
-
-    def part(images: ImageSet, decoder: Decoder) -> Part:
-        store, unreadable = open_store(
-            images,
-            decoder,
-            cache_dir=default_cache_dir(),
-            limit_bytes=int(config.data.cache_gb * 1e9),
-            workers=config.data.workers or os.cpu_count() or 1,
-            on_progress=on_progress,
-        )
-        kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
-        skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
-        return Part(images, store).subset(kept)
-
-    everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
-    pool = part(everything, Decoder(stored, "squashed"))
-    train = pool.subset(np.flatnonzero(has_label(pool.images.labels)))
-    val = part(splits.val, evaluated)
-    test = part(splits.test, evaluated) if splits.test is not None else None
-    total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)
-    refuse_many_unreadable(skipped, total)
-    return Data(splits, train, pool, val, test, tuple(skipped))
-
-
 def build_model(config: Config, num_classes: int) -> DeiT:
     """The student, first values from the run's seed; plain where no distillation token is trained."""
     assert config.student.image_size is not None and config.student.patch_size is not None
@@ -328,40 +190,3 @@ def build_model(config: Config, num_classes: int) -> DeiT:
         for change in load_into(model, read(config.student.init), antialias=config.student.init_antialias):
             console.say(f"initial weights: {change}")
     return model
-
-
-def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> the student's input."""
-    mean, std = _statistics(images.device)
-    return (images - mean) / std
-
-
-@functools.cache
-@torch.inference_mode(False)
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation on the device, made once: each copy to a GPU would wait for all of its work."""
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return mean, std
-
-
-def plain_views(store: PixelStore, device: torch.device, batch_size: int = 64) -> Iterator[Tensor]:
-    """All images of `store`, in order, as views (B, 3, H, W) in [0, 1]."""
-    for first in range(0, len(store), batch_size):
-        indices = np.arange(first, min(first + batch_size, len(store)))
-        yield store.fetch(indices).to(device).float().div_(255.0)
-
-
-@torch.inference_mode()
-def tally(model: DeiT, part: Part, device: torch.device) -> Tally:
-    """All outputs of `model` over a split."""
-    model.eval()
-    total, first = Tally(), 0
-    for views in plain_views(part.store, device):
-        total.add(model(normalise(views)), part.labels[first : first + len(views)])
-        first += len(views)
-    return total
-
-
-def evaluate(model: DeiT, part: Part, device: torch.device) -> Metrics:
-    """Class head, distillation head and joint over a split."""
-    return tally(model, part, device).metrics()
