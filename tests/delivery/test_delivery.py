@@ -193,7 +193,7 @@ def test_verdict_names_one_model_and_says_why(student, teacher, who, word):
 
 def test_verdict_tells_what_distillation_gave():
     sentence = verdict(model(top1=80), model(top1=90, speed=100), model(top1=70), 400)
-    assert "lifted it from 70.0 %" in sentence
+    assert "lifted it from 70.0 %" in sentence and "--unlabeled" in sentence
 
 
 def test_report_escapes_names_and_shows_mistakes_worst_first(run):

@@ -44,10 +44,14 @@ def verdict(
             f"Deploy the student: {found} is within chance of the teacher's {say(teacher[key])}, "
             f"and it runs at {pace}, {size}."
         )
+    # What brought students nearer to their teachers: docs/small-data.md.
+    more = "train longer (--epochs or --budget)"
+    if score is SCORES["classes"]:
+        more += " or add pictures without labels (--unlabeled)"
     helped = ""
     if control is not None and student[key] > control[key]:
         helped = f" (distillation lifted it from {say(control[key])})"
     return (
         f"Deploy the teacher: with {say(teacher[key])} it is ahead of the student's {found}{helped}, "
-        f"which runs at {pace}; train longer (--epochs or --budget) before choosing the student."
+        f"which runs at {pace}; before choosing the student, {more}."
     )
