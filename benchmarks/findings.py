@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
 from deitkit.study.catalogue import STUDIES
 from deitkit.study.description import Study
+from deitkit.study.summary import mean_and_spread
 
 WHOLE = ("summary.md", "summary.json", "runs.csv", "figure.svg", "study.json")
 OF_A_RUN = ("config.json", "metrics.jsonl", "results.json")
@@ -41,11 +41,6 @@ def publish(source: Path, target: Path) -> None:
         copy.write_text(text, encoding="utf-8")
 
 
-def mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
 def difference(claim: dict[str, Any] | None) -> str:
     """The mean difference over seeds, its interval, and the verdict."""
     if claim is None or "mean" not in claim:
@@ -66,7 +61,7 @@ def section(study: Study, summaries: Summaries) -> list[str]:
         cells = []
         for found in summaries.values():
             values = next((list(r["top1"].values()) for r in found["rows"] if r["name"] == row.name), [])
-            cells.append(mean_and_spread(values) if values else "")
+            cells.append(mean_and_spread(values))
         if any(cells):
             paper = "" if row.paper is None else f"{row.paper:.1f}"
             lines.append(f"| {row.name} | {paper} | {' | '.join(cells)} |")

@@ -46,10 +46,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "DIST": {"distillation.mode": "dist", "distillation.temperature": 1.0},
     "standardised": {"distillation.standardise": True},
     "stronger views": {"augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.crop_scale": (0.25, 1.0)},
-    "teacher fine-tuned": {"teacher.fit": "finetune"},
-    "teacher's last half": {"teacher.fit": "finetune-last"},
-    "teacher lite2": {"teacher.spec": "lite2"},
-    "teachers lite0 and lite2": {"teacher.spec": "lite0,lite2"},
 }
 FIELDS = [
     "data",
@@ -126,6 +122,8 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help="compare inside the training images")
     parser.add_argument("arms", nargs="+", metavar="ARM")
     options = parser.parse_args()
+    if "unlabeled" in options.arms and options.unlabeled is None:
+        parser.error("the arm unlabeled needs --unlabeled FOLDER")
     name = f"{options.name}-inside" if options.inside else options.name
     table = Path("results/small-data") / f"{name}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)

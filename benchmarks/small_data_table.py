@@ -11,6 +11,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from deitkit.study.summary import mean_and_spread
+
 FOLDER = Path("results/small-data")
 _ACCURACIES = ("teacher", "student", "class", "distill")
 _COLUMNS = 3  # of panels in the figure
@@ -34,15 +36,6 @@ def by_arm(rows: Rows) -> dict[str, Rows]:
     return {arm: [row for row in rows if row["arm"] == arm] for arm in arms}
 
 
-def spread(values: list[str]) -> str:
-    numbers = [float(v) for v in values if v]
-    if not numbers:
-        return ""
-    return f"{statistics.mean(numbers):.1f}" + (
-        f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
-    )
-
-
 def table(rows: Rows) -> list[str]:
     """Mean and standard deviation over seeds, in percent."""
     first = rows[0]
@@ -55,9 +48,8 @@ def table(rows: Rows) -> list[str]:
     lines = []
     for arm, runs in by_arm(rows).items():
         epochs = " and ".join(sorted({r["epochs"] for r in runs}))
-        heads = " | ".join(
-            spread([r[key] for r in runs]) for key in ("teacher", "student", "class", "distill")
-        )
+        values = ([float(r[key]) for r in runs if r[key]] for key in _ACCURACIES)
+        heads = " | ".join(map(mean_and_spread, values))
         minutes = statistics.mean(float(r["seconds"]) for r in runs) / 60
         lines.append(f"| {arm} | {len(runs)} | {epochs} | {heads} | {minutes:.1f} |")
     return head + lines

@@ -175,10 +175,9 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
         started = time.perf_counter()
         made = [views.make(batch) for batch in plan]
         speeds["views"] = count / (time.perf_counter() - started)
-        answers: list[list[Any]] = [[None] * -(-len(b.images) // trainer.micro_batch_size) for b in made]
+        started = time.perf_counter()
+        answers = [list(trainer.answers(batch, 0)) for batch in made]
         if with_teacher:
-            started = time.perf_counter()
-            answers = [list(trainer.answers(batch, 0)) for batch in made]
             speeds["teacher"] = count / (time.perf_counter() - started)
         started = time.perf_counter()
         for batch, answer in zip(made, answers, strict=True):

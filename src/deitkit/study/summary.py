@@ -40,10 +40,17 @@ def table(rows: Sequence[Measured]) -> str:
     lines = ["| | top-1, % | seeds | the paper |", "|---|---|---|---|"]
     for measured in rows:
         values = list(measured.values.values())
-        value = f"{statistics.mean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
+        value = mean_and_spread(values)
         paper = "" if measured.row.paper is None else f"{measured.row.paper:.1f}"
         lines.append(f"| {measured.row.name} | {value} | {len(values)} | {paper} |")
     return "\n".join(lines)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, such as "81.2 ± 0.4"; of a single value itself, of none nothing."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
 
 
 def _page(

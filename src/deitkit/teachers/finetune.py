@@ -42,7 +42,7 @@ def finetune(
     further back. several: an image may have several labels, each a question of its own.
     """
     loss_of = F.binary_cross_entropy_with_logits if several else F.cross_entropy
-    network.to(device).requires_grad_(not last)
+    network.to(device).requires_grad_(False)
     trained = [*last_half(network.body), *network.head.parameters()] if last else [*network.parameters()]
     for parameter in trained:
         parameter.requires_grad_(True)

@@ -159,7 +159,7 @@ def _fit_member(
     how = f"linear probe over {len(views)} views, {probe.holdout}"
     if own is not None:
         how += f", its own head {top1:.1f} %"
-    if config.fit.startswith("finetune"):
+    if config.fit in ("finetune", "finetune-last"):
         return _finetuned(voice, model, config, lesson, probe.head, device)
     params = model.params + _size(probe.head) - (_size(model.head) if model.head is not None else 0)
     card = replace(voice.card, how=how, head="linear", columns=None, params=params)
