@@ -1,7 +1,7 @@
 """How cost grows: an epoch with images and classes, memory with batch and resolution, listing, start-up.
 
     python benchmarks/cost_growth.py [--images 1000,3000,10000] [--classes 10,100,1000] [--files 200000]
-        [--batches 8,16,32,64] [--sizes 64,128,224] [--out results/cost-growth]
+        [--batches 8,16,32,64] [--sizes 64,128,224] [--out results/throughput/cost-growth]
 
 Generated pictures, a nano student without a teacher. Each memory point is a process of its own. Writes
 OUT.json and OUT.png; the last line of stdout is the JSON. `exponent` is the slope of a straight line
@@ -108,7 +108,7 @@ def exponent(points: list[tuple[float, float]]) -> float | None:
     if len(points) < 2:
         return None
     x, y = np.log([p[0] for p in points]), np.log([max(p[1], 1e-9) for p in points])
-    return round(float(np.polyfit(x, y, 1)[0]), 2)
+    return round(float(np.polyfit(x, y, 1)[0]), 2) + 0.0  # no -0.0
 
 
 def plot(series: dict[str, dict[str, Any]], path: Path) -> None:
@@ -121,6 +121,9 @@ def plot(series: dict[str, dict[str, Any]], path: Path) -> None:
     for axis, (name, one) in zip(axes, series.items(), strict=True):
         axis.loglog(*zip(*one["points"], strict=True), "o-")
         axis.set(xlabel=one["of"], ylabel=one["unit"], title=f"{name}, exponent {one['exponent']}")
+        costs = [cost for _, cost in one["points"]]
+        axis.set_ylim(min(costs) / 2, max(costs) * 2)  # or what hardly changes would look as if it did
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
@@ -136,7 +139,7 @@ def main() -> None:
     parser.add_argument("--files", type=numbers, default=[2000, 20_000, 200_000])
     parser.add_argument("--batches", type=numbers, default=[8, 16, 32, 64])
     parser.add_argument("--sizes", type=numbers, default=[64, 128, 224])
-    parser.add_argument("--out", type=Path, default=Path("results/cost-growth"))
+    parser.add_argument("--out", type=Path, default=Path("results/throughput/cost-growth"))
     parser.add_argument("--memory", type=numbers, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory is not None:

@@ -155,11 +155,20 @@ def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int], kept: Tens
     Locality Guidance, Li et al., ECCV 2022, arXiv 2207.10026.
 
     tokens: (B, N, C), the student's patch tokens projected to the map's channels, N = gh * gw.
-    features: (B, C, h, w), the teacher's map. grid: (gh, gw), the student's patches.
-    kept: (B, n) cells of the grid that `tokens` (B, n, C) stand for; None: all.
+    features, grid, kept: as for `guidance_target`. Both sides are layer-normalised over channels,
+    without learnt scale, so that only the pattern counts; the mean runs over all elements of `tokens`.
+    """
+    target = guidance_target(features, grid, kept)
+    return F.mse_loss(F.layer_norm(tokens.float(), target.shape[-1:]), target)
+
+
+def guidance_target(features: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
+    """What each of the student's patch tokens is to imitate of a teacher's feature map, (B, N, C).
+
+    features: (B, C, h, w), the teacher's map. grid: (gh, gw), the student's patches, N = gh * gw.
+    kept: (B, n) cells of the grid that the student kept, then N = n; None: all.
     The map is averaged down along a side longer than the grid's and stretched bilinearly along a
-    shorter one; both sides are layer-normalised over channels, without learnt scale, so that only
-    the pattern counts; the mean runs over all elements of `tokens`.
+    shorter one, and layer-normalised over channels.
     """
     features = features.float()
     h, w = features.shape[-2:]
@@ -170,4 +179,4 @@ def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int], kept: Tens
     target = F.layer_norm(features.flatten(2).transpose(1, 2), channels)
     if kept is not None:
         target = target.gather(1, kept[..., None].expand(-1, -1, channels[0]))
-    return F.mse_loss(F.layer_norm(tokens.float(), channels), target)
+    return target

@@ -69,8 +69,14 @@ def test_factors_of_an_arm(large):
     assert runs["smooth"].data.eval_fraction == pytest.approx(0.1)
     assert runs["fine"].student.image_size == (24, 24)
     assert runs["fine"].student.init == str(Path("out/runs/smooth/seed-4"))
-    assert (runs["smooth"].train.epochs, runs["fine"].train.epochs) == (2, 1)
+    assert runs["smooth"].train.epochs == 2
     assert runs["sharp"].train.label_smoothing == 0.0
+
+
+def test_a_student_that_starts_from_another_has_fewer_epochs(large):
+    runs = planned(catalogue.get("transfer"), target=Path("other"), seeds=(0,))
+    epochs = {run.arm.name: run.config.train.epochs for run in runs}
+    assert (epochs["scratch"], epochs["trained-plain"], epochs["plain-plain"]) == (12, 12, 9)
 
 
 def test_settings_over_what_is_held(large):

@@ -113,9 +113,24 @@ def test_the_teacher_sees_the_smaller_views_and_is_not_asked_for_nothing(tmp_pat
     seen: list[int] = []
     run.model.register_forward_hook(lambda model, inputs, output: seen.append(inputs[0].shape[-1]))
     run.run([Steps()])
-    # Fifteen updates of two micro-batches: nine at 16 pixels, six of them guided.
-    assert seen == [16] * 18 + [32] * 12
-    assert run.teacher.sizes == [(16, 16)] * 12
+    # Three batches for guidance's first projections, then fifteen updates: nine at 16 pixels, six of
+    # them guided. Two micro-batches each.
+    assert seen == [16] * (6 + 18) + [32] * 12
+    assert run.teacher.sizes == [(16, 16)] * (6 + 12)
+
+
+def test_guidance_begins_from_projections_that_suit_the_student_at_any_seed(tmp_path):
+    def first_error(seed: int, fitted: bool) -> float:
+        run = trainer(tmp_path / f"{seed}-{fitted}", {"distillation.guidance": 2.0, "train.seed": seed})
+        before = [p.detach().clone() for p in run.model.parameters()]
+        if fitted:
+            run.fit_guidance()
+        assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before, strict=True))
+        batch, answers = next(iter(run.prepared(0)))
+        return run.update(batch, answers)["guidance"]
+
+    for seed in range(3):
+        assert first_error(seed, fitted=True) < 0.8 * first_error(seed, fitted=False)
 
 
 def test_guidance_stops_and_its_projections_rest(tmp_path):
@@ -147,6 +162,7 @@ def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_updates(tmp_p
 def test_answers_made_ahead_change_nothing(tmp_path):
     ahead, direct = (trainer(tmp_path / name, SAVING) for name in ("ahead", "direct"))
     ahead.run([Steps()])
+    direct.fit_guidance()
     for epoch in range(EPOCHS):
         for planned in direct.plan(epoch):
             direct.update(direct.make(planned))

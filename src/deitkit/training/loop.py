@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
@@ -31,6 +32,7 @@ from .optim import create_optimizer, learning_rate
 from .schedule import guided_at, image_size_at, measured_after, phases
 from .task import Guidance, training_loss
 
+_FITTED_IMAGES = 512  # that the first projections of guidance are fitted on
 _CHECKPOINT_SECONDS = 300.0  # also within an epoch, so that a crash costs at most so much
 
 
@@ -134,6 +136,8 @@ class Trainer:
         """Trains to the end. Raises Interrupted on SIGINT and SIGTERM, after saving."""
         saved_at = time.monotonic()
         with _stop_requests() as stop:
+            if self.state.step == 0:
+                self.fit_guidance()
             while not self.finished:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
                 sums: dict[str, float] = {}
@@ -183,6 +187,22 @@ class Trainer:
         asked = distillation.alpha > 0 or (self.state.guidance is not None and self._guided(step))
         for images in batch.images.split(self.micro_batch_size):
             yield self.teacher(images) if self.teacher is not None and asked else None
+
+    @torch.no_grad()
+    def fit_guidance(self) -> None:
+        """Lets guidance begin from projections that suit the student's start, on the first views."""
+        guidance = self.state.guidance
+        if guidance is None or not self._guided(0):
+            return
+        self.model.train()  # patches are dropped and views are small as in the updates
+        torch.manual_seed(self.config.train.seed << 32)
+        batches = math.ceil(_FITTED_IMAGES / self.config.train.batch_size)
+        guidance.fit(
+            (self.model(self.normalise(images), tokens_after=guidance.blocks), answer)
+            for batch, answers in itertools.islice(self.prepared(0), batches)
+            for images, answer in zip(batch.images.split(self.micro_batch_size), answers, strict=True)
+            if answer is not None
+        )
 
     def _guided(self, step: int) -> bool:
         return guided_at(step, self.total_steps, self.config)

@@ -12,7 +12,7 @@ STUDY = Study(
     source="arXiv 2012.12877, table 10, DeiT-B trained at 224 pixels",
     held={"distillation.mode": "none"},
     sizes={
-        "quick": Size(epochs=14, images=1500),
+        "quick": Size(epochs=10, images=1500),
         "standard": Size(epochs=45, images=10_000),
         "full": Size(epochs=300),
     },
