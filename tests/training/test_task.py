@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from deitkit import losses
 from deitkit.config import DistillationConfig, TrainConfig
-from deitkit.model import DeiTOutput, create_model
+from deitkit.model import DeiTOutput
 from deitkit.teachers.teacher import TeacherAnswer
-from deitkit.training.task import Guidance, training_loss
+from deitkit.training.task import training_loss
 
 PLAIN = TrainConfig(label_smoothing=0.0)
 
@@ -108,41 +107,3 @@ def test_views_without_a_label_teach_the_distillation_head_only(batch, loss):
     everything = losses.soft_distillation(output.distill_logits, answer.logits, 2.0)
     assert parts["class"].item() == pytest.approx(labelled.item(), rel=1e-6)
     assert parts["loss"].item() == pytest.approx((0.7 * labelled + 0.3 * everything).item(), rel=1e-6)
-
-
-def test_the_fitted_projections_are_those_of_least_squares():
-    """Against NumPy, over two batches of unlike size; the small ridge is what is left between them."""
-    student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
-    guidance = Guidance(student, (5, 3))
-    g = torch.Generator().manual_seed(0)
-    seen = []
-    for images in (40, 56):
-        tokens = tuple(3 + 2 * torch.randn(images, 16, student.embed_dim, generator=g) for _ in range(2))
-        maps = tuple(torch.randn(images, c, 4, 4, generator=g) for c in (5, 3))
-        output = DeiTOutput(torch.zeros(images, 2), None, patch_tokens=tokens, grid_size=(4, 4))
-        seen.append((output, TeacherAnswer(torch.zeros(images, 2), maps)))
-    guidance.fit(seen)
-    for i, project in enumerate(guidance.projections):
-        x = torch.cat([output.patch_tokens[i].flatten(0, 1) for output, _ in seen]).double().numpy()
-        y = torch.cat([answer.maps[i].flatten(2).transpose(1, 2).flatten(0, 1) for _, answer in seen])
-        y = y.double().numpy()
-        y = (y - y.mean(1, keepdims=True)) / y.std(1, keepdims=True)
-        expected = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0]
-        found = project(torch.cat([output.patch_tokens[i] for output, _ in seen])).flatten(0, 1)
-        wanted = x @ expected[:-1] + expected[-1]
-        assert np.abs(found.detach().numpy() - wanted).mean() < 0.01 * np.abs(wanted).mean()
-
-
-def test_tokens_that_hold_the_map_are_read_without_error_at_once():
-    student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
-    guidance = Guidance(student, (6, 6))
-    features = torch.randn(64, 6, 4, 4, generator=torch.Generator().manual_seed(0))
-    mixed = torch.nn.Linear(6, student.embed_dim)
-    target = losses.guidance_target(features, (4, 4))
-    with torch.no_grad():
-        tokens = mixed(target)
-    output = DeiTOutput(torch.zeros(64, 2), None, patch_tokens=(tokens, tokens), grid_size=(4, 4))
-    answer = TeacherAnswer(torch.zeros(64, 2), (features, features))
-    assert guidance(output, answer) > 1
-    guidance.fit([(output, answer)])
-    assert guidance(output, answer) < 0.05

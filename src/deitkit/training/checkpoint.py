@@ -15,7 +15,7 @@ from ..errors import DeitkitError
 from ..files import write_tensors
 from .best import BestWeights
 from .ema import EMA
-from .task import Guidance
+from .guidance import Guidance
 
 
 @dataclass

@@ -28,9 +28,10 @@ from ..teachers.teacher import Teacher, TeacherAnswer
 from .best import BestWeights
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .ema import EMA
+from .guidance import Guidance
 from .optim import create_optimizer, learning_rate
 from .schedule import guided_at, image_size_at, measured_after, phases
-from .task import Guidance, training_loss
+from .task import training_loss
 
 _FITTED_IMAGES = 512  # that the first projections of guidance are fitted on
 _CHECKPOINT_SECONDS = 300.0  # also within an epoch, so that a crash costs at most so much
