@@ -6,9 +6,10 @@
 An ARM is one of those named below, section.key=value joined by commas, over the recipe small-data, or
 "unlabeled": the recipe with the images of FOLDER as images without labels.
 The split stays the same over seeds and arms. With --inside, the images that are reported on are set
-aside first and never opened: the rest is split again, and arms are compared there, which is how a
-setting is chosen. Rows are appended to results/small-data/NAME.csv (or NAME-inside.csv), where an arm and
-seed that is there already is not run again; the last line of stdout is JSON.
+aside first and never opened: the rest is split again, the fractions are taken of that, and arms are
+compared there, which is how a setting is chosen. Rows are appended to results/small-data/NAME.csv (or
+NAME-inside.csv), where an arm and seed that is there already is not run again; the last line of stdout
+is JSON.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def settings_of(arm: str, unlabeled: Path | None) -> dict[str, Any]:
     return dict(item.split("=", 1) for item in arm.split(","))
 
 
-def training_part(data: Path, config: deitkit.Config, folder: Path) -> Path:
-    """A folder of links to the images that the reported split trains on."""
+def training_part(data: Path, split: str, folder: Path) -> Path:
+    """A folder of links to all images that the reported split may train on."""
+    config = recipes.get("small-data").override({"data.split": split, "data.split_seed": 0})
     images = find_splits(data, config).train
     for i, label in enumerate(images.labels):
         source = images.full_path(i).resolve()
@@ -138,8 +140,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = options.data
         if options.inside:
-            config = recipes.get("small-data").override(held)
-            data, held["data.train_fraction"] = training_part(data, config, Path(scratch) / "data"), 1.0
+            data = training_part(data, options.split, Path(scratch) / "data")
         for seed in options.seeds:
             for arm in options.arms:
                 if any((r["arm"], int(r["seed"])) == (arm, seed) for r in rows):
