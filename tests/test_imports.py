@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("jobs.label", "jobs.pretrain", "study"),
     ("jobs.train", "jobs.evaluate", "jobs.analyze", "jobs.export", "jobs.convert", "jobs.bench"),
-    ("jobs.bench_worker", "jobs.teaching", "jobs.teacher_eval"),
+    ("jobs.bench_worker", "jobs.teaching", "jobs.teacher_eval", "jobs.budget"),
     ("jobs.results", "jobs.analysis"),
     ("jobs.measuring",),
     ("jobs.opening", "jobs.student"),

@@ -22,9 +22,10 @@ from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from . import results
+from .budget import planned_epochs
 from .opening import Data, Part, open_data
 from .student import choose_student, settle_device, settle_init
-from .train import Run, begun_run, claim_folder, create_trainer, planned_epochs, train_one
+from .train import Run, begun_run, claim_folder, create_trainer, train_one
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
 

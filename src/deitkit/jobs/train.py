@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from dataclasses import dataclass, replace
@@ -23,16 +22,14 @@ from ..model import DeiTOutput
 from ..tasks import SCORES
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
-from ..training.loop import Trainer, seconds_per_epoch
+from ..training.loop import Trainer
 from ..training.tensorboard import tensorboard_logs
 from . import results
+from .budget import planned_epochs
 from .measuring import evaluate, normalise
 from .opening import Data, find_splits, open_data
 from .student import build_model, choose_student, settle_device, settle_init, view_workers
 from .teaching import prepare_teacher, taught_live, training_views
-
-# Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
-_RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
 
 
 @dataclass(frozen=True)
@@ -214,38 +211,6 @@ def create_trainer(
         workers=view_workers(config, device),
         facts=facts | ({"labels": labels.id} if labels is not None else {}),
     )
-
-
-def planned_epochs(
-    out: Path, trainer: Trainer, control: Trainer | None, config: Config, started: float
-) -> int:
-    """The configured epochs; under a budget, as many as fit, measured on a student that is thrown away."""
-    saved = out / "plan.json"
-    if saved.exists():  # a resumed run keeps its plan
-        return int(json.loads(saved.read_text())["epochs"])
-    epochs = config.train.epochs
-    assert epochs is not None, "choose_student comes first"
-    if config.train.budget_s is not None:
-        per_epoch = 0.0
-        for each in (trainer, control):
-            if each is not None:
-                probe = replace(each, model=copy.deepcopy(each.model))
-                per_epoch += seconds_per_epoch(probe)
-        spent = time.monotonic() - started
-        left = config.train.budget_s * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
-        epochs = int(left / (per_epoch * 1.08))  # the rest for measuring after epochs
-        if epochs < 1:
-            raise DeitkitError(
-                f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one "
-                f"epoch takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s, "
-                "with --resume to keep what is done"
-            )
-        console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
-        if trainer.labels is not None and epochs > trainer.labels.epochs():
-            epochs = trainer.labels.epochs()
-            console.say(f"labels are stored for {epochs} of them, so {epochs} are trained")
-    write_json(saved, {"epochs": epochs})
-    return epochs
 
 
 def train_one(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,8 @@ from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .ema import EMA
 from .guidance import Guidance
 from .optim import create_optimizer, learning_rate
-from .schedule import guided_at, image_size_at, measured_after, phases
+from .schedule import guided_at, image_size_at, measured_after
+from .signals import stop_requests
 from .task import training_loss
 
 _FITTED_IMAGES = 512  # that the first projections of guidance are fitted on
@@ -136,7 +136,7 @@ class Trainer:
     def run(self, watchers: Sequence[Watcher]) -> None:
         """Trains to the end. Raises Interrupted on SIGINT and SIGTERM, after saving."""
         saved_at = time.monotonic()
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             if self.state.step == 0:
                 self.fit_guidance()
             while not self.finished:
@@ -326,47 +326,3 @@ class Trainer:
             f"{files}, the last good checkpoint is {last[-1] if last else 'none yet'}; "
             "lower --set optim.lr, or set optim.clip_grad=1"
         )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question; a second signal acts as it did before."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: object) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: the caller owns the signals
-        before.clear()
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def seconds_per_epoch(trainer: Trainer, updates: int = 12) -> float:
-    """An epoch's expected time on a trainer that is thrown away after.
-
-    The median of `updates` real updates in each part of a run, weighted by how long the part is: a
-    planned epoch stands for the whole run.
-    """
-    trainer.epochs, seconds = 1, 0.0
-    for steps in phases(trainer.steps_per_epoch, trainer.config):
-        times: list[float] = []
-        while len(times) < updates:
-            started = time.monotonic()
-            for step, (batch, answers) in zip(steps, trainer.prepared(0, steps.start), strict=False):
-                trainer.state.step = step
-                trainer.update(batch, answers)
-                times.append(time.monotonic() - started)
-                started = time.monotonic()
-                if len(times) == updates:
-                    break
-        seconds += sorted(times)[len(times) // 2] * len(steps)
-    return seconds

@@ -1,0 +1,73 @@
+"""How many epochs a run has: those of its settings, or as many as fit into its budget of time."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from .. import console
+from ..config import Config
+from ..errors import DeitkitError
+from ..files import write_json
+from ..training.loop import Trainer
+from ..training.schedule import phases
+
+# Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
+_RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
+
+
+def planned_epochs(
+    out: Path, trainer: Trainer, control: Trainer | None, config: Config, started: float
+) -> int:
+    """The configured epochs; under a budget, as many as fit, measured on a student that is thrown away."""
+    saved = out / "plan.json"
+    if saved.exists():  # a resumed run keeps its plan
+        return int(json.loads(saved.read_text())["epochs"])
+    epochs = config.train.epochs
+    assert epochs is not None, "choose_student comes first"
+    if config.train.budget_s is not None:
+        per_epoch = 0.0
+        for each in (trainer, control):
+            if each is not None:
+                probe = replace(each, model=copy.deepcopy(each.model))
+                per_epoch += _seconds_per_epoch(probe)
+        spent = time.monotonic() - started
+        left = config.train.budget_s * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
+        epochs = int(left / (per_epoch * 1.08))  # the rest for measuring after epochs
+        if epochs < 1:
+            raise DeitkitError(
+                f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one "
+                f"epoch takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s, "
+                "with --resume to keep what is done"
+            )
+        console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
+        if trainer.labels is not None and epochs > trainer.labels.epochs():
+            epochs = trainer.labels.epochs()
+            console.say(f"labels are stored for {epochs} of them, so {epochs} are trained")
+    write_json(saved, {"epochs": epochs})
+    return epochs
+
+
+def _seconds_per_epoch(trainer: Trainer, updates: int = 12) -> float:
+    """An epoch's expected time on a trainer that is thrown away after.
+
+    The median of `updates` real updates in each part of a run, weighted by how long the part is: a
+    planned epoch stands for the whole run.
+    """
+    trainer.epochs, seconds = 1, 0.0
+    for steps in phases(trainer.steps_per_epoch, trainer.config):
+        times: list[float] = []
+        while len(times) < updates:
+            started = time.monotonic()
+            for step, (batch, answers) in zip(steps, trainer.prepared(0, steps.start), strict=False):
+                trainer.state.step = step
+                trainer.update(batch, answers)
+                times.append(time.monotonic() - started)
+                started = time.monotonic()
+                if len(times) == updates:
+                    break
+        seconds += sorted(times)[len(times) // 2] * len(steps)
+    return seconds
