@@ -191,9 +191,12 @@ class Trainer:
 
     @torch.no_grad()
     def fit_guidance(self) -> None:
-        """Lets guidance begin from projections that suit the student's start, on the first views."""
+        """Lets guidance begin from projections that suit the student's start, on the first views.
+
+        Tokens that mean nothing yet are better taught through random ones (docs/small-data.md).
+        """
         guidance = self.state.guidance
-        if guidance is None or not self._guided(0):
+        if guidance is None or self.config.student.init == "none" or not self._guided(0):
             return
         self.model.train()  # patches are dropped and views are small as in the updates
         torch.manual_seed(self.config.train.seed << 32)

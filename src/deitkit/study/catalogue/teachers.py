@@ -51,7 +51,7 @@ STUDY = Study(
             contrast={"RegNetY-8GF": 1, "DeiT-B": -1},
         ),
         Claim(
-            says="a stronger convnet teaches better than a weaker one",
+            says="a RegNetY of 16 GFLOPs teaches better than one of 4",
             contrast={"RegNetY-16GF": 1, "RegNetY-4GF": -1},
         ),
     ),
