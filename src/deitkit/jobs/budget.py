@@ -17,6 +17,7 @@ from ..training.schedule import phases
 
 # Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
+_TIMED_UPDATES = 12
 
 
 def planned_epochs(
@@ -51,23 +52,23 @@ def planned_epochs(
     return epochs
 
 
-def _seconds_per_epoch(trainer: Trainer, updates: int = 12) -> float:
+def _seconds_per_epoch(trainer: Trainer) -> float:
     """An epoch's expected time on a trainer that is thrown away after.
 
-    The median of `updates` real updates in each part of a run, weighted by how long the part is: a
+    The median of some real updates in each part of a run, weighted by how long the part is: a
     planned epoch stands for the whole run.
     """
     trainer.epochs, seconds = 1, 0.0
     for steps in phases(trainer.steps_per_epoch, trainer.config):
         times: list[float] = []
-        while len(times) < updates:
+        while len(times) < _TIMED_UPDATES:
             started = time.monotonic()
             for step, (batch, answers) in zip(steps, trainer.prepared(0, steps.start), strict=False):
                 trainer.state.step = step
                 trainer.update(batch, answers)
                 times.append(time.monotonic() - started)
                 started = time.monotonic()
-                if len(times) == updates:
+                if len(times) == _TIMED_UPDATES:
                     break
         seconds += sorted(times)[len(times) // 2] * len(steps)
     return seconds

@@ -199,7 +199,7 @@ class Trainer:
         if guidance is None or self.config.student.init == "none" or not self._guided(0):
             return
         self.model.train()  # patches are dropped and views are small as in the updates
-        torch.manual_seed(self.config.train.seed << 32)
+        self._seed_update()
         batches = math.ceil(_FITTED_IMAGES / self.config.train.batch_size)
         guidance.fit(
             (self.model(self.normalise(images), tokens_after=guidance.blocks), answer)
@@ -207,6 +207,10 @@ class Trainer:
             for images, answer in zip(batch.images.split(self.micro_batch_size), answers, strict=True)
             if answer is not None
         )
+
+    def _seed_update(self) -> None:
+        """Seeds what stochastic depth and patch dropping draw from by the step, so a resumed run agrees."""
+        torch.manual_seed((self.config.train.seed << 32) + self.state.step)
 
     def _guided(self, step: int) -> bool:
         return guided_at(step, self.total_steps, self.config)
@@ -222,9 +226,7 @@ class Trainer:
         answers: of the teacher, one a micro-batch; None asks it now.
         """
         state, config = self.state, self.config
-        # Stochastic depth and patch dropping draw from the global generator: seeded by the step, a
-        # resumed run agrees.
-        torch.manual_seed((config.train.seed << 32) + state.step)
+        self._seed_update()
         rate = learning_rate(
             state.step,
             total_steps=self.total_steps,
