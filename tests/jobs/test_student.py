@@ -79,6 +79,7 @@ def test_a_share_of_the_validation_images_leaves_training_and_test_alone(tmp_pat
         ({"student.patch_drop_rate": -0.1}, "student.patch_drop_rate"),
         ({"student.drop_path_rate": float("nan")}, "student.drop_path_rate is nan"),
         ({"distillation.guidance_until": 1.5}, "distillation.guidance_until is 1.5"),
+        ({"distillation.alpha_until": -0.1}, "distillation.alpha_until is -0.1"),
         ({"train.patience": 0}, "train.patience is 0"),
         ({"train.start_size": 20}, "train.start_size 20x20 does not fit.*multiple of the patch size 8x8"),
         ({"train.start_size": 32}, "below 32x24"),

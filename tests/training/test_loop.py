@@ -151,6 +151,15 @@ def test_guidance_stops_and_its_projections_rest(tmp_path):
     assert moved == [True] * 5 + [False] * 9
 
 
+def test_a_teacher_that_has_nothing_left_to_say_is_not_asked(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.alpha_until": 0.6})
+    run.run([Steps()])
+    # Two micro-batches each of 9 updates of 15, and of the 3 that the projections are fitted on.
+    assert len(run.teacher.sizes) == 2 * (9 + 3)
+    last = lines(tmp_path)[-1]["train"]
+    assert set(last) == {"loss", "class", "distill"}
+
+
 def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_updates(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.guidance_until": 7 / 15})
     parts: list[dict[str, float]] = []

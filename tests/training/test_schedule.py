@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from deitkit.config import Config, DistillationConfig, TrainConfig
-from deitkit.training.schedule import guided_at, image_size_at, measured_after, phases
+from deitkit.training.schedule import answered_at, guided_at, image_size_at, measured_after, phases
 
 PLAIN = Config()
 SAVING = replace(
     PLAIN,
     train=TrainConfig(start_size=(32, 48), start_share=0.75),
-    distillation=DistillationConfig(guidance_until=0.5),
+    distillation=DistillationConfig(alpha_until=0.25, guidance_until=0.5),
 )
 
 
@@ -28,14 +28,18 @@ def test_guidance_lasts_for_its_share():
     assert all(guided_at(step, 8, PLAIN) for step in range(8))
 
 
+def test_the_teachers_answers_last_for_their_share():
+    assert [answered_at(step, 8, SAVING) for step in range(8)] == [True] * 2 + [False] * 6
+    assert all(answered_at(step, 8, PLAIN) for step in range(8))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 101])
 @pytest.mark.parametrize("config", [PLAIN, SAVING], ids=["plain", "saving"])
 def test_within_a_phase_nothing_changes(steps, config):
     found = phases(steps, config)
     assert [step for phase in found for step in phase] == list(range(steps))
-    kinds = [
-        {(image_size_at(s, steps, config), guided_at(s, steps, config)) for s in phase} for phase in found
-    ]
+    of_step = (answered_at, guided_at, image_size_at)
+    kinds = [{tuple(of(s, steps, config) for of in of_step) for s in phase} for phase in found]
     assert all(len(kind) == 1 for kind in kinds)
     assert all(a != b for a, b in itertools.pairwise(kinds))
 

@@ -69,6 +69,22 @@ def test_without_a_teacher_only_the_labels_count(batch, mode):
     torch.testing.assert_close(parts["loss"], losses.soft_target_cross_entropy(output.class_logits, targets))
 
 
+@pytest.mark.parametrize("token", ["distill", "class"])
+def test_after_the_teachers_answers_both_heads_learn_from_labels(batch, token):
+    output, targets, _ = batch
+    targets[0] = 0.0  # a view without a label
+    config = DistillationConfig(mode="soft", token=token, alpha=0.3)
+    parts = training_loss(
+        output, targets, None, config, PLAIN, guidance=None, answered=False, labelled_share=5 / 6
+    )
+    student = output.distill_logits if token == "distill" else output.class_logits
+    of_class, of_student = (
+        losses.soft_target_cross_entropy(logits[1:], targets[1:]) for logits in (output.class_logits, student)
+    )
+    torch.testing.assert_close(parts["distill"], of_student)
+    torch.testing.assert_close(parts["loss"], 0.7 * of_class + 0.3 * of_student)
+
+
 @pytest.mark.parametrize("mode", ["soft", "hard"])
 def test_several_labels_are_questions_for_both_terms(batch, mode):
     """An image without labels counts in full: `no` is an answer too."""

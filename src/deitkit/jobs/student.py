@@ -98,9 +98,10 @@ def _refuse_impossible_savings(config: Config) -> None:
     for key, rate in rates.items():
         if not 0 <= rate < 1:
             raise DeitkitError(f"{key} is {rate:g}; give a share from 0 up to, but not, 1")
-    if not 0 <= config.distillation.guidance_until <= 1:
-        until = config.distillation.guidance_until
-        raise DeitkitError(f"distillation.guidance_until is {until:g}; give a share from 0 to 1")
+    for name in ("alpha_until", "guidance_until"):
+        until = getattr(config.distillation, name)
+        if not 0 <= until <= 1:
+            raise DeitkitError(f"distillation.{name} is {until:g}; give a share from 0 to 1")
     if config.train.patience is not None and config.train.patience < 1:
         raise DeitkitError(f"train.patience is {config.train.patience}; give 1 or more measurements, or none")
     start, full, patch = config.train.start_size, config.student.image_size, config.student.patch_size

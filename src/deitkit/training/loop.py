@@ -29,7 +29,7 @@ from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .ema import EMA
 from .guidance import Guidance
 from .optim import create_optimizer, learning_rate
-from .schedule import guided_at, image_size_at, measured_after
+from .schedule import answered_at, guided_at, image_size_at, measured_after
 from .signals import stop_requests
 from .task import training_loss
 
@@ -185,7 +185,8 @@ class Trainer:
             answer = self.labels.answer(*divmod(step, self.steps_per_epoch), self.device)
             yield from (TeacherAnswer(logits, ()) for logits in answer.logits.split(self.micro_batch_size))
             return
-        asked = distillation.alpha > 0 or (self.state.guidance is not None and self._guided(step))
+        answered = distillation.alpha > 0 and self._answered(step)
+        asked = answered or (self.state.guidance is not None and self._guided(step))
         for images in batch.images.split(self.micro_batch_size):
             yield self.teacher(images) if self.teacher is not None and asked else None
 
@@ -211,6 +212,9 @@ class Trainer:
     def _seed_update(self) -> None:
         """Seeds what stochastic depth and patch dropping draw from by the step, so a resumed run agrees."""
         torch.manual_seed((self.config.train.seed << 32) + self.state.step)
+
+    def _answered(self, step: int) -> bool:
+        return answered_at(step, self.total_steps, self.config)
 
     def _guided(self, step: int) -> bool:
         return guided_at(step, self.total_steps, self.config)
@@ -275,6 +279,7 @@ class Trainer:
                 self.config.distillation,
                 self.config.train,
                 guidance=guidance,
+                answered=self._answered(self.state.step),
                 labelled_share=labelled,
                 task=self.task,
             )

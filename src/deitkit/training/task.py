@@ -46,6 +46,7 @@ def training_loss(
     train: TrainConfig,
     *,
     guidance: Guidance | None,
+    answered: bool = True,
     labelled_share: float = 1.0,
     task: Task = "classes",
 ) -> dict[str, Tensor]:
@@ -53,17 +54,23 @@ def training_loss(
 
     targets (B, K) are soft; of one class an image, they are zero for a view without a label, and the
     class term is the mean over the labelled views, `labelled_share` of the global batch, and 0 where
-    there are none. Without a teacher only the class term remains, at full weight.
+    there are none. Without a teacher only the class term remains, at full weight. Not `answered`: the
+    teacher's term is over, and both heads learn from the labels.
     """
     base = label_loss(output.class_logits, targets, train, task) / (labelled_share or 1.0)
     parts = {"class": base}
-    if answer is None or config.mode == "none":
+    if config.mode == "none" or (answered and answer is None):
         return {"loss": base, **parts}
     student_logits = output.distill_logits if config.token == "distill" else output.class_logits
     assert student_logits is not None, "the distillation token needs a distilled student"
-    parts["distill"] = distillation_loss(student_logits, answer.logits, config, task)
+    if answered:
+        assert answer is not None
+        parts["distill"] = distillation_loss(student_logits, answer.logits, config, task)
+    else:
+        parts["distill"] = label_loss(student_logits, targets, train, task) / (labelled_share or 1.0)
     total = (1 - config.alpha) * base + config.alpha * parts["distill"]
     if guidance is not None:
+        assert answer is not None
         parts["guidance"] = guidance(output, answer)
         total = total + config.guidance * parts["guidance"]
     return {"loss": total, **parts}
