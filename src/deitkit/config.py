@@ -93,7 +93,7 @@ class DistillationConfig:
     mode: Literal["none", "soft", "hard", "dist"] = "hard"  # dist: correlations (arXiv 2205.10536)
     token: Literal["distill", "class"] = "distill"  # which token learns from the teacher; class: one head
     alpha: float = 0.5  # weight of the teacher's term; the label's term weighs 1 - alpha
-    alpha_until: float = 1.0  # share of the updates after which labels take the place of the teacher's answers
+    alpha_until: float = 1.0  # share of the updates after which labels replace the teacher's answers
     temperature: float = 3.0  # of soft distillation (arXiv 1503.02531) and of dist
     standardise: bool = False  # both logits as z-scores before soft distillation (arXiv 2403.01427)
     reduction: Literal["batch", "batch_and_classes"] = "batch"  # soft; the second is the published code's
