@@ -43,7 +43,9 @@ def small_data() -> Config:
             mixup=0.0,
             cutmix=0.0,
         ),
-        distillation=DistillationConfig(mode="soft", alpha=0.5, temperature=2.0, guidance=16.0),
+        distillation=DistillationConfig(
+            mode="soft", alpha=0.5, temperature=2.0, alpha_until=0.5, guidance=16.0, guidance_until=0.5
+        ),
         optim=OptimConfig(lr=1e-3, lr_batch=32, min_lr=1e-5, warmup_epochs=2, ema_decay=0.998),
         train=TrainConfig(epochs=None, batch_size=32),
     )
@@ -65,7 +67,9 @@ def pretrain() -> Config:
         recipe="pretrain",
         student=replace(light.student, init="none"),
         augment=replace(light.augment, crop_scale=(0.25, 1.0)),
-        distillation=replace(light.distillation, token="class", alpha=1.0),
+        distillation=replace(
+            light.distillation, token="class", alpha=1.0, alpha_until=1.0, guidance_until=1.0
+        ),
         optim=replace(light.optim, lr_batch=64),
         train=TrainConfig(epochs=10, batch_size=64, label_smoothing=0.0),
     )

@@ -160,6 +160,18 @@ def test_a_teacher_that_has_nothing_left_to_say_is_not_asked(tmp_path):
     assert set(last) == {"loss", "class", "distill"}
 
 
+def test_images_without_labels_leave_with_the_teacher(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.alpha_until": 0.6})
+    run.num_images, run.num_unlabeled = 8, 4
+    run.steps_per_epoch = len(run.plan(0))
+    batches = [batch for epoch in range(EPOCHS) for batch in run.plan(epoch)]
+    taught = round(0.6 * len(batches))
+    assert all((batch.indices >= 8).any() for batch in batches[:taught])
+    assert all((batch.indices < 8).all() for batch in batches[taught:])
+    kept = np.concatenate([batch.indices for batch in batches[-run.steps_per_epoch :]])
+    assert sorted(kept) == list(range(8))  # every labelled image still
+
+
 def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_updates(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.guidance_until": 7 / 15})
     parts: list[dict[str, float]] = []

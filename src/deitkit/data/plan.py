@@ -7,7 +7,7 @@ in any order, by any number of workers or processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,11 @@ class Batch:
     indices: NDArray[np.int64]
     keys: NDArray[np.uint64]
     image_size: tuple[int, int] | None = None  # height, width in pixels; None: the student's
+
+    def below(self, index: int) -> Batch:
+        """The batch without images from `index` on."""
+        kept = self.indices < index
+        return replace(self, indices=self.indices[kept], keys=self.keys[kept])
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

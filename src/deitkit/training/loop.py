@@ -92,7 +92,10 @@ class Trainer:
         """The batches of an epoch (from 0), each with the size of its views."""
         first = epoch * self.steps_per_epoch
         return [
-            replace(batch, image_size=image_size_at(step, self.total_steps, self.config))
+            replace(
+                batch if self._taught(step) else batch.below(self.num_images),
+                image_size=image_size_at(step, self.total_steps, self.config),
+            )
             for step, batch in enumerate(self._planned(epoch), first)
         ]
 
@@ -180,15 +183,15 @@ class Trainer:
 
     def answers(self, batch: ViewBatch, step: int) -> Answers:
         """What the teacher says of each micro-batch of update `step`; None where its loss reads nothing."""
-        distillation = self.config.distillation
-        if self.labels is not None:
+        parts = batch.images.split(self.micro_batch_size)
+        taught = self._taught(step)
+        if taught and self.labels is not None:
             answer = self.labels.answer(*divmod(step, self.steps_per_epoch), self.device)
             yield from (TeacherAnswer(logits, ()) for logits in answer.logits.split(self.micro_batch_size))
-            return
-        answered = distillation.alpha > 0 and self._answered(step)
-        asked = answered or (self.state.guidance is not None and self._guided(step))
-        for images in batch.images.split(self.micro_batch_size):
-            yield self.teacher(images) if self.teacher is not None and asked else None
+        elif taught and self.teacher is not None:
+            yield from map(self.teacher, parts)
+        else:
+            yield from (None for _ in parts)
 
     @torch.no_grad()
     def fit_guidance(self) -> None:
@@ -218,6 +221,11 @@ class Trainer:
 
     def _guided(self, step: int) -> bool:
         return guided_at(step, self.total_steps, self.config)
+
+    def _taught(self, step: int) -> bool:
+        """Whether update `step` reads anything of a teacher's."""
+        answered = self.config.distillation.alpha > 0 and self._answered(step)
+        return answered or (self.state.guidance is not None and self._guided(step))
 
     @property
     def micro_batch_size(self) -> int:
