@@ -18,6 +18,7 @@ HELD = {
     "distillation.mode": "hard",
     "distillation.alpha": 0.5,
     "distillation.temperature": 3.0,
+    "distillation.alpha_until": 1.0,
     "distillation.guidance": 0.0,
     "data.split_seed": 0,
 }
