@@ -101,6 +101,10 @@ class DistillationConfig:
     guidance: float = 0.0  # weight of feature guidance (arXiv 2207.10026); 0: off
     guidance_until: float = 1.0  # share of the updates after which guidance stops
 
+    def answered_epochs(self, epochs: int) -> int:
+        """Of so many epochs, those in which the teacher's answers are read at all."""
+        return math.ceil(self.alpha_until * epochs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:

@@ -43,6 +43,7 @@ STUDENT = {
     "student.drop_path_rate": 0.2,
     "train.micro_batch_size": 3,
     "optim.lr": 1e-2,
+    "distillation.alpha_until": 1.0,
 }
 EPOCHS = 3
 
@@ -116,6 +117,18 @@ def test_hard_distillation_ends_in_the_live_teachers_weights(stage, tmp_path, ha
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 
 
+def test_labels_serve_as_many_epochs_as_read_them(stage, tmp_path, soft):
+    settings = {"distillation.mode": "hard", "distillation.alpha_until": 0.5, "train.epochs": 2 * EPOCHS}
+    expected = train(
+        stage, tmp_path / "live", **VIEWS | taught(stage) | settings, **{"distillation.guidance": 0}
+    )
+    stored = {"teacher.labels": str(soft)}
+    found = train(stage, tmp_path / "stored", **stored | settings)
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+    with pytest.raises(DeitkitError, match=rf"the first 4 of {2 * EPOCHS + 1} .* --epochs 4"):
+        train(stage, tmp_path / "more", **stored | settings | {"train.epochs": 2 * EPOCHS + 1})
+
+
 def test_smaller_views_at_first_need_a_live_teacher(stage, tmp_path, soft):
     settings = VIEWS | {"train.start_size": 8, "student.patch_size": 8}
     with pytest.raises(DeitkitError, match=r"train\.start_size needs a live teacher"):
@@ -168,11 +181,11 @@ def test_another_recipe_and_student_learn_from_the_same_labels(stage, tmp_path, 
     assert "not as in recipe deit-distilled: augment.crop_scale" in capsys.readouterr().err
 
 
-def test_a_budget_takes_no_more_epochs_than_are_stored(stage, tmp_path, soft):
-    settings = {"teacher.labels": str(soft), "train.budget_s": 300}
-    assert deitkit.train(stage / "pictures", tmp_path / "run", **STUDENT, **settings).results["train"][
-        "epochs"
-    ] == (EPOCHS)
+@pytest.mark.parametrize(("until", "epochs"), [(1.0, EPOCHS), (0.5, 2 * EPOCHS)])
+def test_a_budget_takes_no_more_epochs_than_the_stored_serve(stage, tmp_path, soft, until, epochs):
+    settings = {"teacher.labels": str(soft), "train.budget_s": 300, "distillation.alpha_until": until}
+    run = deitkit.train(stage / "pictures", tmp_path / "run", **STUDENT | settings)
+    assert run.results["train"]["epochs"] == epochs
 
 
 def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):

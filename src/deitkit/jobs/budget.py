@@ -45,9 +45,10 @@ def planned_epochs(
                 "with --resume to keep what is done"
             )
         console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
-        if trainer.labels is not None and epochs > trainer.labels.epochs():
-            epochs = trainer.labels.epochs()
-            console.say(f"labels are stored for {epochs} of them, so {epochs} are trained")
+        distillation, labels = config.distillation, trainer.labels
+        if labels is not None and distillation.answered_epochs(epochs) > labels.epochs():
+            epochs = int(labels.epochs() / distillation.alpha_until)
+            console.say(f"labels are stored for {labels.epochs()} epochs, so {epochs} are trained")
     write_json(saved, {"epochs": epochs})
     return epochs
 

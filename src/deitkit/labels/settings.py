@@ -35,7 +35,7 @@ def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, A
             "give --distillation hard, or label again with --top-k"
         )
     if wanted.train.epochs is not None:
-        refuse_too_many_epochs(store, wanted.train.epochs)
+        refuse_too_many_epochs(store, wanted.train.epochs, wanted)
     else:
         wanted = wanted.override({"train.epochs": store.epochs()})
     refuse_smaller_views(wanted)
@@ -51,13 +51,14 @@ def refuse_smaller_views(config: Config) -> None:
         )
 
 
-def refuse_too_many_epochs(store: LabelStore, epochs: int) -> None:
-    """Raises DeitkitError, saying how to append, where fewer epochs are stored."""
-    stored = store.epochs()
-    if stored == 0 or epochs > stored:
+def refuse_too_many_epochs(store: LabelStore, epochs: int, config: Config) -> None:
+    """Raises DeitkitError, saying how to append, where fewer are stored than a run of `epochs` reads."""
+    stored, read = store.epochs(), max(1, config.distillation.answered_epochs(epochs))
+    if read > stored:
+        part = "" if read == epochs else f"the first {read} of "
         raise DeitkitError(
-            f"{store.folder} holds labels for {stored} whole epochs, and {max(1, epochs)} are asked for; "
-            f"append with: deitkit label DATA --epochs {max(1, epochs)} --out {store.folder}"
+            f"{store.folder} holds labels for {stored} whole epochs, and {part}{epochs} are asked for; "
+            f"append with: deitkit label DATA --epochs {read} --out {store.folder}"
         )
 
 
