@@ -25,9 +25,9 @@ from .errors import DeitkitError
 def small_data() -> Config:
     """A folder of hundreds to tens of thousands of images, on a machine of any size.
 
-    Not the paper's: a start from weights where there are any, light augmentation, soft labels, small
-    batches, and much feature guidance (Locality Guidance, arXiv 2207.10026). docs/small-data.md has
-    what was measured.
+    Not the paper's: a start from weights where there are any, light augmentation, small batches, and
+    in the first half of the run soft labels and much feature guidance (Locality Guidance, arXiv
+    2207.10026), in the second the true labels alone. docs/small-data.md has what was measured.
 
     Command: deitkit train DATA --out RUN
     Cost: about a quarter of an hour on two CPU cores; --epochs or --budget sets it.
