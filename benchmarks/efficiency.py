@@ -44,7 +44,7 @@ def arms(start_size: str) -> dict[str, dict[str, Any]]:
         "patch dropping": dropping,
         "both": progressive | dropping,
         "stochastic depth": {"student.drop_path_rate": 0.3},
-        "early guidance": {"distillation.guidance_until": 0.5},
+        "teacher to the end": {"distillation.alpha_until": 1.0, "distillation.guidance_until": 1.0},
     }
 
 

@@ -53,6 +53,7 @@ STUDENTS = [
     ("nano, hard", "deit-distilled", {"student.name": "nano"}),
     ("tiny, hard", "deit-distilled", {"student.name": "tiny"}),
 ]
+TO_THE_END = {"distillation.alpha_until": 1.0}  # the teacher answers in every epoch, on both sides
 HEADER_BYTES = 300  # of a shard, rounded up
 
 
@@ -75,7 +76,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], La
     rows = []
     for name, recipe, student in STUDENTS:
         # The deit recipe's patches are for 224 pixels; both students get what the data asks for.
-        common = student | {"student.patch_size": max(4, options.image_size // 8)}
+        common = student | TO_THE_END | {"student.patch_size": max(4, options.image_size // 8)}
         labels = {"teacher.labels": str(store.folder), "train.device": "cpu"}
         views = fixed_settings(store.manifest) | {"train.epochs": options.epochs, "train.device": "cpu"}
         sides = {}
@@ -141,7 +142,7 @@ def trainer_of(config: Config, data: Data, folder: Path, **source: Any) -> Train
 def loop_speeds(store: LabelStore, data: Path, rounds: int) -> dict[str, Any]:
     """Median images/s of real updates, views included; the three sides take turns."""
     config = store.manifest.config.override(
-        {"student.name": "nano", "student.patch_size": None, "student.init": "none"}
+        TO_THE_END | {"student.name": "nano", "student.patch_size": None, "student.init": "none"}
     )
     config, images = opened(config, data)
     teacher = load_teacher(store.folder / "teacher", config.teacher, device=CPU)

@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     # One lever of the recipe, changed or taken away.
     "no guidance": {"distillation.guidance": 0.0},
-    "guidance early": {"distillation.guidance_until": 0.5},
+    "teacher to the end": {"distillation.alpha_until": 1.0, "distillation.guidance_until": 1.0},
     "hard": {"distillation.mode": "hard"},
     "DIST": {"distillation.mode": "dist", "distillation.temperature": 1.0},
     "standardised": {"distillation.standardise": True},
