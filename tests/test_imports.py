@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("teachers", "data"),
     ("losses", "weights", "merging", "inference", "runs"),
     ("model",),
-    ("recipes",),
+    ("recipes", "ranges"),
     ("config", "positions"),
     ("errors", "files", "console"),
     ("tasks",),

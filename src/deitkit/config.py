@@ -23,7 +23,7 @@ from .errors import DeitkitError
 class StudentConfig:
     """The model that is trained."""
 
-    name: str = "auto"  # nano, tiny, small, base; auto picks by device, image count and budget
+    name: str = "auto"  # nano, tiny, small, base; auto picks by device and image count
     image_size: tuple[int, int] | None = None  # height, width in pixels; None picks by device and data
     patch_size: tuple[int, int] | None = None  # height, width in pixels; None picks about 64 patches on a CPU
     drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
@@ -103,7 +103,7 @@ class DistillationConfig:
 
     def answered_epochs(self, epochs: int) -> int:
         """Of so many epochs, those in which the teacher's answers are read at all."""
-        return math.ceil(self.alpha_until * epochs)
+        return math.ceil(self.alpha_until * epochs - 1e-9)  # 0.07 x 100 is 7, whatever its last bit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class OptimConfig:
     warmup_epochs: float = 5.0  # at most a fifth of the run
     weight_decay: float = 0.05  # on matrices only: not on tokens, positions, norms, biases
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_grad: float | None = None  # largest global gradient norm
+    clip_grad: float | None = None  # largest norm of the student's gradient
     ema_decay: float = 0.99996  # per update; warmed up as (1 + n) / (10 + n)
 
 

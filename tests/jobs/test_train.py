@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import deitkit
 from deitkit.errors import DeitkitError
@@ -205,3 +205,18 @@ def test_images_without_labels(data, tmp_path):
 def test_images_without_labels_need_a_teacher(data, tmp_path):
     with pytest.raises(DeitkitError, match="need a teacher"):
         deitkit.train(data, tmp_path / "run", data__unlabeled=str(data), teacher__spec="none", **SMALL)
+
+
+def test_a_start_that_does_not_fit_costs_no_work(data, tmp_path):
+    wrong = tmp_path / "other.safetensors"
+    save_file({"cls_token": torch.zeros(1, 1, 7)}, wrong)
+    for init in (str(wrong), str(tmp_path / "missing.safetensors")):
+        with pytest.raises(DeitkitError):
+            deitkit.train(data, tmp_path / "run", student__init=init, teacher__spec="none", **SMALL)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_knows_its_images_from_any_folder(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    run = deitkit.train(data.name, tmp_path / "run", teacher__spec="none", train__epochs=1, **SMALL)
+    assert json.loads((run.folder / "config.json").read_text())["data"]["root"] == str(data.resolve())

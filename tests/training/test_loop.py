@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from deitkit.data.store import PixelStore
 from deitkit.model import create_model
 from deitkit.teachers.teacher import TeacherAnswer
 from deitkit.training import loop
-from deitkit.training.loop import Trainer
+from deitkit.training.loop import Interrupted, Trainer
 
 CPU = torch.device("cpu")
 PIXELS = np.random.RandomState(0).randint(0, 256, (12, 3, 36, 36), np.uint8)
@@ -168,6 +169,8 @@ def test_images_without_labels_leave_with_the_teacher(tmp_path):
     taught = round(0.6 * len(batches))
     assert all((batch.indices >= 8).any() for batch in batches[:taught])
     assert all((batch.indices < 8).all() for batch in batches[taught:])
+    drawn = [len(batch.indices) for batch in batches]
+    assert [run.views_before(step) for step in range(len(drawn) + 1)] == [0, *itertools.accumulate(drawn)]
     kept = np.concatenate([batch.indices for batch in batches[-run.steps_per_epoch :]])
     assert sorted(kept) == list(range(8))  # every labelled image still
 
@@ -191,6 +194,28 @@ def test_answers_made_ahead_change_nothing(tmp_path):
             direct.update(direct.make(planned))
     for k, v in ahead.model.state_dict().items():
         assert torch.equal(v, direct.model.state_dict()[k])
+
+
+@pytest.mark.parametrize("until", [3, 4, EPOCHS * 3])
+def test_stopped_at_any_update_an_epoch_is_measured_once(tmp_path, until):
+    whole = trainer(tmp_path / "whole", SAVING)
+    whole.run([Steps()])
+
+    class Stops(Steps):
+        def on_step(self, step: int, images: int) -> None:
+            if step == until:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        trainer(tmp_path / "cut", SAVING).run([Stops()])
+    again = trainer(tmp_path / "cut", SAVING)
+    assert again.resume() == until and again.state.seconds > 0
+    again.run([Steps()])
+    assert [line["val_ema"] for line in lines(tmp_path / "cut")] == [
+        line["val_ema"] for line in lines(tmp_path / "whole")
+    ]
+    for k, v in whole.averaged.items():
+        assert torch.equal(v, again.averaged[k])
 
 
 @pytest.mark.parametrize("until", [1, 5, 6, 9, 10, 13])

@@ -19,6 +19,7 @@ from ..data.splits import Splits, load_splits
 from ..data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
 from ..data.unlabeled import find_unlabeled
 from ..errors import DeitkitError
+from ..ranges import refuse_out_of_range
 from ..tasks import Task
 
 _CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
@@ -60,7 +61,11 @@ class Data:
 
 
 def find_splits(data: Path, config: Config) -> Splits:
-    """The splits of `data` as the settings ask, and the unlabelled images beside them."""
+    """The splits of `data` as the settings ask, and the unlabelled images beside them.
+
+    Raises DeitkitError for a setting out of its range, before anything is read.
+    """
+    refuse_out_of_range(config)
     splits = load_splits(
         data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
     )

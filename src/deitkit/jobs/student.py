@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .. import console
-from ..config import Config, flatten
+from ..config import Config
 from ..data.decode import UnreadableImage, open_rgb
 from ..data.images import ImageSet
 from ..data.splits import Splits
@@ -41,7 +41,6 @@ def view_workers(config: Config, device: torch.device) -> int:
 
 def choose_student(config: Config, splits: Splits, device: torch.device) -> tuple[Config, str]:
     """Fills in the student's name, image and patch size, epochs, batches, loss; and a sentence on it."""
-    _refuse_too_small(config)
     student, images = config.student, splits.train
     side = _median_side(images)
     name = student.name
@@ -56,7 +55,7 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
         chosen = 32 if side <= 40 else 64 if side <= 80 else 128 if side <= 160 else 224
     image_size = student.image_size or (chosen, chosen)
     on_cpu = device.type == "cpu"
-    default_patch = max(4, round(max(image_size) / 8) if on_cpu else min(16, chosen // 14))
+    default_patch = max(4, round(max(image_size) / 8) if on_cpu else min(16, max(image_size) // 14))
     patch = student.patch_size or (
         _divisor(image_size[0], default_patch),
         _divisor(image_size[1], default_patch),
@@ -87,23 +86,12 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
         student=replace(student, name=name, image_size=image_size, patch_size=patch),
         train=replace(config.train, epochs=epochs, batch_size=batch, micro_batch_size=micro, loss=loss),
     )
-    _refuse_impossible_savings(config)
+    _refuse_impossible_start(config)
     return config, why
 
 
-def _refuse_impossible_savings(config: Config) -> None:
-    """Raises DeitkitError for shares out of range and for a first size that the student cannot start at."""
-    rates = {"student.drop_path_rate": config.student.drop_path_rate}
-    rates["student.patch_drop_rate"] = config.student.patch_drop_rate
-    for key, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise DeitkitError(f"{key} is {rate:g}; give a share from 0 up to, but not, 1")
-    for name in ("alpha_until", "guidance_until"):
-        until = getattr(config.distillation, name)
-        if not 0 <= until <= 1:
-            raise DeitkitError(f"distillation.{name} is {until:g}; give a share from 0 to 1")
-    if config.train.patience is not None and config.train.patience < 1:
-        raise DeitkitError(f"train.patience is {config.train.patience}; give 1 or more measurements, or none")
+def _refuse_impossible_start(config: Config) -> None:
+    """Raises DeitkitError for a first size that the student cannot start at."""
     start, full, patch = config.train.start_size, config.student.image_size, config.student.patch_size
     if start is None:
         return
@@ -118,28 +106,6 @@ def _refuse_impossible_savings(config: Config) -> None:
             f"train.start_size {start[0]}x{start[1]} does not fit; give a size below {full[0]}x{full[1]} "
             f"that is a multiple of the patch size {patch[0]}x{patch[1]}"
         )
-
-
-_AT_LEAST_ONE = (
-    "student.image_size",
-    "student.patch_size",
-    "data.repeats",
-    "teacher.image_size",
-    "optim.lr_batch",
-    "train.epochs",
-    "train.batch_size",
-    "train.micro_batch_size",
-)
-
-
-def _refuse_too_small(config: Config) -> None:
-    """Raises DeitkitError for a count or a size below 1."""
-    settings = flatten(config.to_dict())
-    for key in _AT_LEAST_ONE:
-        value = settings[key]
-        numbers = value if isinstance(value, list) else [value]
-        if any(number is not None and number < 1 for number in numbers):
-            raise DeitkitError(f"{key} is {value}; give 1 or more")
 
 
 def settle_init(config: Config, saved: Config | None) -> Config:
@@ -169,8 +135,21 @@ def _median_side(images: ImageSet) -> int:
     return int(np.median(sides)) if sides else 0
 
 
+def check_initial(config: Config, num_classes: int) -> None:
+    """Raises DeitkitError for initial weights that cannot be had or do not fit, before hours of work."""
+    _with_initial(config, num_classes)
+
+
 def build_model(config: Config, num_classes: int) -> DeiT:
     """The student, first values from the run's seed; plain where no distillation token is trained."""
+    model, changes = _with_initial(config, num_classes)
+    for change in changes:
+        console.say(f"initial weights: {change}")
+    return model
+
+
+def _with_initial(config: Config, num_classes: int) -> tuple[DeiT, list[str]]:
+    """The student, and how the weights that it starts from were changed for it."""
     assert config.student.image_size is not None and config.student.patch_size is not None
     torch.manual_seed(config.train.seed)
     distilled = config.distillation.mode != "none" and config.distillation.token == "distill"
@@ -187,7 +166,6 @@ def build_model(config: Config, num_classes: int) -> DeiT:
     if config.student.start == "structured":
         model.start_structured()
     assert config.student.init != "auto", "settle_init comes first"
-    if config.student.init != "none":
-        for change in load_into(model, read(config.student.init), antialias=config.student.init_antialias):
-            console.say(f"initial weights: {change}")
-    return model
+    if config.student.init == "none":
+        return model, []
+    return model, load_into(model, read(config.student.init), antialias=config.student.init_antialias)

@@ -28,7 +28,14 @@ from . import results
 from .budget import planned_epochs
 from .measuring import evaluate, normalise
 from .opening import Data, find_splits, open_data
-from .student import build_model, choose_student, settle_device, settle_init, view_workers
+from .student import (
+    build_model,
+    check_initial,
+    choose_student,
+    settle_device,
+    settle_init,
+    view_workers,
+)
 from .teaching import prepare_teacher, taught_live, training_views
 
 
@@ -71,6 +78,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     _check_teacher(config)
     saved = begun_run(out, resume)
     config = settle_init(config, saved)
+    check_initial(config, len(splits.train.classes))
     claim_folder(out, config, saved)
     console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
     console.say(why)
@@ -101,13 +109,14 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     epochs = planned_epochs(out, trainer, control, config, started)
     plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
     write_json(
-        out / "config.json", results.describe_run(config, opened, trainer.model, teacher_facts, plan, data)
+        out / "config.json",
+        results.describe_run(config, opened, trainer.model, teacher_facts, plan, data.resolve()),
     )
     student_facts, output = train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
         write_json(
             out / "control" / "config.json",
-            results.describe_run(control.config, opened, control.model, None, plan, data),
+            results.describe_run(control.config, opened, control.model, None, plan, data.resolve()),
         )
         control_facts, _ = train_one(control, epochs, opened, device, resume, "control")
         student_facts["control"] = control_facts["student"]
@@ -219,13 +228,10 @@ def train_one(
     """Trains to the end and keeps the better of raw and averaged weights; facts and validation logits."""
     trainer.epochs = epochs
     done = trainer.resume() if resume else 0
-    images = epochs * sum(len(b.indices) for b in trainer.plan(0))
-    started = time.monotonic()
-    with console.bar(title, images) as advance:
-        advance(done * images // trainer.total_steps)
+    with console.bar(title, trainer.views_before(trainer.total_steps)) as advance:
+        advance(trainer.views_before(done))
         display = console.TrainingDisplay(advance, epochs, SCORES[data.task])
         trainer.run([display, *tensorboard_logs(trainer.folder / "tensorboard")])
-    seconds = time.monotonic() - started
     share_done = trainer.state.step / trainer.total_steps
     if share_done < 1:
         console.say(
@@ -236,12 +242,12 @@ def train_one(
     trainer.model.merge_layer_scale()
     results.save_model(trainer.folder / "model.safetensors", trainer.model)
     facts, output = results.measure_student(trainer.model, trainer.config.student.name, data, device)
-    ran = (trainer.state.step - done) * images / trainer.total_steps
+    images, seconds = trainer.views_before(trainer.state.step), trainer.state.seconds
     speed = {
         "seconds": seconds,
-        "images_per_s": ran / seconds,
+        "images_per_s": images / seconds,
         "epochs": round(epochs * share_done),
-        "images": round(images * share_done),
+        "images": images,
     }
     return {"student": facts, "train": speed, "weights": weights}, output
 

@@ -8,6 +8,7 @@ from typing import Any
 from .. import console, recipes
 from ..config import Config
 from ..errors import DeitkitError
+from ..ranges import refuse_out_of_range
 from .manifest import Manifest, fixed_settings, refuse_other_settings
 from .store import LabelStore
 
@@ -27,6 +28,7 @@ def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, A
     if manifest.labels["kind"] == "hard":
         settings.setdefault("distillation.mode", "hard")
     wanted = start.override(settings)
+    refuse_out_of_range(wanted)
     if wanted.distillation.mode == "none":
         raise DeitkitError("distillation.mode none uses no labels; leave out --labels or choose soft or hard")
     if manifest.labels["kind"] == "hard" and wanted.distillation.mode != "hard":
@@ -53,7 +55,8 @@ def refuse_smaller_views(config: Config) -> None:
 
 def refuse_too_many_epochs(store: LabelStore, epochs: int, config: Config) -> None:
     """Raises DeitkitError, saying how to append, where fewer are stored than a run of `epochs` reads."""
-    stored, read = store.epochs(), max(1, config.distillation.answered_epochs(epochs))
+    stored, epochs = store.epochs(), max(1, epochs)
+    read = max(1, config.distillation.answered_epochs(epochs))
     if read > stored:
         part = "" if read == epochs else f"the first {read} of "
         raise DeitkitError(

@@ -28,6 +28,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     best: BestWeights | None = None  # where a run may stop early
     step: int = 0  # updates done
+    seconds: float = 0.0  # spent in training and measuring, over all sessions
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat names to tensors, without copies."""
@@ -41,7 +42,7 @@ class TrainingState:
             flat |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
         return flat
 
-    def load(self, flat: dict[str, Tensor], step: int) -> None:
+    def load(self, flat: dict[str, Tensor], step: int, seconds: float) -> None:
         """The inverse of `tensors`."""
 
         def part(name: str) -> dict[str, Tensor]:
@@ -60,14 +61,16 @@ class TrainingState:
             index, name = k.split(".", 1)
             moments.setdefault(int(index), {})[name] = v
         self.optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
-        self.step = step
+        self.step, self.seconds = step, seconds
 
 
 def save_checkpoint(folder: Path, state: TrainingState, facts: dict[str, Any]) -> Path:
     """Writes `step-N.safetensors` with `facts` in its header, and drops all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state.step:08d}.safetensors"
-    write_tensors(path, state.tensors(), {"facts": json.dumps(facts | {"step": state.step})})
+    write_tensors(
+        path, state.tensors(), {"facts": json.dumps(facts | {"step": state.step, "seconds": state.seconds})}
+    )
     for old in sorted(folder.glob("step-*.safetensors"))[:-2]:
         old.unlink()
     return path
@@ -94,7 +97,7 @@ def load_checkpoint(folder: Path, state: TrainingState, expected: dict[str, Any]
                 f"cannot resume from {path}: {k} was {facts.get(k)!r} and is now {expected[k]!r}; "
                 "resume with the settings of the run, or choose another --out"
             )
-        state.load(flat, facts["step"])
+        state.load(flat, facts["step"], facts.get("seconds", 0.0))
         return path
     if found:
         raise DeitkitError(f"no checkpoint in {folder} can be read; start the run again without --resume")

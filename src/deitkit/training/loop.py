@@ -74,6 +74,7 @@ class Trainer:
     workers: int = 0
     facts: dict[str, Any] = field(default_factory=dict)  # what a resumed run must share
     state: TrainingState = field(init=False)
+    _saved_at: float = field(init=False, default=0.0)  # on the monotonic clock
 
     def __post_init__(self) -> None:
         distillation = self.config.distillation
@@ -111,6 +112,13 @@ class Trainer:
             unlabeled_share=self.config.data.unlabeled_share,
         )
 
+    def views_before(self, step: int) -> int:
+        """Views of the first `step` updates. Batches are as large in every epoch."""
+        batches = self._planned(0)
+        whole = [len(batch.indices) for batch in batches]
+        labelled = [len(batch.below(self.num_images).indices) for batch in batches]
+        return sum((whole if self._taught(i) else labelled)[i % len(batches)] for i in range(step))
+
     @property
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
@@ -138,7 +146,7 @@ class Trainer:
 
     def run(self, watchers: Sequence[Watcher]) -> None:
         """Trains to the end. Raises Interrupted on SIGINT and SIGTERM, after saving."""
-        saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
         with stop_requests() as stop:
             if self.state.step == 0:
                 self.fit_guidance()
@@ -155,15 +163,17 @@ class Trainer:
                         counts[k] = counts.get(k, 0) + len(batch.indices)
                     for watcher in watchers:
                         watcher.on_step(self.state.step, len(batch.indices))
+                    if self.state.step % self.steps_per_epoch == 0:
+                        continue  # saved with the epoch's measurement, which a resumed run would not make
                     if stop():
                         self._save()
                         raise Interrupted
-                    if time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+                    if time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
                         self._save()
-                        saved_at = time.monotonic()
                 seconds = time.monotonic() - started
                 self._end_epoch(epoch, {k: v / counts[k] for k, v in sums.items()}, seen, seconds, watchers)
-                saved_at = time.monotonic()
+                if stop():
+                    raise Interrupted
 
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, Answers]]:
         """The batches of an epoch after the first `done`, each with what the teacher says of it.
@@ -333,6 +343,9 @@ class Trainer:
         return self.facts | {"epochs": self.epochs}
 
     def _save(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._saved_at
+        self._saved_at = now
         save_checkpoint(self.folder / "checkpoints", self.state, self._facts())
 
     def _refuse(self, batch: ViewBatch) -> None:

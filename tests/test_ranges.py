@@ -1,0 +1,55 @@
+"""A number out of its range is refused with a sentence, before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deitkit import DeitkitError
+from deitkit.config import Config, flatten
+from deitkit.jobs.opening import find_splits
+from deitkit.ranges import _RANGES, refuse_out_of_range
+from deitkit.recipes import RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_within(name):
+    refuse_out_of_range(RECIPES[name]())
+
+
+def test_every_range_is_of_a_setting():
+    assert set(_RANGES) <= set(flatten(Config().to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("student.patch_drop_rate", 1.0, "is 1.0; give a share from 0 up to, but not, 1"),
+        ("student.patch_drop_rate", -0.1, "is -0.1"),
+        ("student.drop_path_rate", float("nan"), "is nan"),
+        ("student.image_size", 0, r"is \[0, 0\]; give 1 or more"),
+        ("train.epochs", 0, "is 0; give 1 or more"),
+        ("data.repeats", 0, "is 0; give 1 or more"),
+        ("student.patch_size", 0, r"is \[0, 0\]; give 1 or more"),
+        ("distillation.guidance_until", 1.5, "is 1.5; give a share from 0 to 1"),
+        ("distillation.alpha_until", float("nan"), "is nan"),
+        ("train.patience", 0, "is 0; give 1 or more"),
+        ("train.seed", -1, "a whole number from 0"),
+        ("train.seed", 2**32, "a whole number from 0"),
+        ("data.split_seed", -1, "a whole number from 0"),
+        ("data.cache_gb", float("inf"), "give 0 or more"),
+        ("data.eval_crop", 0.0, "give more than 0"),
+        ("data.workers", -1, "give 0 or more"),
+        ("optim.lr", -1e-3, "give 0 or more"),
+        ("optim.weight_decay", -0.1, "give 0 or more"),
+    ],
+)
+def test_a_number_out_of_its_range(tmp_path, key, value, words):
+    with pytest.raises(DeitkitError, match=f"{key} {words}" if words.startswith("is") else words):
+        find_splits(Path("no folder is looked at"), Config().override({key: value}))
+
+
+def test_momentum_of_zero():
+    with pytest.raises(DeitkitError, match="takes its momentum"):
+        refuse_out_of_range(Config().override({"optim.name": "sgd", "optim.betas": "0,0.9"}))
