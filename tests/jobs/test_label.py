@@ -321,6 +321,13 @@ def test_what_the_labels_cannot_serve_is_refused(stage, tmp_path, soft, settings
     assert not (tmp_path / "run").exists()
 
 
+def test_the_same_command_again_is_no_other_setting(stage, tmp_path):
+    as_typed = VIEWS | {"train.batch_size": 1024, "student.image_size": "auto"}
+    for _ in range(2):
+        store = deitkit.label(stage / "pictures", tmp_path / "labels", epochs=1, **as_typed | taught(stage))
+    assert store.epochs() == 1 and store.manifest.config.train.batch_size < 1024
+
+
 def test_hard_labels_for_a_soft_loss_are_refused(stage, tmp_path, hard):
     with pytest.raises(DeitkitError, match="--distillation hard"):
         train(stage, tmp_path / "run", **{"teacher.labels": str(hard), "distillation.mode": "soft"})

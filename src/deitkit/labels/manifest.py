@@ -102,9 +102,13 @@ def refuse_other_settings(folder: Path, manifest: Manifest, changes: dict[str, A
     """Raises DeitkitError for the first of `changes` that contradicts the labels, naming it."""
     fixed = fixed_settings(manifest)
     asked = flatten(Config().override(changes).to_dict())
+    # An epoch's views, which no batch exceeds: the same command may be given again.
+    views = (manifest.images - manifest.unlabeled) * manifest.config.data.repeats
+    asked["train.batch_size"] = min(asked["train.batch_size"], max(2, views))
     for key in changes:
         moved = key == "data.unlabeled"  # a folder may move: its images are compared
-        if key in fixed and not moved and asked[key] != fixed[key]:
+        automatic = key == "student.image_size" and asked[key] is None
+        if key in fixed and not moved and not automatic and asked[key] != fixed[key]:
             raise DeitkitError(
                 f"the labels in {folder} were made with {key} {fixed[key]}, and {asked[key]} is asked for; "
                 "leave it out, or label again into another folder"
