@@ -26,6 +26,11 @@ def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
         raise DeitkitError(
             f"the run in {run} cannot be read ({type(error).__name__}); train it again"
         ) from None
+    if not isinstance(saved, dict) or "student" not in saved:
+        raise DeitkitError(
+            f"{run} is no run of deitkit but {_likeness(saved)}; "
+            f"deitkit convert {run} NEW --to deitkit makes one of a DeiT or ViT"
+        )
     student = saved["student"]
     if "patch_size" not in student:
         raise DeitkitError(f"{run} holds a {student['name']} and no DeiT; give the run of a student")
@@ -47,6 +52,14 @@ def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
             "train the run again"
         ) from None
     return model, saved
+
+
+def _likeness(config: Any) -> str:
+    """What a folder looks like whose config.json is not a run's."""
+    keys = config if isinstance(config, dict) else {}
+    if "pretrained_cfg" in keys or "architecture" in keys:
+        return "looks like a model of timm"
+    return "looks like a model of transformers" if "model_type" in keys else "a model of another project"
 
 
 def read_settings(run: Path) -> dict[str, Any]:

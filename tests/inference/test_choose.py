@@ -11,6 +11,7 @@ from deitkit.delivery.classifier import load
 from deitkit.errors import DeitkitError
 from deitkit.inference import choose
 from deitkit.inference.choose import FastestThatAgrees
+from deitkit.inference.engines import disagreement
 
 
 class Recorded:
@@ -56,6 +57,13 @@ def test_an_engine_that_disagrees_is_not_taken(engine, monkeypatch, wrong):
     monkeypatch.setattr(choose, "create_engine", lambda *a: Recorded(tuple(t + wrong for t in expected)))
     torch.testing.assert_close(engine(views), expected)
     assert engine.name == "pytorch"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_no_number_in_any_output_is_infinitely_far(place):
+    outputs = [torch.zeros(2), torch.zeros(2)]
+    outputs[place] = torch.tensor([0.0, float("nan")])
+    assert disagreement((torch.zeros(2), torch.zeros(2)), tuple(outputs)) == float("inf")
 
 
 def test_a_converter_that_fails_leaves_pytorch(engine, monkeypatch):

@@ -32,6 +32,18 @@ def test_rows_of_a_run(random_run, backends, capsys, monkeypatch):
         assert 0 <= row["top1"] <= 100 and row["memory_mb"] >= 0
 
 
+def test_what_was_found_before_every_side_died_is_kept(random_run, capsys, monkeypatch):
+    row = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s", "memory_mb"), 12.5)
+
+    def die(sides, batches, **_):
+        return {(name, batches[0]): row for name in sides}, dict.fromkeys(sides, "out of memory")
+
+    monkeypatch.setattr("deitkit.jobs.bench.take_turns", die)
+    app(["bench", str(random_run), "--backends=pytorch", "--device=cpu"], standalone_mode=False)
+    said = capsys.readouterr()
+    assert "12.5" in said.out and "pytorch fp32 is left out from batch 32 on: out of memory" in said.err
+
+
 def test_batches_are_read_and_refused():
     assert parse_batches("32, 1,1") == [1, 32]
     for wrong in ("", "0", "a", "1,-2"):
@@ -44,8 +56,10 @@ def test_batches_are_read_and_refused():
     [
         ("nanno", {}, "there is no run nanno"),
         ("nano", {"backends": ["tensorrt"]}, "no backend 'tensorrt'"),
+        ("nano", {"device": "cuda"}, "no cuda device"),
     ],
 )
-def test_mistakes_are_refused(target, options, sentence):
+def test_mistakes_are_refused(target, options, sentence, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(DeitkitError, match=sentence):
         bench(target, **options)

@@ -211,6 +211,13 @@ def test_what_cannot_be_converted_is_refused_in_a_sentence(tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("to", ["timm", "transformers"])
+def test_a_folder_of_another_project_is_no_run(to, tmp_path, capsys):
+    folder = write(model_of(), tmp_path / "a", to)
+    sentence = refusal(capsys, "predict", folder, write(model_of(), tmp_path / "b", to) / "config.json")
+    assert f"looks like a model of {to}; deitkit convert {folder} NEW --to deitkit" in sentence
+
+
 SOURCES = [(64, 64), (60, 40), (300, 400), (1333, 1000)]
 
 

@@ -91,6 +91,13 @@ def test_mistakes_end_in_one_sentence(random_run, arguments, sentence, capsys):
     assert exit_.value.code == 2 and sentence in capsys.readouterr().err
 
 
+def test_a_missing_openvino_is_told_before_the_calibration(random_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("deitkit.inference.engines.installed", lambda engine: engine != "openvino")
+    monkeypatch.setattr("deitkit.delivery.export.to_onnx", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(DeitkitError, match="openvino is not installed"):
+        export_run(random_run, "openvino", tmp_path / "a.xml", int8=True)
+
+
 def test_int8_without_images_says_what_to_do(random_run, tmp_path, pictures):
     pictures.rename(tmp_path / "moved")
     with pytest.raises(DeitkitError, match=r"no longer in .*--data"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import deitkit
+from deitkit.cli import main
 from deitkit.errors import DeitkitError
 from deitkit.jobs import budget
 from deitkit.jobs.evaluate import evaluate_folder
@@ -152,6 +155,19 @@ def test_report_is_one_page_by_itself(run):
     page = run.report.read_text(encoding="utf-8")
     assert "<svg" in page and run.results["verdict"].split(";")[0][:30] in page
     assert 'src="http' not in page and "<link" not in page
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only here may a name be any bytes")
+def test_names_that_are_no_utf8_end_in_a_run_and_are_predicted(tmp_path, capsys):
+    odd, shown = os.fsdecode(b"caf\xe9"), r"caf\udce9"
+    data = write_pictures(tmp_path / "d", ("cat", odd), count=4)
+    run = deitkit.train(data, tmp_path / "run", teacher__spec="none", train__epochs=1, **SMALL)
+    for file in (run.folder / "predictions.csv", run.report):
+        assert shown in file.read_text(encoding="utf-8")
+    for form in ([], ["--csv"], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", str(run.folder), str(data / odd / "0.png"), *form])
+        assert ended.value.code == 0 and f"{shown}/0.png" in capsys.readouterr().out
 
 
 def test_given_parts_are_kept(tmp_path):

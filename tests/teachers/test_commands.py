@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deitkit import cli
+from deitkit.jobs.teacher_eval import evaluate_teacher
 from deitkit.teachers.teacher import Voice
 from tests.conftest import write_pictures
 
@@ -165,6 +166,16 @@ def test_folders_named_by_wordnet_need_no_fit(tmp_path, capsys):
     assert "does not know the classes" in refused(capsys, *arguments)
     again = json.loads(run(capsys, *arguments, "--classes=imagenet"))
     assert again["how"] == found["how"]
+
+
+def test_eval_takes_the_validation_images_where_training_does(tmp_path):
+    for part in ("train", "Valid"):
+        write_pictures(tmp_path / "d" / part, count=2)
+    write_pictures(tmp_path / "flat", ("invalid", "valid"), count=2)
+    for data, classes in (("d", ("cat", "dog")), ("flat", ("valid", "invalid"))):
+        (tmp_path / "map.csv").write_text(f"{classes[0]},1\n{classes[1]},0\n")
+        settings = {"teacher__classes": str(tmp_path / "map.csv"), "device": "cpu"}
+        assert evaluate_teacher(CALL, tmp_path / data, **settings)["images"] == 4
 
 
 def test_mistakes_at_the_verbs(tmp_path, pictures, capsys):

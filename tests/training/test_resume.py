@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from deitkit.cli import main
+from deitkit.training.loop import Interrupted
+
 from ..conftest import TINY, write_pictures
 
 # Everything random is on; checkpoints are written within an epoch too.
@@ -103,6 +106,19 @@ def test_stopped_by_a_signal(stage):
     assert "--resume" in finish(child, 130)
     finish(start(data, folder / "stopped", "--epochs=12", "--resume"))
     assert (folder / "stopped" / "model.safetensors").read_bytes() == whole
+
+
+def test_a_script_that_calls_main_is_told_mains_arguments(capsys, monkeypatch):
+    def stop(*_, **settings):
+        raise Interrupted
+
+    monkeypatch.setattr(sys, "argv", ["examples/elpv.py", "--only-data"])
+    monkeypatch.setattr("deitkit.jobs.train.train", stop)
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "data", "--out", "a run", *more])
+        assert ended.value.code == 130
+        assert capsys.readouterr().err.endswith("go on: deitkit train data --out 'a run' --resume\n")
 
 
 @pytest.mark.slow

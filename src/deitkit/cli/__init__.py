@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from .models import list_models
 from .predict import predict
 from .pretrain import pretrain
 from .recipes import list_recipes
+from .stopping import remember
 from .study import study
 from .teacher import app as teacher
 from .train import train
@@ -58,6 +60,9 @@ _CANNOT_WRITE = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command line; a mistake the user can mend ends in one sentence and status 2."""
+    remember(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no UTF-8
     try:
         app(arguments)
     except DeitkitError as error:

@@ -51,8 +51,7 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
             parts = {name: table.part(name) for name in ("train", "val", "test")}
             return _given(parts, f"the column 'split' of {data / NAME}")
         return _held_out(table.images, data / NAME, split, val_fraction, seed)
-    folders = {name.lower(): path for name, path in sub_folders(data).items()}
-    val = next((folders[name] for name in ("val", "valid", "validation") if name in folders), None)
+    folders, val = _by_lower_name(data), validation_folder(data)
     if "train" in folders and val is not None:
         parts = {"train": scan(folders["train"], data), "val": scan(val, data)}
         parts["test"] = scan(folders["test"], data) if "test" in folders else None
@@ -63,6 +62,16 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
             f"or give {folders['train']} to hold a part of it out"
         )
     return _held_out(scan(data, data), data, split, val_fraction, seed)
+
+
+def validation_folder(data: Path) -> Path | None:
+    """The folder in `data` named val, valid or validation, in any case."""
+    folders = _by_lower_name(data)
+    return next((folders[name] for name in ("val", "valid", "validation") if name in folders), None)
+
+
+def _by_lower_name(data: Path) -> dict[str, Path]:
+    return {name.lower(): path for name, path in sub_folders(data).items()}
 
 
 def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.decode import Extent, UnreadableImage, centre_view, open_with_extent, to_rgb
 from ..errors import DeitkitError
 from ..inference.choose import Backend, create_engine
+from ..inference.device import settle_device
 from ..inference.engines import EXTRAS, Engine
 from ..inference.graph import JointClassifier, as_output
 from ..merging import TokenMerging
@@ -157,22 +158,21 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
     CPU, changes to a faster engine that agrees when there is much to classify. merge: patch tokens to
     merge away in each block (arXiv 2210.09461), faster and a little less accurate; 0: none.
 
-    Raises DeitkitError where the folder is not whole, or a backend is unknown or not installed.
+    Raises DeitkitError where the folder is not whole, or a device or backend is unknown or not there.
     """
     run = Path(run)
     model, saved = read_run(run)
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        raise DeitkitError(f"there is no device {device!r}; choose auto, cpu, cuda or mps")
     if backend in EXTRAS:
         if device not in ("auto", "cpu"):
             raise DeitkitError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
         device = "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = settle_device(device)
     student, view, task = saved["student"], saved["preprocessing"], saved.get("task", "classes")
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    mean, std = (torch.tensor(view[k], device=chosen).view(1, 3, 1, 1) for k in ("mean", "std"))
-    model = model.to(chosen).eval()
+    mean, std = (torch.tensor(view[k], device=where).view(1, 3, 1, 1) for k in ("mean", "std"))
+    model = model.to(where).eval()
     network = TokenMerging(model, merge) if merge else model
     graph = JointClassifier(network, view["mean"], view["std"], distilled=student["distilled"], task=task)
-    where = torch.device(chosen)
     engine = create_engine(graph, model.image_size, backend, where)
     return Classifier(model, tuple(saved["classes"]), mean, std, view["crop"], where, graph, engine)

@@ -20,6 +20,7 @@ from ..inference.engines import (
     OpenVINOEngine,
     PyTorchEngine,
     disagreement,
+    require,
     to_openvino,
 )
 from ..inference.onnx_graph import to_onnx
@@ -65,13 +66,15 @@ def export(
 
 
 def check_target(to: str, out: Path) -> None:
-    """Raises DeitkitError for an unknown target, or a file name that does not fit it."""
+    """Raises DeitkitError for an unknown target, a file name that does not fit it, or a missing package."""
     if to not in get_args(Target):
         raise DeitkitError(f"cannot export to {to!r}; choose one of {', '.join(get_args(Target))}")
     if out.suffix != _SUFFIX[to]:
         raise DeitkitError(
             f"a file for {to} ends in {_SUFFIX[to]}, and {out} does not; give --out {out.stem}{_SUFFIX[to]}"
         )
+    if to == "openvino":  # before the calibration, as `to_onnx` asks for what ONNX needs
+        require(to)
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:

@@ -37,7 +37,8 @@ def svg(figure: Figure) -> str:
 
 
 def plain(name: str) -> str:
-    """A class name that matplotlib will not read as a formula, cut to a tick's length."""
+    """A class name that matplotlib can draw and will not read as a formula, cut to a tick's length."""
+    name = name.encode("utf-8", "backslashreplace").decode()  # of a folder's name that is no UTF-8
     return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
 
 

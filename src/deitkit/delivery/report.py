@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
+from ..files import write_text
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score, probability_column
 from . import page
 
@@ -41,7 +42,7 @@ def write_report(run: Path) -> Path:
         skipped=json.loads((run / "skipped.json").read_text(encoding="utf-8")),
     )
     path = run / "report.html"
-    path.write_text(content, encoding="utf-8")
+    write_text(path, content)
     return path
 
 

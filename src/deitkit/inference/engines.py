@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import warnings
 from pathlib import Path
@@ -129,5 +130,6 @@ def to_openvino(network: nn.Module, view_size: tuple[int, int]) -> Any:
 
 def disagreement(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> float:
     """The largest difference between two engines' outputs; infinite where one is no number."""
-    largest = max(float((x.cpu() - y.cpu()).abs().max()) for x, y in zip(a, b, strict=True))
-    return largest if largest == largest else float("inf")
+    differences = [float((x.cpu() - y.cpu()).abs().max()) for x, y in zip(a, b, strict=True)]
+    # Each is looked at: max() passes over a NaN that is not the first.
+    return math.inf if any(map(math.isnan, differences)) else max(differences)

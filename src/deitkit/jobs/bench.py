@@ -67,6 +67,8 @@ def bench(
 ) -> list[dict[str, Any]]:
     """One row a backend, precision and batch: latency, images/s, peak memory, top-1 (or mAP).
 
+    A backend that fails keeps the rows of the batches before it did, and has no score.
+
     target: a run folder, or a variant's name (random weights, 224 pixels). data: images whose
     training part calibrates int8 and whose validation part gives the score; None takes the run's own.
     backends: None for all that are installed. rounds, seconds: see `evaluation.latency.take_turns`.
@@ -91,15 +93,17 @@ def bench(
             )
         refuse_if_none(found, failed)
         for name, why in failed.items():
-            console.say(f"{name} is left out: {why}")
-        scores = _accuracies(classifier, sides, splits) if splits is not None else {}
+            lost = min(batch for batch in batches if (name, batch) not in found)
+            console.say(f"{name} is left out from batch {lost} on: {why}")
+        whole = [side for side in sides if side.name not in failed]  # another might end this process
+        scores = _accuracies(classifier, whole, splits) if splits is not None and whole else {}
     return [
         {"backend": side.backend, "precision": side.precision, "batch": batch, "merge": merge}
         | found[side.name, batch]
         | {SCORES[classifier.task].key: scores.get(side.name)}
         for batch in sorted(batches)
         for side in sides
-        if side.name not in failed
+        if (side.name, batch) in found
     ]
 
 

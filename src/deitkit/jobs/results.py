@@ -217,7 +217,8 @@ def write_predictions(path: Path, images: ImageSet, output: DeiTOutput, by_teach
     else:
         columns = [probability_column(name) for name in images.classes]
         shown = [[f"{p:.4f}" for p in row] for row in joint.tolist()]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    # A name that is no UTF-8 keeps a backslash form, as it does in split.json.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         heads_columns = ["class_prediction", "distill_prediction", "teacher_prediction"]
         writer.writerow(["path", "label", "prediction", *heads_columns, *columns])

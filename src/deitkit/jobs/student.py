@@ -13,24 +13,13 @@ from ..data.decode import UnreadableImage, open_rgb
 from ..data.images import ImageSet
 from ..data.splits import Splits
 from ..errors import DeitkitError
+from ..inference.device import settle_device as settle_device
 from ..model import VARIANTS, DeiT, create_model
 from ..weights import find_initial, load_into, read
 
 # What a student of little data sees where nobody says how long to train: enough for a few thousand
 # images, minutes on a CPU.
 _VIEWS = 120_000
-
-
-def settle_device(name: str) -> torch.device:
-    """The named device, or the best one for `auto`; raises DeitkitError where it is not there."""
-    has_mps = torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    if name not in ("cpu", "cuda", "mps"):
-        raise DeitkitError(f"there is no device {name!r}; choose auto, cpu, cuda or mps")
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not has_mps):
-        raise DeitkitError(f"this machine has no {name} device; use --device cpu or auto")
-    return torch.device(name)
 
 
 def view_workers(config: Config, device: torch.device) -> int:

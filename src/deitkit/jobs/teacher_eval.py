@@ -13,7 +13,8 @@ from torch import Tensor
 from .. import console
 from ..config import Config
 from ..data.decode import UnreadableImage, centre_view, open_rgb
-from ..data.folder import scan
+from ..data.folder import scan, sub_folders
+from ..data.splits import validation_folder
 from ..data.store import refuse_many_unreadable
 from ..data.table import is_table
 from ..errors import DeitkitError
@@ -32,8 +33,9 @@ def evaluate_teacher(
 ) -> dict[str, Any]:
     """Top-1 of a teacher as it is, over the classes of `data`: whole pictures, its own size and crop.
 
-    `data` has one sub-folder per class, or val/ with these. settings as for `deitkit.train`; those of the
-    section `teacher` count. Raises DeitkitError where the teacher does not know the classes.
+    `data` has one sub-folder per class, or val/ (or valid/, validation/) with these. settings as for
+    `deitkit.train`; those of the section `teacher` count. Raises DeitkitError where the teacher does not
+    know the classes.
     """
     changes = {key.replace("__", "."): value for key, value in settings.items()}
     config = Config().override({"teacher.spec": spec, **changes}).teacher
@@ -43,7 +45,9 @@ def evaluate_teacher(
         raise DeitkitError(
             f"teacher eval needs one class an image, and {folder} has several labels; use eval"
         )
-    images = scan(folder / "val" if (folder / "val").is_dir() else folder, folder, at_least=1)
+    val = validation_folder(folder)
+    # A class may be named valid too; a part has class folders in it.
+    images = scan(val if val is not None and sub_folders(val) else folder, folder, at_least=1)
     where = settle_device(device)
     teacher = own_head_teacher(config, images.classes, student_size=None, device=where)
     logits: list[Tensor] = []

@@ -1,0 +1,19 @@
+"""Where a network runs."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import DeitkitError
+
+
+def settle_device(name: str) -> torch.device:
+    """The named device, or the best one for `auto`; raises DeitkitError where it is not there."""
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name not in ("cpu", "cuda", "mps"):
+        raise DeitkitError(f"there is no device {name!r}; choose auto, cpu, cuda or mps")
+    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not has_mps):
+        raise DeitkitError(f"this machine has no {name} device; use --device cpu or auto")
+    return torch.device(name)
