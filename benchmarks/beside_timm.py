@@ -10,8 +10,9 @@ cosine that ends at zero; of the lighter views (crop and mirror) and the publish
 mixup, CutMix, erasing) `--timm-views` chooses. Its seconds are those of the updates alone. Each of
 `--ours` is a whole `deitkit.train` of so many epochs with settings beside it, and its seconds are those
 of the whole job: decoding into an empty cache, fitting the teacher, training, measuring, the report.
-FILE is written after each run, and one that is there already is not made again. The sides run one
-after the other, so nothing else may start or end on the machine meanwhile. The last line of stdout is JSON.
+`share_of_timms_seconds` is of the timm run of the same call. FILE is written after each run, and one that
+is there already is not made again. The sides run one after the other, so nothing else may start or end on
+the machine meanwhile. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -186,6 +187,10 @@ def wanted(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield shared | {"side": "deitkit", "how": how}
 
 
+def key_of(one: dict[str, Any]) -> dict[str, Any]:
+    return {k: one[k] for k in ("side", "how", "size", "seed")}
+
+
 def make(one: dict[str, Any]) -> dict[str, Any]:
     data, how, size, seed = Path(one["data"]), one["how"], one["size"], one["seed"]
     if one["side"] == "timm":
@@ -211,12 +216,14 @@ def main() -> None:
     if options.data is None or options.out is None:
         parser.error("give --data and --out")
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": []}
-    for one in wanted(options):
-        key = {k: one[k] for k in ("side", "how", "size", "seed")}
+    asked = list(wanted(options))
+    timms = key_of(asked[0])
+    for one in asked:
+        key = key_of(one)
         if any(key.items() <= run.items() for run in found["runs"]):
             continue
         run = key | in_its_own_process(one)
-        full = next(r for r in [*found["runs"], run] if r["side"] == "timm" and r["seed"] == one["seed"])
+        full = next(r for r in [*found["runs"], run] if timms.items() <= r.items())
         run["share_of_timms_seconds"] = round(run["seconds"] / full["seconds"], 3)
         found = {
             "benchmark": "beside timm",

@@ -26,11 +26,11 @@ Summaries = dict[str, dict[str, Any]]  # data set to summary.json
 
 
 def publish(source: Path, target: Path) -> None:
-    """Copies what others need of one study."""
+    """Copies what others need of one study, as far as it is there: without runs there is no figure."""
     study = json.loads((source / "study.json").read_text())
     roots = [str(Path(path).parent) + "/" for path in (study["data"], study["target"]) if path]
     roots += [str(source.resolve()) + "/", str(source) + "/"]
-    files = [source / name for name in WHOLE]
+    files = [path for name in WHOLE if (path := source / name).exists()]
     files += [path for name in OF_A_RUN for path in source.glob(f"runs/*/*/{name}")]
     for file in files:
         copy = target / file.relative_to(source)
@@ -86,8 +86,11 @@ def main() -> None:
     for summary in sorted(options.studies.glob("*/*/summary.json")):
         source = summary.parent
         target = options.results / source.relative_to(options.studies)
-        shutil.rmtree(target, ignore_errors=True)
-        publish(source, target)
+        fresh = target.with_name(f"{target.name}.part")
+        shutil.rmtree(fresh, ignore_errors=True)
+        publish(source, fresh)
+        shutil.rmtree(target, ignore_errors=True)  # only now, so that nothing is lost where that failed
+        fresh.rename(target)
     lines = [
         "# Studies: the paper's numbers beside these",
         "",

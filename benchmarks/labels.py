@@ -238,6 +238,7 @@ def main() -> None:
     for row in paper:
         print(f"{row['data']:20}{row['kind']:8}{row['gigabytes']:>8.2f} GB", file=sys.stderr)
     facts = {
+        "benchmark": "labels",
         "data": options.data.name,
         "images": store.manifest.images,
         "epochs": options.epochs,

@@ -2,8 +2,8 @@
 
     python benchmarks/performance.py [--results results]
 
-Every file is the last line of a benchmark's stdout; `benchmark` in it says which. Nothing is typed in but the
-goals and the published figures, whose source stands beside them.
+Every file is the last line of a benchmark's stdout; `benchmark` in it says which, else its name. Nothing is
+typed in but the goals and the published figures, whose source stands beside them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ GOAL_INFERENCE, GOAL_MERGED, GOAL_LOGITS, GOAL_HELP = 0.97, 1.6, 1e-3, 0.3
 GOAL_GPU_TRAINING, GOAL_GPU_LOOP = 0.45, 0.9
 GOAL_TRAINING = {"nano": 2.0, "tiny": 1.4}  # with the teacher, over timm; by student
 GOAL_WITHOUT_TEACHER, GOAL_FIRST_EPOCH = 1.15, 1.3
+GOAL_SHARE_OF_TIMMS_SECONDS = 1 / 3  # for timm's full accuracy
+GOAL_STORED_OVER_NONE, GOAL_REGNET_SAVING = 0.95, 3.0
 GOAL_TEACHER, GOAL_OTHER_TEACHERS = {"tf_efficientnet_lite0": 4.0}, 1.2
 Row = list[str]
 
@@ -81,11 +83,13 @@ def training(found: dict[str, Any]) -> Iterator[str]:
     ]
     yield table(["images/s of the whole loop, EfficientNet-Lite0", "median", "rounds"], rows)
     goals = [
-        ("with the teacher", found["ratio_with_teacher"], GOAL_TRAINING[found["student"].split()[0]]),
+        ("with the teacher", found["ratio_with_teacher"], GOAL_TRAINING.get(found["student"].split()[0])),
         ("without a teacher", found["ratio_without_teacher"], GOAL_WITHOUT_TEACHER),
     ]
     lines = [
         [what, f"at least {goal}x of timm", f"{ratio:.2f}x", verdict(ratio, goal)]
+        if goal is not None
+        else [what, "none", f"{ratio:.2f}x", ""]
         for what, ratio, goal in goals
     ]
     yield table(["what", "goal", "measured", ""], lines)
@@ -101,6 +105,68 @@ def training(found: dict[str, Any]) -> Iterator[str]:
             f"The first epoch with its decoding takes {longer:.2f} times a later one "
             f"(goal: at most {GOAL_FIRST_EPOCH}, {state})."
         )
+
+
+def beside_timm(found: dict[str, Any]) -> Iterator[str]:
+    yield f"## Accuracy against seconds, {found['data']}"
+    yield source({"command": "python benchmarks/beside_timm.py"} | found)
+    runs = found["runs"]
+    rows = [
+        [
+            *(str(r[key]) for key in ("side", "how", "size", "seed")),
+            *(f"{r['top1']:.1f}", f"{r['seconds']:.0f}", f"{r['share_of_timms_seconds']:.2f}"),
+        ]
+        for r in runs
+    ]
+    yield table(["side", "epochs and how", "px", "seed", "top-1, %", "seconds", "of timm's"], rows)
+    goals = []
+    for full in (r for r in runs if r["side"] == "timm"):
+        name = f"timm, {full['how']}, {full['size']} px, seed {full['seed']}"
+        points = [f"{p['top1']:.1f} % after {p['seconds']:.0f} s" for p in full["curve"]]
+        yield f"{name}: {', '.join(points)}."
+        same = [r for r in runs if all(r[key] == full[key] for key in ("size", "seed"))]
+        ours = [r for r in same if r["side"] == "deitkit"]
+        if not ours:
+            continue
+        reached = [r for r in ours if r["top1"] >= full["top1"]]
+        if reached:
+            first = min(reached, key=lambda r: r["seconds"])
+            share = first["seconds"] / full["seconds"]
+            state = verdict(share, GOAL_SHARE_OF_TIMMS_SECONDS, at_most=True)
+            measured = f"{first['how']}: in {share:.2f} of it"
+        else:
+            best = max(ours, key=lambda r: r["top1"])
+            measured, state = f"{best['how']}: {best['top1']:.1f} of {full['top1']:.1f} %", "**missed**"
+        goals.append([name, "timm's full accuracy in a third of its time", measured, state])
+    if goals:
+        yield table(["beside", "goal", "measured", ""], goals)
+
+
+def labels(found: dict[str, Any]) -> Iterator[str]:
+    yield f"## Stored labels, {found['data']} at {found['image_size']} px"
+    yield source(found)
+    sweep, loop, regnet = found["sweep"], found["loop"], found["regnet"]
+    rows = [
+        [r["student"]] + [f"{r[f'{side}_s']:.0f} s, {r[f'{side}_top1']:.1f} %" for side in ("live", "stored")]
+        for r in sweep["rows"]
+    ]
+    rows.append(["the label pass", "", f"{sweep['label_pass_s']:.0f} s"])
+    rows.append(["together", *(f"{sweep[f'{side}_total_s']:.0f} s" for side in ("live", "stored"))])
+    yield table([f"whole jobs of {found['epochs']} epochs", "live teacher", "stored labels"], rows)
+    yield f"One label pass and four students take {sweep['saving']:.2f} times less than four live ones."
+    rows = [
+        [name, f"{loop[name]:.1f}", f"{low:.1f} to {high:.1f}"]
+        for name, (low, high) in loop["spread"].items()
+    ]
+    yield table(["images/s of the training loop", "median", "rounds"], rows)
+    ratio = loop["stored_over_none"]
+    state = verdict(ratio, GOAL_STORED_OVER_NONE)
+    goals = [["the loop on stored labels", "within 5 % of no teacher", f"{ratio:.3f}x", state]]
+    if regnet is not None:
+        saving, goal = regnet["saving"], f"saving at least {GOAL_REGNET_SAVING:g}x over four students"
+        state = verdict(saving, GOAL_REGNET_SAVING)
+        goals.append(["RegNetY-16GF, Ti students at 224 px", goal, f"{saving:.2f}x", state])
+    yield table(["what", "goal", "measured", ""], goals)
 
 
 def teachers_speed(found: dict[str, Any]) -> Iterator[str]:
@@ -174,6 +240,8 @@ def gpu(found: dict[str, Any]) -> Iterator[str]:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "training": training,
+    "beside timm": beside_timm,
+    "labels": labels,
     "teachers speed": teachers_speed,
     "inference": inference,
     "cost-growth": cost_growth,
@@ -188,7 +256,7 @@ def main() -> None:
     parts = ["# Performance", "Made by `python benchmarks/performance.py` from the JSON files beside it."]
     for path in sorted(options.results.rglob("*.json")):
         found = json.loads(path.read_text())
-        section = SECTIONS.get(found.get("benchmark", "")) if isinstance(found, dict) else None
+        section = SECTIONS.get(found.get("benchmark", path.stem)) if isinstance(found, dict) else None
         if section is not None:
             parts += section(found)
             picture = path.with_suffix(".png")

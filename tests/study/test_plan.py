@@ -92,6 +92,21 @@ def test_settings_that_a_study_varies(large, key, said):
         planned(TINY, settings={key: "0.1"})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("student.name", "auto", "no student 'auto'; choose nano, tiny"),
+        ("student.name", "tinny", "no student 'tinny'"),
+        ("student.image_size", "auto", "give student.image_size in pixels"),
+        ("student.patch_size", None, "give student.patch_size in pixels"),
+        ("student.patch_size", 0, r"student.patch_size is \[0, 0\]; give 1 or more"),
+    ],
+)
+def test_a_student_is_named_with_its_sizes(large, key, value, said):
+    with pytest.raises(DeitkitError, match=said):
+        planned(TINY, settings={key: value})
+
+
 def test_target_is_asked_for_where_it_is_needed(large):
     with pytest.raises(DeitkitError, match="add --target"):
         planned(catalogue.get("transfer"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -177,6 +178,15 @@ def test_a_fitted_teacher_serves_a_part_of_its_classes_in_any_order(tmp_path):
         loaded.for_classes(("black", "blue"))
     taken = fit(str(tmp_path / "t"), ("green", "red", "blue"))
     torch.testing.assert_close(taken(images).logits, loaded(images).logits[:, [2, 1, 0]])
+
+
+def test_a_teacher_of_several_labels_names_no_class(tmp_path):
+    several = replace(lesson(), labels=torch.nn.functional.one_hot(lesson().labels, 3).float())
+    fitted = fit_teacher(config(CALL, fit="probe"), several, student_size=(24, 24), device=CPU)
+    save_teacher(tmp_path / "t", fitted)
+    for classes in (None, COLOURS):
+        with pytest.raises(DeitkitError, match="fitted to several labels an image, and one class"):
+            own_head_teacher(config(str(tmp_path / "t")), classes, student_size=None, device=CPU)
 
 
 def test_a_damaged_teacher_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from .. import console, recipes
 from ..config import Config, flatten
 from ..data.loader import made_ahead
 from ..errors import DeitkitError
+from ..inference.device import settle_device
 from ..labels.claims import Claims
 from ..labels.codec import make_codec
 from ..labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
@@ -28,7 +29,7 @@ from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from . import results
 from .opening import Data, find_splits, open_data, refuse_several_labels
-from .student import choose_student, settle_device, view_workers
+from .student import choose_student, view_workers
 from .teaching import prepare_teacher, training_views
 
 _TOP_K = 10

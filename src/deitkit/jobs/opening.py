@@ -19,6 +19,7 @@ from ..data.splits import Splits, load_splits
 from ..data.store import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
 from ..data.unlabeled import find_unlabeled
 from ..errors import DeitkitError
+from ..files import write_json
 from ..ranges import refuse_out_of_range
 from ..tasks import Task
 
@@ -58,6 +59,13 @@ class Data:
     @property
     def task(self) -> Task:
         return self.splits.train.task
+
+    def write_lists(self, run: Path) -> None:
+        """Which image is in which part, and which could not be read: `split.json`, `skipped.json`."""
+        self.splits.write(run / "split.json")
+        write_json(run / "skipped.json", [{"path": p, "reason": r} for p, r in self.skipped])
+        if self.skipped:
+            console.say(f"{len(self.skipped)} unreadable images were skipped; {run}/skipped.json lists them")
 
 
 def find_splits(data: Path, config: Config) -> Splits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from ..data.splits import Splits
 from ..data.unlabeled import find_unlabeled
 from ..errors import DeitkitError
 from ..files import write_json
+from ..inference.device import settle_device
+from ..ranges import refuse_out_of_range
 from ..teachers.fit import own_head_teacher
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
@@ -24,10 +26,26 @@ from ..teachers.teacher import Teacher
 from . import results
 from .budget import planned_epochs
 from .opening import Data, Part, open_data
-from .student import choose_student, settle_device, settle_init
+from .student import choose_student, settle_init
 from .train import Run, begun_run, claim_folder, create_trainer, train_one
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
+_HOLDS_OUT = f"{100 * _HELD_OUT:.0f} % of the pictures, at most {_MOST_HELD_OUT}, are held out"
+_OWN_HEAD = "the teacher answers with the head that its weights came with"
+# Settings that mean nothing without labels, and why.
+_WITHOUT_USE = {
+    "train.control": "a control would learn from labels alone",
+    "data.train_fraction": "it learns from all pictures; give a folder with fewer",
+    "data.eval_fraction": _HOLDS_OUT,
+    "data.val_fraction": _HOLDS_OUT,
+    "data.split": _HOLDS_OUT,
+    "data.unlabeled": "no picture's label is looked at; give that folder beside the others",
+    "data.unlabeled_share": "no picture's label is looked at",
+    "distillation.alpha_until": "without labels nothing is left to learn once the answers end",
+    "teacher.labels": "a live teacher answers",
+    "teacher.fit": _OWN_HEAD,
+    "teacher.probe_views": _OWN_HEAD,
+}
 
 
 def pretrain(
@@ -48,7 +66,10 @@ def pretrain(
     """
     started = time.monotonic()
     out = Path(out)
-    config = recipes.get(recipe).override({key.replace("__", "."): v for key, v in settings.items()})
+    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    config = recipes.get(recipe).override(changes)
+    _refuse_without_use(changes)
+    refuse_out_of_range(config)
     if config.distillation.mode == "none" or config.teacher.spec == "none":
         raise DeitkitError("pictures without labels need a teacher to answer them; give a --teacher")
     device = settle_device(config.train.device)
@@ -62,6 +83,7 @@ def pretrain(
     console.say(why)
     with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
         opened = open_data(splits, config, advance)
+    opened.write_lists(out)
     size = config.student.image_size
     teacher = kept_teacher(
         out / "teacher",
@@ -85,6 +107,12 @@ def pretrain(
     del found["confusion"]  # a thousand classes squared
     write_json(out / "results.json", found)
     return Run(out, found)
+
+
+def _refuse_without_use(changes: Mapping[str, Any]) -> None:
+    for key, why in _WITHOUT_USE.items():
+        if key in changes:
+            raise DeitkitError(f"pretrain has no use for {key}: {why}; leave it out")
 
 
 def _split(folders: Sequence[Path], seed: int) -> Splits:

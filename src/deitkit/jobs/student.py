@@ -1,4 +1,4 @@
-"""The student chosen, refused where it cannot be, and built; and the device that it trains on."""
+"""The student chosen, refused where it cannot be, and built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..data.decode import UnreadableImage, open_rgb
 from ..data.images import ImageSet
 from ..data.splits import Splits
 from ..errors import DeitkitError
-from ..inference.device import settle_device as settle_device
 from ..model import VARIANTS, DeiT, create_model
 from ..weights import find_initial, load_into, read
 

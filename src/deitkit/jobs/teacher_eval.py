@@ -20,10 +20,10 @@ from ..data.table import is_table
 from ..errors import DeitkitError
 from ..evaluation.metrics import top_k, wilson_interval
 from ..evaluation.throughput import images_per_s
+from ..inference.device import settle_device
 from ..teachers.fit import own_head_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher, Voice
-from .student import settle_device
 
 _SPEED_BATCH = 32
 

@@ -15,13 +15,14 @@ from ..config import Config
 from ..data.loader import TrainingViews
 from ..data.plan import Batch, plan_epoch
 from ..errors import DeitkitError
+from ..inference.device import settle_device
 from ..teachers.fit import Lesson, fit_teacher
 from ..teachers.saved import kept_teacher, save_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from . import results
 from .opening import Data, find_splits, open_data
-from .student import choose_student, settle_device
+from .student import choose_student
 
 
 def taught_live(config: Config) -> bool:

@@ -15,6 +15,7 @@ from ..config import Config
 from ..delivery.report import write_report
 from ..errors import DeitkitError
 from ..files import write_json
+from ..inference.device import settle_device
 from ..labels.replay import refuse_other_views
 from ..labels.settings import student_settings
 from ..labels.store import LabelStore, open_labels
@@ -32,7 +33,6 @@ from .student import (
     build_model,
     check_initial,
     choose_student,
-    settle_device,
     settle_init,
     view_workers,
 )
@@ -86,12 +86,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     total = sum(len(part) for part in parts if part is not None)
     with console.bar("decoding", total) as advance:
         opened = open_data(splits, config, advance)
-    splits.write(out / "split.json")
-    write_json(out / "skipped.json", [{"path": p, "reason": r} for p, r in opened.skipped])
-    if opened.skipped:
-        console.say(
-            f"{len(opened.skipped)} unreadable images were skipped; {out / 'skipped.json'} lists them"
-        )
+    opened.write_lists(out)
 
     labels = _open_labels(config, opened, device)
     teacher = prepare_teacher(out, config, opened, device)

@@ -17,10 +17,11 @@ from .. import console
 from ..config import Config
 from ..data.loader import TrainingViews
 from ..files import write_json, write_tensors
+from ..inference.device import settle_device
 from ..jobs import results
 from ..jobs.measuring import evaluate, normalise
 from ..jobs.opening import find_splits, open_data
-from ..jobs.student import choose_student, settle_device, view_workers
+from ..jobs.student import choose_student, view_workers
 from ..jobs.train import train_one
 from ..model import DeiT, DeiTOutput
 from ..training.loop import Trainer

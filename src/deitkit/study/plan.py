@@ -11,6 +11,8 @@ from .. import recipes
 from ..config import Config
 from ..errors import DeitkitError
 from ..jobs.opening import find_splits, refuse_several_labels
+from ..model import VARIANTS
+from ..ranges import refuse_out_of_range
 from .cost import expected_seconds
 from .description import Arm, Study
 from .presets import HELD, PRESETS, Preset
@@ -57,7 +59,8 @@ def plan_runs(
     """All runs of a study, each after those it needs.
 
     settings: "section.key" to value, over what preset and study hold; raises DeitkitError for one
-    that the study varies, and where `target` is missing or not asked for.
+    that the study varies, for a student whose cost nobody could tell, and where `target` is missing or
+    not asked for.
     """
     preset, arms = choose_preset(preset_name), study.arms_of(preset_name)
     fine = preset.fine if any(arm.starts_from for arm in arms) else {}
@@ -69,6 +72,7 @@ def plan_runs(
     base = recipes.get(study.recipe or preset.recipe).override(
         HELD | dict(preset.settings) | dict(study.held) | {"train.epochs": size.epochs} | dict(settings)
     )
+    _refuse_open_student(base)
     sets = {
         on_target: _count(folder, base) for on_target, folder in ((False, data), (True, target)) if folder
     }
@@ -128,6 +132,17 @@ def command_of(run: PlannedRun) -> list[str]:
     return command
 
 
+def _refuse_open_student(config: Config) -> None:
+    """Raises DeitkitError for a student that the data would choose, and for one that cannot be."""
+    refuse_out_of_range(config)
+    student = config.student
+    if student.name not in VARIANTS:
+        raise DeitkitError(f"a study has no student {student.name!r}; choose {', '.join(VARIANTS)}")
+    for key, size in (("image_size", student.image_size), ("patch_size", student.patch_size)):
+        if size is None:
+            raise DeitkitError(f"a study compares students of one size; give student.{key} in pixels")
+
+
 def _count(folder: Path, config: Config) -> DataSet:
     whole = config.override({"data.train_fraction": 1.0, "data.eval_fraction": 1.0})
     splits = find_splits(folder, whole)
@@ -162,8 +177,7 @@ def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -
     }
     if arm.image_size != 1.0:
         image, patch = held.student.image_size, held.student.patch_size
-        if image is None or patch is None:
-            raise DeitkitError(f"the arm {arm.name!r} scales student.image_size; give that and patch_size")
+        assert image is not None and patch is not None, "plan_runs refuses others"
         scaled = [max(p, round(i * arm.image_size / p) * p) for i, p in zip(image, patch, strict=True)]
         changes["student.image_size"] = scaled
     if arm.starts_from:

@@ -82,12 +82,18 @@ def own_head_teacher(
     """The teacher with the heads that its weights came with, nothing fitted.
 
     classes: what to answer; None: all that the first member knows. student_size: None for whole pictures
-    at the native size. Raises DeitkitError where a member has no such head or does not know the classes.
+    at the native size. Raises DeitkitError where a member has no such head, does not know the classes, or
+    was fitted to several labels an image, of which no caller can take the answers.
     """
     voices: list[Voice] = []
     for member in parse(config.spec):
         if member.kind == "fitted":
             taken = load_teacher(member.rest, config, device=device)
+            if taken.card.several:
+                raise DeitkitError(
+                    f"the teacher in {member.rest} was fitted to several labels an image, and one class an "
+                    "image is asked for; give one that was fitted to classes"
+                )
             classes = classes or taken.card.classes
             voices += _weighted(taken.for_classes(classes), member.weight)
             continue
