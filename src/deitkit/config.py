@@ -187,6 +187,11 @@ class Config:
         return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
 
+def dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments `section__key` as "section.key", which may stand among them too."""
+    return {key.replace("__", "."): value for key, value in settings.items()}
+
+
 def flatten(nested: dict[str, Any]) -> dict[str, Any]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`, one level deep."""
     flat: dict[str, Any] = {}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import console, recipes
-from ..config import Config, flatten
+from ..config import Config, dotted, flatten
 from ..data.loader import made_ahead
 from ..errors import DeitkitError
 from ..inference.device import settle_device
@@ -54,7 +54,7 @@ def label(
     for anything the caller can mend.
     """
     data, out = Path(data), Path(out)
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    changes = dotted(settings)
     _refuse_other_folder(out)
     known = read_manifest(out) if (out / FILE).exists() else None
     config = _settings(out, known, recipe, changes)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import console, recipes
+from ..config import dotted
 from ..data.images import ImageSet
 from ..data.splits import Splits
 from ..data.unlabeled import find_unlabeled
@@ -66,7 +67,7 @@ def pretrain(
     """
     started = time.monotonic()
     out = Path(out)
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    changes = dotted(settings)
     config = recipes.get(recipe).override(changes)
     _refuse_without_use(changes)
     refuse_out_of_range(config)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import console
-from ..config import Config
+from ..config import Config, dotted
 from ..data.decode import UnreadableImage, centre_view, open_rgb
 from ..data.folder import scan, sub_folders
 from ..data.splits import validation_folder
@@ -37,7 +37,7 @@ def evaluate_teacher(
     `deitkit.train`; those of the section `teacher` count. Raises DeitkitError where the teacher does not
     know the classes.
     """
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    changes = dotted(settings)
     config = Config().override({"teacher.spec": spec, **changes}).teacher
     check_spec(config.spec)
     folder = Path(data)

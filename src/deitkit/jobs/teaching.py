@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import console, recipes
-from ..config import Config
+from ..config import Config, dotted
 from ..data.loader import TrainingViews
 from ..data.plan import Batch, plan_epoch
 from ..errors import DeitkitError
@@ -88,7 +88,7 @@ def fit_folder(
     it does on the validation images. Raises DeitkitError for anything the caller can mend.
     """
     data, out = Path(data), Path(out)
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    changes = dotted(settings)
     config = recipes.get(recipe).override({"teacher.spec": spec, **changes})
     check_spec(config.teacher.spec)
     if out.is_file() or (out.exists() and any(p.suffix != ".part" for p in out.iterdir())):

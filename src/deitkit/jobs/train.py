@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import console, recipes
-from ..config import Config
+from ..config import Config, dotted
 from ..delivery.report import write_report
 from ..errors import DeitkitError
 from ..files import write_json
@@ -60,7 +60,7 @@ def train(
     (written section__key, as in `train__epochs=30`) to value, over the recipe's. Raises DeitkitError for
     anything the caller can mend, Interrupted when a signal stopped training after its state was saved.
     """
-    changes = {key.replace("__", "."): value for key, value in settings.items()}
+    changes = dotted(settings)
     labels = changes.get("teacher.labels")
     if labels:
         config = student_settings(open_labels(Path(labels)), recipe, changes)
