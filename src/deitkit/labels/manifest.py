@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import Config, flatten
 from ..errors import DeitkitError
+from ..files import write_json
 
 _VERSION = 1  # of the folder's layout and the entries' encoding
 FILE = "manifest.json"
@@ -46,9 +47,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def write(self, folder: Path) -> None:
-        side = folder / (FILE + ".part")
-        side.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
-        side.replace(folder / FILE)
+        write_json(folder / FILE, self.to_dict())
 
     def refuse_other_data(
         self, folder: Path, fingerprint: str, images: int, classes: tuple[str, ...]
