@@ -127,7 +127,7 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
     monkeypatch.setattr(loop, "training_loss", noted)
     monkeypatch.setattr(Voice, "__call__", watched)
     out = tmp_path / "run"
-    more = ["--set=teacher.image_size=32"]
+    more = ["--set=teacher.image_size=32", "--set=distillation.alpha_until=1"]  # in every update
     run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)
     monkeypatch.undo()
     alone = load_teacher(out / "teacher", TeacherConfig(backend="pytorch"), device=torch.device("cpu"))
