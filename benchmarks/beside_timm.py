@@ -23,6 +23,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import Mixup, create_dataset, create_loader
+from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task.token_distillation import TokenDistillationTask
 from timm.utils import ModelEmaV3
@@ -41,11 +42,10 @@ from torch import Tensor, nn
 
 import deitkit
 from deitkit.files import write_json
-from deitkit.model import VARIANTS
 from deitkit.teachers.classes import recognise
-from train_throughput import lite0
+from train_throughput import BATCH, lite0, timm_loader, timm_mixup, timm_student
 
-BATCH, RATE = 64, 1e-3
+RATE = 1e-3
 
 
 class OwnClasses(nn.Module):
@@ -70,35 +70,11 @@ def timm_run(data: Path, epochs: int, views: str, size: int, seed: int) -> dict[
     """Trains timm's side once; top-1 of the joint answer of raw and averaged weights, and seconds."""
     torch.manual_seed(seed)
     light = views == "light"
-    dataset = create_dataset("", root=str(data), split="train")
-    classes = tuple(dataset.reader.class_to_idx)
-    loader = create_loader(
-        dataset,
-        input_size=(3, size, size),
-        batch_size=BATCH,
-        is_training=True,
-        use_prefetcher=False,
-        scale=(0.5, 1.0) if light else (0.08, 1.0),
-        re_prob=0.0 if light else 0.25,
-        re_mode="pixel",
-        auto_augment=None if light else "rand-m9-mstd0.5-mmax9-inc1",
-        color_jitter=0.2 if light else 0.0,
-        interpolation="bicubic",
-        num_workers=1,
-        device=torch.device("cpu"),
-        use_multi_epochs_loader=True,
-    )
-    mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=len(classes))
+    loader = timm_loader(data, size, workers=1, light=light)
+    classes = tuple(loader.dataset.reader.class_to_idx)
+    mixup = timm_mixup(len(classes))
     criterion = LabelSmoothingCrossEntropy(0.1) if light else SoftTargetCrossEntropy()
-    shape = VARIANTS["nano"]
-    student = timm.create_model(
-        "deit_tiny_distilled_patch16_224",
-        num_classes=len(classes),
-        img_size=size,
-        embed_dim=shape.embed_dim,
-        depth=shape.depth,
-        num_heads=shape.num_heads,
-    )
+    student = timm_student("nano", len(classes), size)
     teacher = OwnClasses(classes, size)
     options = {"criterion": criterion, "distill_type": "hard", "device": torch.device("cpu")}
     task = TokenDistillationTask(student, teacher, verbose=False, **options)
@@ -231,6 +207,7 @@ def main() -> None:
             "versions": {m.__name__: m.__version__ for m in (deitkit, torch, timm)},
             "date": datetime.date.today().isoformat(),
             "data": options.data.name,
+            "command": shlex.join(["python", *sys.argv]),
             "runs": [*found["runs"], run],
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ def training(found: dict[str, Any]) -> Iterator[str]:
 
 def beside_timm(found: dict[str, Any]) -> Iterator[str]:
     yield f"## Accuracy against seconds, {found['data']}"
-    yield source({"command": "python benchmarks/beside_timm.py"} | found)
+    yield source(found)
     runs = found["runs"]
     rows = [
         [

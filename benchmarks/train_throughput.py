@@ -38,6 +38,7 @@ from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
 from timm.task.token_distillation import TokenDistillationTask
 from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader
 
 from deitkit import recipes
 from deitkit.data.loader import TrainingViews
@@ -188,27 +189,35 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
     return Side(steps, facts, stages)
 
 
-def timm_side(setting: Setting, with_teacher: bool) -> Side:
-    size, shape = setting.image_size, VARIANTS[setting.student]
-    train = create_dataset("", root=str(setting.data), split="train")
-    classes = len(train.reader.class_to_idx)
-    loader = create_loader(
-        train,
+def timm_loader(data: Path, size: int, workers: int, *, light: bool = False) -> DataLoader:
+    """timm's loader of data/train under the published augmentation; light: crop, mirror and some colour."""
+    return create_loader(
+        create_dataset("", root=str(data), split="train"),
         input_size=(3, size, size),
         batch_size=BATCH,
         is_training=True,
         use_prefetcher=False,
-        re_prob=0.25,
+        scale=(0.5, 1.0) if light else (0.08, 1.0),
+        re_prob=0.0 if light else 0.25,
         re_mode="pixel",
         # mmax9: at level 10 timm 1.0.31 asks Pillow 12 for 0 bits, which it refuses.
-        auto_augment="rand-m9-mstd0.5-mmax9-inc1",
+        auto_augment=None if light else "rand-m9-mstd0.5-mmax9-inc1",
+        color_jitter=0.2 if light else 0.0,
         interpolation="bicubic",
-        num_workers=setting.workers,
+        num_workers=workers,
         device=torch.device("cpu"),
         use_multi_epochs_loader=True,
     )
-    mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
-    student = timm.create_model(
+
+
+def timm_mixup(classes: int) -> Mixup:
+    return Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
+
+
+def timm_student(name: str, classes: int, size: int) -> torch.nn.Module:
+    """timm's distilled student in patches of 16 pixels, with the shape of ours of that name."""
+    shape = VARIANTS[name]
+    return timm.create_model(
         "deit_tiny_distilled_patch16_224",
         num_classes=classes,
         img_size=size,
@@ -216,6 +225,13 @@ def timm_side(setting: Setting, with_teacher: bool) -> Side:
         depth=shape.depth,
         num_heads=shape.num_heads,
     )
+
+
+def timm_side(setting: Setting, with_teacher: bool) -> Side:
+    size = setting.image_size
+    loader = timm_loader(setting.data, size, setting.workers)
+    classes = len(loader.dataset.reader.class_to_idx)
+    mixup, student = timm_mixup(classes), timm_student(setting.student, classes, size)
     criterion = SoftTargetCrossEntropy()
     task = None
     if with_teacher:

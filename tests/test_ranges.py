@@ -38,6 +38,8 @@ def test_every_range_is_of_a_setting():
         ("train.seed", -1, "a whole number from 0"),
         ("train.seed", 2**32, "a whole number from 0"),
         ("data.split_seed", -1, "a whole number from 0"),
+        ("data.train_fraction", 0.0, "is 0.0; give a share above 0, and 1 for all images"),
+        ("data.unlabeled_share", 1.0, "is 1.0; give more than 0 and less than 1"),
         ("data.cache_gb", float("inf"), "give 0 or more"),
         ("data.eval_crop", 0.0, "give more than 0"),
         ("data.workers", -1, "give 0 or more"),

@@ -26,6 +26,8 @@ class _Range:
 _COUNT = _Range(1, wanted="1 or more")
 _SHARE = _Range(0, 1, wanted="a share from 0 to 1")
 _SHARE_BELOW_1 = _Range(0, 1, open_high=True, wanted="a share from 0 up to, but not, 1")
+_PART = _Range(0, 1, open_low=True, wanted="a share above 0, and 1 for all images")
+_INSIDE = _Range(0, 1, open_low=True, open_high=True, wanted="more than 0 and less than 1")
 _FROM_ZERO = _Range(0, open_high=True, wanted="0 or more")
 _ABOVE_ZERO = _Range(0, open_low=True, open_high=True, wanted="more than 0")
 _SEED = _Range(0, 2**32 - 1, wanted=f"a whole number from 0 to {2**32 - 1}")
@@ -36,6 +38,9 @@ _RANGES = {
     "student.drop_path_rate": _SHARE_BELOW_1,
     "student.patch_drop_rate": _SHARE_BELOW_1,
     "data.split_seed": _SEED,
+    "data.train_fraction": _PART,
+    "data.eval_fraction": _PART,
+    "data.unlabeled_share": _INSIDE,
     "data.eval_crop": _ABOVE_ZERO,
     "data.repeats": _COUNT,
     "data.cache_gb": _FROM_ZERO,

@@ -321,6 +321,15 @@ def test_what_the_labels_cannot_serve_is_refused(stage, tmp_path, soft, settings
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_of_no_whole_epoch_say_how_to_append(stage, tmp_path, soft):
+    shutil.copytree(soft, tmp_path / "labels")
+    for shard in (tmp_path / "labels").glob("epoch-*"):
+        shard.unlink()
+    for asked in ({}, {"train.epochs": "auto"}):
+        with pytest.raises(DeitkitError, match=r"holds labels for 0 whole epochs.*--epochs 1"):
+            train(stage, tmp_path / "run", **{"teacher.labels": str(tmp_path / "labels")}, **asked)
+
+
 def test_the_same_command_again_is_no_other_setting(stage, tmp_path):
     as_typed = VIEWS | {"train.batch_size": 1024, "student.image_size": "auto"}
     for _ in range(2):

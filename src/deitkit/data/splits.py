@@ -51,7 +51,8 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
             parts = {name: table.part(name) for name in ("train", "val", "test")}
             return _given(parts, f"the column 'split' of {data / NAME}")
         return _held_out(table.images, data / NAME, split, val_fraction, seed)
-    folders, val = _by_lower_name(data), validation_folder(data)
+    folders = _by_lower_name(data)
+    val = _validation_of(folders)
     if "train" in folders and val is not None:
         parts = {"train": scan(folders["train"], data), "val": scan(val, data)}
         parts["test"] = scan(folders["test"], data) if "test" in folders else None
@@ -66,7 +67,10 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
 
 def validation_folder(data: Path) -> Path | None:
     """The folder in `data` named val, valid or validation, in any case."""
-    folders = _by_lower_name(data)
+    return _validation_of(_by_lower_name(data))
+
+
+def _validation_of(folders: dict[str, Path]) -> Path | None:
     return next((folders[name] for name in ("val", "valid", "validation") if name in folders), None)
 
 

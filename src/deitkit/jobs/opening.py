@@ -83,10 +83,6 @@ def find_splits(data: Path, config: Config) -> Splits:
         return _used_share(splits, config)
     if config.distillation.mode == "none" or config.teacher.spec == "none":
         raise DeitkitError("images without labels need a teacher to answer them; leave out --unlabeled")
-    if not 0 < config.data.unlabeled_share < 1:
-        raise DeitkitError(
-            f"data.unlabeled_share is {config.data.unlabeled_share:g}; give more than 0 and less than 1"
-        )
     held_out = [part for part in (splits.val, splits.test) if part is not None]
     unlabeled, copies = find_unlabeled(Path(config.data.unlabeled), held_out)
     left_out = f"; {len(copies)} left out, which are held-out images, such as {copies[0]}" if copies else ""
@@ -117,12 +113,9 @@ def _refuse_settings_of_classes(config: Config) -> None:
 
 
 def _used_share(splits: Splits, config: Config) -> Splits:
-    """The shares of training and validation images that are used; DeitkitError outside 0 to 1."""
+    """The shares of training and validation images that are used."""
     seed = config.data.split_seed
     train_share, eval_share = config.data.train_fraction, config.data.eval_fraction
-    for name, share in (("train_fraction", train_share), ("eval_fraction", eval_share)):
-        if not 0 < share <= 1:
-            raise DeitkitError(f"data.{name} is {share:g}; give a share above 0, and 1 for all images")
     if train_share == eval_share == 1:
         return splits
     train, val = splits.train.keep_fraction(train_share, seed), splits.val.keep_fraction(eval_share, seed)

@@ -191,7 +191,11 @@ def describe_run(
         },
         "data": {name: len(part.images) for name, part in parts.items() if part}
         | {"unlabeled": len(data.pool.images) - len(data.train.images)}
-        | {"root": str(root), "how": data.splits.how, "fingerprint": data.train.images.fingerprint()},
+        | {
+            "root": str(root.resolve()),
+            "how": data.splits.how,
+            "fingerprint": data.train.images.fingerprint(),
+        },
         "plan": plan,
         "teacher": {"name": teacher["name"], "how": teacher["how"]} if teacher else None,
     }

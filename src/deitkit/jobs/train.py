@@ -29,13 +29,7 @@ from . import results
 from .budget import planned_epochs
 from .measuring import evaluate, normalise
 from .opening import Data, find_splits, open_data
-from .student import (
-    build_model,
-    check_initial,
-    choose_student,
-    settle_init,
-    view_workers,
-)
+from .student import build_model, check_initial, choose_student, settle_init, view_workers
 from .teaching import prepare_teacher, taught_live, training_views
 
 
@@ -104,14 +98,13 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     epochs = planned_epochs(out, trainer, control, config, started)
     plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
     write_json(
-        out / "config.json",
-        results.describe_run(config, opened, trainer.model, teacher_facts, plan, data.resolve()),
+        out / "config.json", results.describe_run(config, opened, trainer.model, teacher_facts, plan, data)
     )
     student_facts, output = train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
         write_json(
             out / "control" / "config.json",
-            results.describe_run(control.config, opened, control.model, None, plan, data.resolve()),
+            results.describe_run(control.config, opened, control.model, None, plan, data),
         )
         control_facts, _ = train_one(control, epochs, opened, device, resume, "control")
         student_facts["control"] = control_facts["student"]

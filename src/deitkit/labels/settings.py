@@ -27,8 +27,8 @@ def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, A
     settings = fixed_settings(manifest) | {"train.epochs": store.epochs()} | changes
     if manifest.labels["kind"] == "hard":
         settings.setdefault("distillation.mode", "hard")
+    refuse_out_of_range(start.override(changes))
     wanted = start.override(settings)
-    refuse_out_of_range(wanted)
     if wanted.distillation.mode == "none":
         raise DeitkitError("distillation.mode none uses no labels; leave out --labels or choose soft or hard")
     if manifest.labels["kind"] == "hard" and wanted.distillation.mode != "hard":
@@ -36,10 +36,9 @@ def student_settings(store: LabelStore, recipe: str | None, changes: dict[str, A
             f"{folder} holds hard labels, which cannot serve distillation.mode {wanted.distillation.mode}; "
             "give --distillation hard, or label again with --top-k"
         )
-    if wanted.train.epochs is not None:
-        refuse_too_many_epochs(store, wanted.train.epochs, wanted)
-    else:
+    if wanted.train.epochs is None:
         wanted = wanted.override({"train.epochs": store.epochs()})
+    refuse_too_many_epochs(store, wanted)
     refuse_smaller_views(wanted)
     return _without_guidance(wanted, "distillation.guidance" in changes)
 
@@ -53,9 +52,9 @@ def refuse_smaller_views(config: Config) -> None:
         )
 
 
-def refuse_too_many_epochs(store: LabelStore, epochs: int, config: Config) -> None:
-    """Raises DeitkitError, saying how to append, where fewer are stored than a run of `epochs` reads."""
-    stored, epochs = store.epochs(), max(1, epochs)
+def refuse_too_many_epochs(store: LabelStore, config: Config) -> None:
+    """Raises DeitkitError, saying how to append, where fewer epochs are stored than the run reads."""
+    stored, epochs = store.epochs(), max(1, config.train.epochs or 0)
     read = max(1, config.distillation.answered_epochs(epochs))
     if read > stored:
         part = "" if read == epochs else f"the first {read} of "
