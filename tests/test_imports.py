@@ -16,7 +16,8 @@ PACKAGE = Path(deitkit.__file__).parent
 # From the top down; a part may import those of lower layers only, never a neighbour of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("jobs.label", "jobs.pretrain", "study"),
+    ("study",),
+    ("jobs.label", "jobs.pretrain"),
     ("jobs.train", "jobs.evaluate", "jobs.analyze", "jobs.export", "jobs.convert", "jobs.bench"),
     ("jobs.bench_worker", "jobs.teaching", "jobs.teacher_eval", "jobs.budget"),
     ("jobs.results", "jobs.analysis"),

@@ -7,10 +7,13 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from deitkit.cli import main
 from deitkit.errors import DeitkitError
-from deitkit.study import catalogue, runner
+from deitkit.jobs.label import label
+from deitkit.study import catalogue, plan, runner
 from deitkit.study.description import Arm, Row, Study
 from deitkit.study.runner import run_study
 from deitkit.teachers.preprocessing import SizeWish
@@ -122,6 +125,44 @@ def test_an_arm_without_its_teacher_is_left_out(data, tmp_path, monkeypatch):
     run_study(study, "quick", data, tmp_path / "s", seeds=(0,), settings=sizes)
     page = (tmp_path / "s" / "summary.md").read_text()
     assert "Left out: taught" in page and "none.pth" in page and "needs the arm 'taught'" in page
+
+
+def test_one_pass_of_a_teacher_serves_all_that_share_its_views(data, tmp_path, monkeypatch):
+    """And their students are those of a teacher that answers each of them."""
+    held = {
+        **TINY.held,
+        "distillation.mode": "hard",
+        "teacher.spec": "python:tests.teachers.models:mean_colour",
+    }
+    arms = (
+        Arm(name="hard"),
+        Arm(name="longer", epochs=2.0),
+        Arm(name="soft", settings={"distillation.mode": "soft"}),
+    )
+    rows = tuple(Row(name=arm.name, arm=arm.name) for arm in arms)
+    study = Study(
+        name="s", title="S", source="x", sizes=TINY.sizes, held=held, arms=arms, rows=rows, claims=()
+    )
+    passes = []
+
+    def counted(*arguments, **settings):
+        passes.append(settings["epochs"])
+        return label(*arguments, **settings)
+
+    monkeypatch.setattr(runner, "label", counted)
+    run_study(study, "quick", data, tmp_path / "stored", seeds=(0,))
+    assert passes == [4]
+    monkeypatch.setattr(plan, "share_labels", lambda runs, out: runs)
+    run_study(study, "quick", data, tmp_path / "live", seeds=(0,))
+    assert passes == [4]
+    for arm in ("hard", "longer", "soft"):
+        stored, live = (
+            load_file(tmp_path / side / "runs" / arm / "seed-0" / "model.safetensors")
+            for side in ("stored", "live")
+        )
+        rounding = 1e-5 if arm == "soft" else 0  # of a stored probability; a weight went some thousandths
+        for name in live:
+            torch.testing.assert_close(stored[name], live[name], rtol=0, atol=rounding)
 
 
 def test_another_study_in_the_folder(done, data, tmp_path):

@@ -45,7 +45,8 @@ def study(
     settings = settings_of({}, set_)
     numbers, part = parse_seeds(seeds), parse_shard(shard)
     if dry_run:
-        from ..study.plan import plan_runs, share_of
+        from ..study.plan import plan_runs
+        from ..study.shards import share_of
 
         runs = plan_runs(chosen, preset, data, out, target=target, seeds=numbers, settings=settings)
         _print_plan(share_of(runs, *part))

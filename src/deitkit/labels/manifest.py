@@ -90,9 +90,14 @@ _FIXED = ("student.image_size", "train.batch_size", "train.seed")
 
 def fixed_settings(manifest: Manifest) -> dict[str, Any]:
     """The settings, as "section.key", that a stored label depends on."""
+    return settings_of_labels(manifest.settings)
+
+
+def settings_of_labels(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides the views and the teacher's answers, of the settings that `Config.to_dict` gives."""
     return {
         key: value
-        for key, value in flatten(manifest.settings).items()
+        for key, value in flatten(settings).items()
         if key in _FIXED or (key.startswith(("data.", "augment.", "teacher.")) and key not in _FREE)
     }
 

@@ -16,6 +16,7 @@ from ..ranges import refuse_out_of_range
 from .cost import expected_seconds
 from .description import Arm, Study
 from .presets import HELD, PRESETS, Preset
+from .sharing import SharedLabels, share_labels
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,18 @@ class PlannedRun:
     data: Path
     config: Config
     seconds: float  # expected
+    classes: int
+    labels: SharedLabels | None = None  # answers that it shares with other runs
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A folder of images, and how many of them there are to train and to validate on."""
+    """A folder of images: how many there are to train and to validate on, and of how many classes."""
 
     folder: Path
     train_images: int
     val_images: int
+    classes: int
 
 
 def choose_preset(name: str) -> Preset:
@@ -84,10 +88,9 @@ def plan_runs(
             config = _settings_of(arm, limited, preset, seed, out)
             images = config.data.train_fraction * source.train_images
             seconds = expected_seconds(config, preset, images)
-            runs.append(
-                PlannedRun(arm, seed, run_folder(out, arm.name, seed), source.folder, config, seconds)
-            )
-    return runs
+            folder = run_folder(out, arm.name, seed)
+            runs.append(PlannedRun(arm, seed, folder, source.folder, config, seconds, source.classes))
+    return share_labels(runs, out)
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
@@ -95,41 +98,20 @@ def run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / "runs" / arm / f"seed-{seed}"
 
 
-def share_of(runs: Sequence[PlannedRun], index: int, count: int) -> list[PlannedRun]:
-    """The runs of shard `index` (from 1) of `count`: runs that need each other stay together.
-
-    Chains of runs are dealt, the longest first, to the shard with the least to do. The result
-    depends on nothing but the plan, so every process finds the same shares.
-    """
-    if not 1 <= index <= count:
-        raise DeitkitError(
-            f"there is no shard {index} of {count}; give one from 1/{count} to {count}/{count}"
-        )
-    chains: dict[tuple[str, int], list[PlannedRun]] = {}
-    root: dict[str, str] = {}
-    for run in runs:
-        for needed in run.arm.needs:
-            root[run.arm.name] = root.get(needed, needed)
-        chains.setdefault((root.get(run.arm.name, run.arm.name), run.seed), []).append(run)
-    loads, mine = [0.0] * count, []
-    for chain in sorted(chains.values(), key=lambda chain: -sum(run.seconds for run in chain)):
-        least = min(range(count), key=loads.__getitem__)
-        loads[least] += sum(run.seconds for run in chain)
-        if least == index - 1:
-            mine += chain
-    return sorted(mine, key=list(runs).index)
-
-
 def command_of(run: PlannedRun) -> list[str]:
     """The `deitkit train` command that makes this run alone; empty for a convnet, which has none."""
     if run.arm.convnet:
         return []
-    changed = recipes.get(run.config.recipe).differences(run.config)
     command = ["deitkit", "train", str(run.data), "--out", str(run.folder), "--recipe", run.config.recipe]
-    for key, (_, value) in changed.items():
+    for key, value in changed_settings(run.config).items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         command += ["--set", f"{key}={text}"]
     return command
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """What makes of its recipe this very config, as "section.key" to value."""
+    return {key: now for key, (_, now) in recipes.get(config.recipe).differences(config).items()}
 
 
 def _refuse_open_student(config: Config) -> None:
@@ -147,7 +129,7 @@ def _count(folder: Path, config: Config) -> DataSet:
     whole = config.override({"data.train_fraction": 1.0, "data.eval_fraction": 1.0})
     splits = find_splits(folder, whole)
     refuse_several_labels(splits.train, "a study")
-    return DataSet(folder, len(splits.train), len(splits.val))
+    return DataSet(folder, len(splits.train), len(splits.val), len(splits.train.classes))
 
 
 def _limit(

@@ -13,13 +13,18 @@ from typing import Any
 from .. import console
 from ..errors import DeitkitError
 from ..files import write_json
+from ..jobs.label import label
 from ..jobs.train import run_job
+from ..labels.manifest import FILE as LABELS
+from ..labels.store import open_labels
 from ..teachers.preprocessing import SizeWish
 from ..teachers.spec import check_spec, open_member, parse
 from .convnet import train_convnet
 from .description import Study
-from .plan import PlannedRun, plan_runs, run_folder, share_of
+from .plan import PlannedRun, changed_settings, plan_runs, run_folder
 from .records import is_finished
+from .shards import share_of
+from .sharing import SharedLabels
 from .summary import summarise
 
 
@@ -72,9 +77,28 @@ def _make(run: PlannedRun) -> None:
     if run.arm.convnet:
         train_convnet(run.data, run.folder, run.config)
     else:
-        run_job(run.data, run.folder, run.config, resume=True)
+        config = run.config
+        if run.labels is not None:
+            _complete(run.labels, run)
+            config = config.override({"teacher.labels": str(run.labels.folder)})
+        run_job(run.data, run.folder, config, resume=True)
     # A finished run resumes no more, and checkpoints are most of its size.
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+
+
+def _complete(labels: SharedLabels, run: PlannedRun) -> None:
+    """Lets the teacher answer what this run and those that share its labels will read, once."""
+    if (labels.folder / LABELS).exists() and open_labels(labels.folder).epochs() >= labels.epochs:
+        return
+    label(
+        run.data,
+        labels.folder,
+        epochs=labels.epochs,
+        recipe=run.config.recipe,
+        top_k=labels.top_k,
+        hard=labels.top_k is None,
+        **changed_settings(run.config),
+    )
 
 
 def _missing(run: PlannedRun, out: Path) -> str | None:

@@ -1,0 +1,64 @@
+"""Runs whose teacher would answer the very same views: it answers once, and all of them read that."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..labels.manifest import settings_of_labels
+
+if TYPE_CHECKING:
+    from .plan import PlannedRun
+
+# With every class kept, stored labels are the teacher's at any temperature; of more classes than these they
+# would outgrow the pictures.
+_MOST_CLASSES = 100
+
+
+@dataclass(frozen=True)
+class SharedLabels:
+    """Where a teacher's answers for several runs are kept, and what of them."""
+
+    folder: Path
+    epochs: int  # the longest run's
+    top_k: int | None  # None: hard labels
+
+
+def share_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
+    """The runs, those that can share answers with another one told where they are kept.
+
+    Such runs differ in nothing that decides a view or its answer (docs/labels.md), need no feature maps,
+    and lose nothing by reading: all of them take hard labels, or there are few enough classes to keep
+    them all.
+    """
+    groups = defaultdict(list)
+    for run in runs:
+        if _can_read(run):
+            deciding = json.dumps(settings_of_labels(run.config.to_dict()), sort_keys=True)
+            groups[run.data, deciding].append(run)
+    shared: dict[Path, SharedLabels] = {}
+    for group in groups.values():
+        first = group[0]
+        top_k = first.classes if first.classes <= _MOST_CLASSES else None
+        hard = all(run.config.distillation.mode == "hard" for run in group)
+        if len(group) == 1 or not (hard or top_k):
+            continue
+        folder = out / "labels" / first.arm.name / f"seed-{first.seed}"
+        labels = SharedLabels(folder, max(map(_answered_epochs, group)), None if hard else top_k)
+        shared |= {run.folder: labels for run in group}
+    return [replace(run, labels=shared.get(run.folder)) for run in runs]
+
+
+def _can_read(run: PlannedRun) -> bool:
+    distillation, train = run.config.distillation, run.config.train
+    live_only = distillation.guidance > 0 or train.start_size is not None or run.config.teacher.labels
+    return distillation.mode != "none" and not (run.arm.convnet or run.arm.taught_by or live_only)
+
+
+def _answered_epochs(run: PlannedRun) -> int:
+    assert run.config.train.epochs is not None, "a study names its epochs"
+    return max(1, run.config.distillation.answered_epochs(run.config.train.epochs))
