@@ -106,6 +106,22 @@ def test_one_unreadable_image_in_a_hundred_is_allowed():
         refuse_many_unreadable([("a.png", "cut")], 99)
 
 
+def test_pixels_broken_behind_a_whole_header_are_grey_and_told_once(tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", count=60, side=40)
+    images = scan(data, data)
+    store = opened(images, tmp_path / "c", limit=0)
+    whole = store.fetch(range(120))
+    cut = images.full_path(7).read_bytes()
+    images.full_path(7).write_bytes(cut[: len(cut) // 2])
+    for _ in range(2):
+        pixels = store.fetch([6, 7, 8])
+        assert pixels[[0, 2]].equal(whole[[6, 8]]) and (pixels[1] == 128).all()
+    assert capsys.readouterr().err.count("grey stands in for it") == 1
+    images.full_path(9).write_bytes(b"")  # two of 120 are more than one in a hundred
+    with pytest.raises(DeitkitError, match="2 of 120 images cannot be read"):
+        store.fetch([9])
+
+
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_aspects_are_those_of_the_file_not_of_a_reduced_scale(images, tmp_path, limit):
     two_halves(1003, 667).save(images.full_path(0), "JPEG")

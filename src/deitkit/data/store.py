@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import console
 from ..errors import DeitkitError
 from .decode import UnreadableImage, centre_view, open_with_extent, read_aspect, squash
 from .images import ImageSet
@@ -81,7 +82,8 @@ def open_store(
     """The store of all images, and the unreadable ones as (index, reason).
 
     Pixels of up to `limit_bytes` are decoded at once by `workers` threads and kept in `cache_dir`;
-    a second call finds them there. Larger sets are decoded at each `fetch`.
+    a second call finds them there. Larger sets are decoded at each `fetch`, where a file that proves broken
+    behind a whole header is grey, and more than one in a hundred of them raise DeitkitError.
     """
     if len(images) * 3 * decoder.size[0] * decoder.size[1] > limit_bytes:
         return _decoding_store(images, decoder, workers, on_progress)
@@ -172,13 +174,22 @@ def _decoding_store(
     pool = ThreadPoolExecutor(max(1, workers))
     checked = list(pool.map(header, range(len(images))))
 
-    def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    broken: dict[str, str] = {}
+
+    def pixels_of(row: int) -> NDArray[np.uint8]:
         try:
-            return np.stack([pixels for pixels, _ in pool.map(lambda i: decoder(images.full_path(i)), rows)])
+            return decoder(images.full_path(row))[0]
         except UnreadableImage as error:
-            raise DeitkitError(
-                f"{error.path} cannot be read ({error.reason}); remove it and start a new run"
-            ) from None
+            # A whole header before broken pixels: hours into a run, and again after a resume, the same
+            # grey picture is better than an end. Many of them are a lost disk.
+            if str(error.path) not in broken:
+                broken[str(error.path)] = error.reason
+                refuse_many_unreadable(list(broken.items()), len(images))
+                console.say(f"{error.path} cannot be read ({error.reason}); grey stands in for it")
+            return np.full((3, *decoder.size), 128, np.uint8)
+
+    def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.stack(list(pool.map(pixels_of, rows)))
 
     aspects = np.array([aspect for aspect, _ in checked], np.float32)
     bad = [(i, reason) for i, (_, reason) in enumerate(checked) if reason is not None]
