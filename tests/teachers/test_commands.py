@@ -73,8 +73,9 @@ def test_fit_eval_and_train_under_the_fitted_one(tmp_path, pictures, capsys):
     run(capsys, "train", pictures, "--out", tmp_path / "run", "--teacher", folder, *TRAIN)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["teacher"]["how"].startswith("linear probe") and results["teacher"]["top1"] > 80
-    labels = ["--teacher", folder, "--epochs=1", "--out", tmp_path / "labels", "--batch-size=8", "--hard"]
-    run(capsys, "label", pictures, *labels, "--device=cpu", "--set=student.image_size=16")
+    labels = ["--teacher", folder, "--epochs=2", "--out", tmp_path / "labels", "--batch-size=8", "--hard"]
+    said = run(capsys, "label", pictures, *labels, "--device=cpu", "--set=student.image_size=16")
+    assert "a run of 2 epochs reads the first 1 of them, one of --epochs 4 all" in said
     manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
     assert manifest["teacher"]["how"].startswith("linear probe")
 

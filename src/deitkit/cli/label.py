@@ -59,3 +59,7 @@ def label(
         print(f"other processes still label the rest of the {epochs} epochs")
     else:
         print(f"to train from them: deitkit train {data} --labels {out} --out RUN")
+        distillation = store.manifest.config.distillation
+        if (read := distillation.answered_epochs(stored)) < stored:
+            longer = int(stored / distillation.alpha_until)
+            print(f"a run of {stored} epochs reads the first {read} of them, one of --epochs {longer} all")
