@@ -27,7 +27,9 @@ def expected_seconds(config: Config, preset: Preset, images: float) -> float:
     own = config.override(HELD | dict(preset.settings))
     relative = forward_macs(config) / forward_macs(own)
     assert config.train.epochs is not None, "a study names its epochs"
-    return preset.overhead_s + config.train.epochs * images * relative / preset.images_per_s
+    # Fitting and measuring the teacher is most of it.
+    overhead = preset.overhead_s if config.distillation.mode != "none" else preset.overhead_s / 4
+    return overhead + config.train.epochs * images * relative / preset.images_per_s
 
 
 def imagenet_cost(
