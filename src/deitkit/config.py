@@ -153,6 +153,11 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def taught_live(self) -> bool:
+        """Whether a teacher answers while the student trains."""
+        return self.distillation.mode != "none" and self.teacher.spec != "none" and not self.teacher.labels
+
     def override(self, changes: dict[str, Any]) -> Config:
         """A copy with `{"section.key": value}` applied; text values are parsed to the field's type.
 

@@ -155,7 +155,13 @@ def test_other_views_or_teachers_share_nothing(large, name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "classes"), [({"distillation.guidance": 1}, 10), ({"train.start_size": 32}, 10), ({}, 101)]
+    ("settings", "classes"),
+    [
+        ({"distillation.guidance": 1}, 10),
+        ({"train.start_size": 32}, 10),
+        ({"teacher.spec": "none"}, 10),
+        ({}, 101),
+    ],
 )
 def test_what_no_store_can_serve_is_answered_live(monkeypatch, settings, classes):
     monkeypatch.setattr(plan, "_count", lambda folder, config: DataSet(folder, 5000, 1000, classes))

@@ -25,14 +25,9 @@ from .opening import Data, find_splits, open_data
 from .student import choose_student
 
 
-def taught_live(config: Config) -> bool:
-    """Whether a teacher answers while the student trains."""
-    return config.distillation.mode != "none" and config.teacher.spec != "none" and not config.teacher.labels
-
-
 def prepare_teacher(out: Path, config: Config, data: Data, device: torch.device) -> Teacher | None:
     """The fitted teacher, from `out` where it lies there already; None where none answers live."""
-    if not taught_live(config):
+    if not config.taught_live:
         return None
     return kept_teacher(out / "teacher", config.teacher, device, lambda: fit_to_data(config, data, device))
 

@@ -30,7 +30,7 @@ from .budget import planned_epochs
 from .measuring import evaluate, normalise
 from .opening import Data, find_splits, open_data
 from .student import build_model, check_initial, choose_student, settle_init, view_workers
-from .teaching import prepare_teacher, taught_live, training_views
+from .teaching import prepare_teacher, training_views
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
 def _check_teacher(config: Config) -> None:
     """Refuses a misspelt teacher, and one that nothing would be asked of, before hours of decoding."""
-    if taught_live(config):
+    if config.taught_live:
         check_spec(config.teacher.spec)
     if config.distillation.mode == "none" and config.teacher.spec not in ("auto", "none"):
         raise DeitkitError(

@@ -52,10 +52,14 @@ def refuse_smaller_views(config: Config) -> None:
         )
 
 
+def epochs_read(config: Config) -> int:
+    """Stored epochs that a run needs: those in which it reads answers, and one at least."""
+    return max(1, config.distillation.answered_epochs(max(1, config.train.epochs or 0)))
+
+
 def refuse_too_many_epochs(store: LabelStore, config: Config) -> None:
     """Raises DeitkitError, saying how to append, where fewer epochs are stored than the run reads."""
-    stored, epochs = store.epochs(), max(1, config.train.epochs or 0)
-    read = max(1, config.distillation.answered_epochs(epochs))
+    stored, epochs, read = store.epochs(), max(1, config.train.epochs or 0), epochs_read(config)
     if read > stored:
         part = "" if read == epochs else f"the first {read} of "
         raise DeitkitError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..labels.manifest import settings_of_labels
+from ..labels.settings import epochs_read
 
 if TYPE_CHECKING:
     from .plan import PlannedRun
@@ -48,17 +49,12 @@ def share_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
         if len(group) == 1 or not (hard or top_k):
             continue
         folder = out / "labels" / first.arm.name / f"seed-{first.seed}"
-        labels = SharedLabels(folder, max(map(_answered_epochs, group)), None if hard else top_k)
+        labels = SharedLabels(folder, max(epochs_read(run.config) for run in group), None if hard else top_k)
         shared |= {run.folder: labels for run in group}
     return [replace(run, labels=shared.get(run.folder)) for run in runs]
 
 
 def _can_read(run: PlannedRun) -> bool:
-    distillation, train = run.config.distillation, run.config.train
-    live_only = distillation.guidance > 0 or train.start_size is not None or run.config.teacher.labels
-    return distillation.mode != "none" and not (run.arm.convnet or run.arm.taught_by or live_only)
-
-
-def _answered_epochs(run: PlannedRun) -> int:
-    assert run.config.train.epochs is not None, "a study names its epochs"
-    return max(1, run.config.distillation.answered_epochs(run.config.train.epochs))
+    of_its_own = run.arm.convnet or run.arm.taught_by
+    live_only = run.config.distillation.guidance > 0 or run.config.train.start_size is not None
+    return run.config.taught_live and not (of_its_own or live_only)
