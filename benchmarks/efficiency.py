@@ -7,9 +7,9 @@
 All arms train the recipe `small-data` for the same epochs on the same split, and take turns, so that a
 machine that slows down slows all of them; run it on a quiet one. Seconds are those of the updates, views
 and teacher included, without decoding, fitting the teacher and measuring. A call that was stopped goes on
-where it was. OUT gets runs.csv (a row a run), curves.csv (a row a measurement) and efficiency.svg; the last
-line of stdout is JSON. For a trial of two minutes, which tells nothing, take one epoch, one seed and
-`--set data.train_fraction=0.2`.
+where it was. OUT gets runs.csv (a row a run), curves.csv (a row a measurement), efficiency.svg and
+efficiency.json, which is the last line of stdout too. For a trial of two minutes, which tells nothing,
+take one epoch, one seed and `--set data.train_fraction=0.2`.
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ def main() -> None:
         "versions": versions,
         "command": command,
     }
-    print(json.dumps({"epochs": options.epochs, "arms": summary(rows)} | facts))
+    found = {"data": options.out.name, "epochs": options.epochs, "arms": summary(rows)} | facts
+    (options.out / "efficiency.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ PUBLISHED = [
     # the benchmark results that timm publishes beside its models
     ("timm, RTX 4090, amp, compiled", {"tiny": 24_300, "small": 9_700, "base": 3_300}),
 ]
-GOAL_INFERENCE, GOAL_MERGED, GOAL_LOGITS, GOAL_HELP = 0.97, 1.6, 1e-3, 0.3
+GOAL_INFERENCE, GOAL_LOGITS, GOAL_HELP = 0.97, 1e-3, 0.3
+GOAL_MERGED, GOAL_MERGED_LOSS = 1.6, 0.5  # times, points of top-1
 GOAL_GPU_TRAINING, GOAL_GPU_LOOP = 0.45, 0.9
 GOAL_TRAINING = {"nano": 2.0, "tiny": 1.4}  # with the teacher, over timm; by student
 GOAL_WITHOUT_TEACHER, GOAL_FIRST_EPOCH = 1.15, 1.3
@@ -78,10 +79,10 @@ def training(found: dict[str, Any]) -> Iterator[str]:
     yield source(found)
     sides = {name: side for name, side in found.items() if isinstance(side, dict) and "median" in side}
     rows = [
-        [name, f"{side['median']:.1f}", f"{side['min']:.1f} to {side['max']:.1f}"]
+        [name, f"{side['median']:.1f}", f"{side['min']:.1f} to {side['max']:.1f}", str(side["memory_mb"])]
         for name, side in sides.items()
     ]
-    yield table(["images/s of the whole loop, EfficientNet-Lite0", "median", "rounds"], rows)
+    yield table(["images/s of the whole loop, EfficientNet-Lite0", "median", "rounds", "MB"], rows)
     goals = [
         ("with the teacher", found["ratio_with_teacher"], GOAL_TRAINING.get(found["student"].split()[0])),
         ("without a teacher", found["ratio_without_teacher"], GOAL_WITHOUT_TEACHER),
@@ -92,6 +93,10 @@ def training(found: dict[str, Any]) -> Iterator[str]:
         else [what, "none", f"{ratio:.2f}x", ""]
         for what, ratio, goal in goals
     ]
+    for what in ("teacher", "no teacher"):
+        ratio = sides[f"deitkit, {what}"]["memory_mb"] / sides[f"timm, {what}"]["memory_mb"]
+        state = verdict(ratio, 1.0, at_most=True)
+        lines.append([f"memory, {what}", "at most timm's", f"{ratio:.2f}x", state])
     yield table(["what", "goal", "measured", ""], lines)
     ours = found["deitkit, teacher"]
     if "stages" in ours:
@@ -187,6 +192,53 @@ def teachers_speed(found: dict[str, Any]) -> Iterator[str]:
     yield table(["what", "goal", "measured", ""], goals)
 
 
+def accuracy_against_throughput(results: Path) -> Iterator[str]:
+    """The pictures like the paper's figure 1, which the study `throughput` draws."""
+    for picture in sorted(results.glob("studies/throughput/*/figure.svg")):
+        data = picture.parent.name
+        yield f"## Accuracy against throughput, {data}"
+        yield f"`deitkit study throughput`, three seeds: [table](studies/throughput/{data}/summary.md)."
+        yield f"![top-1 against images/s on {data}]({picture.relative_to(results)})"
+
+
+def merging(found: dict[str, Any]) -> Iterator[str]:
+    yield "## Token merging on trained models"
+    yield source(found)
+    for run in found["runs"]:
+        rows = [
+            [
+                *(r["backend"], str(r["merge"]), f"{r['images_per_s']:.1f}", f"{r['speedup']:.2f}"),
+                *(" to ".join(f"{x:.2f}" for x in r["speedup_range"]), f"{r['top1']:.1f}"),
+                f"{r['top1_lost']:.1f}",
+            ]
+            for r in run["rows"]
+        ]
+        head = ["engine", "merged a block", "images/s", "speedup", "rounds", "top-1, %", "points lost"]
+        yield f"{run['run']}, {run['image_size']} px, batch {run['batch']}:"
+        yield table(head, rows)
+        within = [r for r in run["rows"] if r["top1_lost"] <= GOAL_MERGED_LOSS]
+        best = max(within, key=lambda r: r["speedup"])
+        goal = f"{run['run']}, at most {GOAL_MERGED_LOSS} points lost: at least {GOAL_MERGED}x"
+        measured = f"{best['speedup']:.2f}x ({best['backend']}, {best['merge']} a block)"
+        yield table(["goal", "best", ""], [[goal, measured, verdict(best["speedup"], GOAL_MERGED)]])
+
+
+def efficiency(found: dict[str, Any]) -> Iterator[str]:
+    yield f"## The same student for less work, {found['data']}, {found['epochs']} epochs from scratch"
+    yield source(found)
+    rows = [
+        [
+            name,
+            f"{arm['top1']:.1f} ± {arm['top1_std']:.1f}",
+            f"{arm['seconds']:.0f} ± {arm['seconds_std']:.0f}",
+            f"{arm['top1_gained']:+.1f}",
+            f"{arm['seconds_ratio']:.2f}",
+        ]
+        for name, arm in found["arms"].items()
+    ]
+    yield table(["arm", "top-1, %", "seconds", "points beside full", "of its seconds"], rows)
+
+
 def published() -> Iterator[str]:
     yield "## Published figures, images/s"
     names = ["tiny", "small", "base"]
@@ -245,6 +297,8 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "teachers speed": teachers_speed,
     "inference": inference,
     "cost-growth": cost_growth,
+    "merging": merging,
+    "efficiency": efficiency,
     "gpu": gpu,
 }
 
@@ -259,10 +313,10 @@ def main() -> None:
         section = SECTIONS.get(found.get("benchmark", path.stem)) if isinstance(found, dict) else None
         if section is not None:
             parts += section(found)
-            picture = path.with_suffix(".png")
-            if picture.exists():
-                parts.append(f"![{path.stem}]({picture.relative_to(options.results)})")
-    parts += published()
+            for picture in (path.with_suffix(end) for end in (".png", ".svg")):
+                if picture.exists():
+                    parts.append(f"![{path.stem}]({picture.relative_to(options.results)})")
+    parts += [*accuracy_against_throughput(options.results), *published()]
     (options.results / "performance.md").write_text("\n\n".join(parts) + "\n")
     print(options.results / "performance.md")
 

@@ -7,7 +7,8 @@ The same student (patches of 16 pixels), teacher (EfficientNet-Lite0 at the stud
 batch (64), optimizer, moving average, data and augmentation (crop, mirror, RandAugment 9/0.5, erasing,
 mixup, CutMix). timm's side is its loader, with workers that outlive an epoch, and its
 TokenDistillationTask; it decodes each image in each epoch, where deitkit decodes once before the first
-(`decode_seconds`, outside the figure). The sides take turns, each round in a process of its own, so that
+(`decode_seconds`, outside the figure). `memory_mb` is the most that the process held, libraries and mapped
+pixels included, timm's workers left out. The sides take turns, each round in a process of its own, so that
 no side's workers run in another's time; a round is `batches` updates after a warm-up. `stages` are
 images/s of each of deitkit's stages alone, one after the other. Run it on a quiet machine. The table goes
 to stderr; the last line of stdout is JSON, with medians, extremes and the ratio of the medians.
@@ -42,6 +43,7 @@ from torch.utils.data import DataLoader
 
 from deitkit import recipes
 from deitkit.data.loader import TrainingViews
+from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.jobs.measuring import normalise
 from deitkit.jobs.opening import find_splits, open_data
 from deitkit.jobs.student import build_model, choose_student
@@ -287,13 +289,13 @@ SIDES: dict[str, Callable[[Setting], Side]] = {
 
 
 def measure(side: Side, batches: int) -> None:
-    """Prints one side's images/s as JSON, and leaves without waiting for anybody's workers."""
+    """Prints one side's images/s and memory as JSON, and leaves without waiting for anybody's workers."""
     side.steps(5)  # warms up, and uses up what a loader has decoded ahead
     started = time.perf_counter()
     images = side.steps(batches)
-    speed = images / (time.perf_counter() - started)
+    facts = {"images_per_s": images / (time.perf_counter() - started), "memory_mb": peak_memory_mb()}
     stages = {name: round(value, 1) for name, value in side.stages(batches).items()}
-    print(json.dumps({"images_per_s": speed} | side.facts | {"stages": stages}), flush=True)
+    print(json.dumps(facts | side.facts | {"stages": stages}), flush=True)
     os._exit(0)
 
 
@@ -323,9 +325,15 @@ def main() -> None:
                 command = [sys.executable, __file__, *arguments, "--side", name]
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=cache)
                 rounds[name].append(json.loads(done.stdout.splitlines()[-1]))
-    found = {name: summary([r.pop("images_per_s") for r in rows]) | rows[0] for name, rows in rounds.items()}
+    found = {}
+    for name, rows in rounds.items():
+        memory = round(statistics.median(r.pop("memory_mb") for r in rows))
+        found[name] = summary([r.pop("images_per_s") for r in rows]) | {"memory_mb": memory} | rows[0]
     for name, row in found.items():
-        print(f"{name:32} {row['median']:7.1f} images/s  ({row['min']} to {row['max']})", file=sys.stderr)
+        print(
+            f"{name:32} {row['median']:7.1f} images/s  ({row['min']} to {row['max']})  {row['memory_mb']} MB",
+            file=sys.stderr,
+        )
 
     def ratio(a: str, b: str) -> float:
         return round(found[a]["median"] / found[b]["median"], 2)
