@@ -47,7 +47,8 @@ def difference(claim: dict[str, Any] | None) -> str:
         return "not measured"
     if claim["low"] is None:
         return f"{claim['mean']:+.1f}, {claim['verdict']}"
-    return f"{claim['mean']:+.1f} ({claim['low']:+.1f} to {claim['high']:+.1f}), **{claim['verdict']}**"
+    verdict = {"fails": "does not hold"}.get(claim["verdict"], claim["verdict"])
+    return f"{claim['mean']:+.1f} ({claim['low']:+.1f} to {claim['high']:+.1f}), **{verdict}**"
 
 
 def section(study: Study, summaries: Summaries) -> list[str]:

@@ -101,10 +101,10 @@ def test_parts_with_different_classes(tmp_path, capsys):
     assert "'bird'" in sentence and "'dog'" in sentence
 
 
-def test_train_without_val(tmp_path, capsys):
-    for part in ("train", "test"):
-        write_pictures(tmp_path / "d" / part)
-    assert "no val/" in train(capsys, tmp_path / "d", tmp_path / "run")
+def test_out_among_the_classes(tmp_path, capsys):
+    data = write_pictures(tmp_path / "d")
+    assert "lies inside" in train(capsys, data, data / "run")
+    assert "lies inside" in train(capsys, data, data / "cat" / "run")
 
 
 @pytest.mark.parametrize("split", ["stratified", "blocks"])
@@ -316,6 +316,9 @@ def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
     ("more", "word"),
     [
         (["--set", "optim.lrr=1"], "did you mean 'optim.lr'"),
+        (["--set", "optim.epochs=1"], "did you mean 'train.epochs'"),
+        (["--set", "optim.learning_rate=1"], "the section optim has name, lr, "),
+        (["--set", "zzz.q=1"], "there is no setting 'zzz.q'"),
         (["--set", "optim.lr=fast"], "cannot be 'fast'"),
         (["--set", "optim.lr"], "has no value"),
         (["--recipe", "deit", "--teacher=timm:resnet18"], "distillation is off"),

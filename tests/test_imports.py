@@ -30,8 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("recipes", "ranges"),
     ("config", "positions"),
-    ("errors", "files", "console"),
-    ("tasks",),
+    ("files", "console"),
+    ("errors", "tasks"),
 )
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 MODULES = sorted(

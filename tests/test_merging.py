@@ -138,3 +138,13 @@ def test_ties_do_not_lose_tokens():
     merged, sizes = merge(x, torch.ones(1, 10, 1), match(x, 3))
     assert sizes.sum() == 10 and merged.shape == (1, 7, 3)
     assert F.mse_loss(merged, torch.ones(1, 7, 3)) == 0
+
+
+def test_gains_of_layer_scale_count():
+    model, images = little(layer_scale=0.5), torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        assert_close = torch.testing.assert_close
+        assert_close(TokenMerging(model, 0)(images).class_logits, model(images).class_logits)
+        merged = TokenMerging(model, 2)(images).class_logits
+        model.fold_layer_scale()
+        assert_close(TokenMerging(model, 2)(images).class_logits, merged)

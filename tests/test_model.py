@@ -313,6 +313,6 @@ def test_layer_scale_merges_into_the_projections():
             p.uniform_(-2, 2)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     before = model(images)
-    model.merge_layer_scale()
+    model.fold_layer_scale()
     assert set(model.state_dict()) == set(plain.state_dict())
     torch.testing.assert_close(model(images), before)

@@ -104,11 +104,15 @@ def test_the_report_shows_labels_in_place_of_confusion(stage):
 def test_eval_measures_a_folder_and_a_part_of_it(stage, capsys):
     run_main("eval", stage / "run", stage / "data", "--json")
     found = json.loads(capsys.readouterr().out)
-    assert found["images"] == 64 and [row["name"] for row in found["per_class"]] == list(LABELS)
+    split = read(stage / "run" / "split.json")
+    assert found["notes"] == [f"{len(split['train'])} images that the run was trained on are left out."]
+    assert found["images"] == len(split["val"])
+    assert [row["name"] for row in found["per_class"]] == list(LABELS)
     run_main("eval", stage / "run", stage / "data")
     shown = capsys.readouterr().out
-    assert f"64 images: mAP: joint {found['map']:.1f} %" in shown
-    assert f"micro F1 at 50 %: joint {found['f1_micro']:.1f} %" in shown and "red: 32 images" in shown
+    assert f"{len(split['val'])} images: mAP: joint {found['map']:.1f} %" in shown
+    assert f"micro F1 at 50 %: joint {found['f1_micro']:.1f} %" in shown
+    assert f"red: {found['per_class'][0]['images']} images" in shown
 
 
 def test_eval_of_the_validation_images_gives_the_runs_own_numbers(stage, tmp_path, capsys):

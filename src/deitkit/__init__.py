@@ -13,7 +13,8 @@ from .errors import DeitkitError
 
 if TYPE_CHECKING:
     from .config import Config
-    from .delivery.classifier import Classifier, load
+    from .delivery.classifier import Classifier, PictureClassifier, load
+    from .delivery.teacher import load_teacher
     from .jobs.label import label
     from .jobs.pretrain import pretrain
     from .jobs.train import Run, train
@@ -26,10 +27,12 @@ _HOMES = {
     "Classifier": "delivery.classifier",
     "Config": "config",
     "DeiT": "model",
+    "PictureClassifier": "delivery.classifier",
     "Run": "jobs.train",
     "create_model": "model",
     "label": "jobs.label",
     "load": "delivery.classifier",
+    "load_teacher": "delivery.teacher",
     "pretrain": "jobs.pretrain",
     "train": "jobs.train",
 }
@@ -39,10 +42,12 @@ __all__ = [
     "Config",
     "DeiT",
     "DeitkitError",
+    "PictureClassifier",
     "Run",
     "create_model",
     "label",
     "load",
+    "load_teacher",
     "pretrain",
     "train",
 ]

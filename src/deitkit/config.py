@@ -7,7 +7,6 @@ makes a changed copy and refuses a key that does not exist. The text after each 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -16,7 +15,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .errors import DeitkitError
+from .errors import DeitkitError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +232,14 @@ def _find_field(key: str) -> tuple[str, str, Any]:
     known = _fields()
     if key in known:
         return known[key]
-    by_name = [k for k in known if k.split(".")[1] == key.split(".")[-1]]
-    near = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    raise DeitkitError(f"there is no setting {key!r}; did you mean {near[0]!r}?")
+    section, _, name = key.rpartition(".")
+    elsewhere = [k for k in known if k.endswith(f".{name}")]
+    if elsewhere:
+        raise DeitkitError(f"there is no setting {key!r}; did you mean {elsewhere[0]!r}?")
+    inside = [k.partition(".")[2] for k in known if k.startswith(f"{section}.")]
+    if inside and not did_you_mean(name, inside):
+        raise DeitkitError(f"there is no setting {key!r}; the section {section} has {', '.join(inside)}")
+    raise DeitkitError(f"there is no setting {key!r}{did_you_mean(key, known)}")
 
 
 def _parse(key: str, value: Any, hint: Any) -> Any:

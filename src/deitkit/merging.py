@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import DeitkitError
-from .model import Attention, Block, DeiT, DeiTOutput
+from .model import Attention, Block, DeiT, DeiTOutput, scaled
 
 
 class Matching(NamedTuple):
@@ -35,8 +35,8 @@ def match(metric: Tensor, r: int) -> Matching:
     of both sets. r is at most N // 2.
     """
     metric = F.normalize(metric, dim=-1)
-    likeness = metric[:, ::2] @ metric[:, 1::2].transpose(-1, -2)  # (B, |A|, |B|)
-    best, nearest = likeness.max(-1)
+    similarity = metric[:, ::2] @ metric[:, 1::2].transpose(-1, -2)  # (B, |A|, |B|)
+    best, nearest = similarity.max(-1)
     order = best.argsort(dim=-1, descending=True)  # (B, |A|)
     merged = order[:, :r]
     return Matching(order[:, r:].sort(-1).values, merged, nearest.gather(-1, merged))
@@ -97,11 +97,11 @@ class TokenMerging(nn.Module):
             assert isinstance(block, Block)
             queries = P if i == last else None
             attended, keys = attend(block.attn, block.norm1(x), size, queries)
-            x = x[:, :queries] + attended
+            x = x[:, :queries] + scaled(attended, block.gamma_1)
             r = min(self.r, (x.shape[1] - P) // 2)
             if r > 0:
                 x, size = self._merge(x, size, keys, r)
-            x = x + block.mlp(block.norm2(x))
+            x = x + block.mlp_branch(x)
         return model.classify(x)
 
     def _merge(self, x: Tensor, size: Tensor | None, keys: Tensor, r: int) -> tuple[Tensor, Tensor]:

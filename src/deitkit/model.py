@@ -182,12 +182,13 @@ class Block(nn.Module):
         """(B, N, D) -> the same, or (B, num_queries, D): only the first tokens, which still see all."""
 
         def attention(x: Tensor) -> Tensor:
-            return _scaled(self.attn(self.norm1(x), num_queries), self.gamma_1)
+            return scaled(self.attn(self.norm1(x), num_queries), self.gamma_1)
 
-        def mlp(x: Tensor) -> Tensor:
-            return _scaled(self.mlp(self.norm2(x)), self.gamma_2)
+        return self.add_branch(self.add_branch(x, attention, num_queries), self.mlp_branch)
 
-        return self.add_branch(self.add_branch(x, attention, num_queries), mlp)
+    def mlp_branch(self, x: Tensor) -> Tensor:
+        """What the MLP adds to (B, N, D)."""
+        return scaled(self.mlp(self.norm2(x)), self.gamma_2)
 
     def add_branch(
         self, x: Tensor, branch: Callable[[Tensor], Tensor], num_tokens: int | None = None
@@ -209,7 +210,7 @@ class Block(nn.Module):
         return first.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=1.0 / keep)
 
     @torch.no_grad()
-    def merge_layer_scale(self) -> None:
+    def fold_layer_scale(self) -> None:
         """Multiplies the gains into the projections before them: gamma (W x + b) = (gamma W) x + gamma b."""
         for gamma, projection in ((self.gamma_1, self.attn.proj), (self.gamma_2, self.mlp.fc2)):
             if gamma is not None:
@@ -218,7 +219,8 @@ class Block(nn.Module):
         self.gamma_1 = self.gamma_2 = None
 
 
-def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    """A branch (B, N, D) times LayerScale's gains (D,); the branch itself without them."""
     return branch if gamma is None else branch * gamma
 
 
@@ -310,10 +312,10 @@ class DeiT(nn.Module):
             return None
         return F.cosine_similarity(self.cls_token.flatten(), self.dist_token.flatten(), dim=0).item()
 
-    def merge_layer_scale(self) -> None:
+    def fold_layer_scale(self) -> None:
         """Leaves a plain DeiT with the same outputs, in the published shape; without LayerScale, nothing."""
         for block in self.blocks:
-            cast(Block, block).merge_layer_scale()
+            cast(Block, block).fold_layer_scale()
 
     @property
     def num_params(self) -> int:
@@ -321,7 +323,7 @@ class DeiT(nn.Module):
         return sum(p.numel() for name, p in self.named_parameters() if ".gamma_" not in name)
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, prefix + N, D), positions added."""
+        """(B, C, H, W) -> (B, prefix + N, D), positions added; raises as `forward` does."""
         grid = self._grid_of(images)
         x = self.patch_embed(images)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
@@ -356,7 +358,10 @@ class DeiT(nn.Module):
         return torch.cat([x[:, :P], patches], dim=1), kept
 
     def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
-        """(B, C, H, W) -> DeiTOutput; `tokens_after` lists block indices whose patch tokens to keep."""
+        """(B, C, H, W) -> DeiTOutput; `tokens_after` lists block indices whose patch tokens to keep.
+
+        Raises DeitkitError for images of a size that does not fit.
+        """
         x, kept_patches = self.drop_patches(self.embed(images))
         kept = []
         last = len(self.blocks) - 1
@@ -387,7 +392,10 @@ def create_model(
     layer_scale: float | None = None,
     patch_drop_rate: float = 0.0,
 ) -> DeiT:
-    """A DeiT of a named variant (`VARIANTS`); sizes in pixels, one number for a square."""
+    """A DeiT of a named variant (`VARIANTS`); sizes in pixels, one number for a square.
+
+    Raises DeitkitError for an unknown name, or where the image size is no multiple of the patch size.
+    """
     if name not in VARIANTS:
         raise DeitkitError(f"unknown student {name!r}; choose one of {', '.join(VARIANTS)}")
     v = VARIANTS[name]

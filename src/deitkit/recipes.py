@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from .config import (
     TeacherConfig,
     TrainConfig,
 )
-from .errors import DeitkitError
+from .errors import DeitkitError, did_you_mean
 
 
 def small_data() -> Config:
@@ -214,8 +213,6 @@ RECIPES: dict[str, Callable[[], Config]] = {
 def get(name: str) -> Config:
     """The recipe of that name; raises DeitkitError, naming the nearest, where there is none."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
-        raise DeitkitError(
-            f"there is no recipe {name!r}; did you mean {near!r}? There are: {', '.join(RECIPES)}"
-        )
+        also = did_you_mean(name, RECIPES)
+        raise DeitkitError(f"there is no recipe {name!r}, only {', '.join(RECIPES)}{also}")
     return RECIPES[name]()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
 from .errors import DeitkitError
+from .files import read_json
 from .model import DeiT
 
 
@@ -17,10 +17,14 @@ def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
 
     Raises DeitkitError where the folder is not whole.
     """
+    if (run / "teacher.json").exists():
+        raise DeitkitError(
+            f"{run} holds a teacher and no student; deitkit predict takes it, others a student"
+        )
     if not (run / "config.json").exists() or not (run / "model.safetensors").exists():
         raise DeitkitError(f"{run} holds no finished run; give the --out folder of a training that ended")
     try:
-        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        saved = read_json(run / "config.json")
         weights = load_file(run / "model.safetensors")
     except Exception as error:  # a cut file fails in many ways
         raise DeitkitError(
@@ -67,7 +71,7 @@ def read_settings(run: Path) -> dict[str, Any]:
 
     Raises DeitkitError for a folder of weights only, as `deitkit convert` writes.
     """
-    saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    saved = read_json(run / "config.json")
     if "data" not in saved:
         raise DeitkitError(f"{run} holds weights only, without the images of a training; give a run of train")
     return saved

@@ -12,7 +12,15 @@ import pytest
 from PIL import Image
 
 from deitkit.data import decode
-from deitkit.data.decode import UnreadableImage, centre_view, open_rgb, read_aspect, squash
+from deitkit.data.decode import (
+    UnreadableImage,
+    brightest,
+    centre_view,
+    open_rgb,
+    open_with_extent,
+    read_aspect,
+    squash,
+)
 
 from ..test_bad_input import huge_png
 
@@ -102,6 +110,22 @@ def test_exif_turns_the_picture_upright(tmp_path, orientation, turn, size, at_le
     assert opened.width / opened.height == size[0] / size[1]
     assert np.asarray(opened)[opened.height // 2, 1].argmax() == 0
     assert np.asarray(opened)[opened.height // 2, -2].argmax() == 2
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tiff", "webp"])
+def test_the_aspect_in_a_header_is_the_upright_picture_s(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / f"a.{kind}", exif=exif)
+    opened, extent = open_with_extent(tmp_path / f"a.{kind}")
+    assert opened.size == (20, 40) and extent[0] / extent[1] == 0.5
+    assert read_aspect(tmp_path / f"a.{kind}") == 0.5
+
+
+def test_how_bright_a_picture_of_many_bits_is(tmp_path):
+    Image.fromarray(np.array([[0, 4095]], np.uint16)).save(tmp_path / "a.png")
+    Image.new("L", (2, 2), 255).save(tmp_path / "b.png")
+    assert brightest(tmp_path / "a.png") == 4095 and brightest(tmp_path / "b.png") is None
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_scale(tmp_path):

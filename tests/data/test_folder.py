@@ -12,7 +12,7 @@ import pytest
 
 from deitkit.data.folder import scan
 from deitkit.data.images import ImageSet
-from deitkit.data.splits import load_splits
+from deitkit.data.splits import load_splits, measured_folder
 from deitkit.errors import DeitkitError
 
 
@@ -132,12 +132,29 @@ def test_given_parts_are_taken_as_they_are(tmp_path, name):
     assert splits.how == f"train/ and {name}/ as given"
 
 
-@pytest.mark.parametrize("more", [(), ("test",)])
-def test_train_without_val_is_not_taken_for_a_class(tmp_path, more):
-    for part in ("train", *more):
+@pytest.mark.parametrize("names", [("train",), ("train", "test"), ("Training", "Testing", "extra")])
+def test_train_without_val_is_split(tmp_path, names):
+    for part in names:
         numbered(tmp_path / part, a=4, b=4)
-    with pytest.raises(DeitkitError, match=r"has train/ but no val/.*give .*train to hold"):
-        split(tmp_path)
+    splits = split(tmp_path)
+    assert splits.train.classes == ("a", "b") and len(splits.train) == 6 and len(splits.val) == 2
+    assert all(path.startswith(f"{names[0]}/") for path in splits.train.paths + splits.val.paths)
+    assert (0 if splits.test is None else len(splits.test)) == (8 if len(names) > 1 else 0)
+    if len(names) > 1:
+        assert splits.how.endswith(f"; {names[1]}/ as given")
+        numbered(tmp_path / names[1], c=1)
+        with pytest.raises(DeitkitError, match="differ in 'c'"):
+            split(tmp_path)
+
+
+def test_what_is_measured_of_a_folder_with_parts(tmp_path):
+    numbered(tmp_path / "plain", a=1, valid=1)
+    assert measured_folder(tmp_path / "plain") == tmp_path / "plain"
+    numbered(tmp_path / "parts" / "train", a=1)
+    numbered(tmp_path / "parts" / "Test", a=1)
+    assert measured_folder(tmp_path / "parts").name == "Test"
+    numbered(tmp_path / "parts" / "valid", a=1)
+    assert measured_folder(tmp_path / "parts").name == "valid"
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -78,7 +78,7 @@ def test_an_interrupted_cache_is_made_again(images, tmp_path, what):
         note.write_text(text[: len(text) // 2])
     pixels.write_bytes(b"\0" * pixels.stat().st_size)
     if what == "only the side file":
-        pixels.rename(pixels.with_suffix(f".{os.getpid()}.part"))
+        pixels.rename(pixels.with_name(f"{pixels.name}.{os.getpid()}.part"))
     assert opened(images, tmp_path / "c").fetch(every).equal(whole)
     assert not list((tmp_path / "c").glob("*.part"))
 

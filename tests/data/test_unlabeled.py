@@ -47,6 +47,22 @@ def test_joined_sets_keep_their_files(tmp_path):
     assert (joined.labels[-3:] == NO_LABEL).all()
 
 
+def test_both_may_move_and_are_the_same_images(tmp_path):
+    def joined(labelled, extra):
+        found, _ = find_unlabeled(tmp_path / extra, [])
+        return splits_of(tmp_path / labelled).train.joined(found)
+
+    write_pictures(tmp_path / "labelled", ("cat", "dog"), count=8)
+    write_pictures(tmp_path / "extra", ("x", "y"), count=3, side=30)
+    before = joined("labelled", "extra").fingerprint(times=False)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "labelled").rename(tmp_path / "elsewhere" / "l")
+    (tmp_path / "extra").rename(tmp_path / "moved")
+    assert joined("elsewhere/l", "moved").fingerprint(times=False) == before
+    (tmp_path / "moved" / "x" / "0.png").unlink()
+    assert joined("elsewhere/l", "moved").fingerprint(times=False) != before
+
+
 @pytest.mark.parametrize(("few_or_many", "repeats"), [(3, 1), (500, 1), (40, 2)])
 def test_a_plan_mixes_both_at_the_share(few_or_many, repeats):
     settings = dict(batch_size=16, repeats=repeats, seed=1, num_unlabeled=few_or_many, unlabeled_share=0.25)

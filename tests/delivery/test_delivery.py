@@ -148,7 +148,7 @@ def test_a_run_that_is_not_whole_is_refused(run, name):
 
 
 def test_expand_takes_files_folders_and_patterns(tmp_path):
-    for name in ("b.PNG", "deep/a.jpg", "deep/notes.txt", "[1].png"):
+    for name in ("b.PNG", "deep/a.jpg", "deep/notes.txt", "[1].png", "._b.png", ".thumbs/t.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     names = lambda *texts: [p.name for p in predict.expand(str(tmp_path / t) for t in texts)]  # noqa: E731
@@ -179,15 +179,16 @@ def test_csv_and_json_carry_answers_and_errors(run, tmp_path, capsys):
     [
         (model(), None, "student", "no teacher"),
         (model(top1=95), model(top1=90, speed=100), "student", "more than"),
-        (model(top1=91), model(top1=90, speed=100), "student", "within chance"),
+        (model(top1=93), model(top1=90, speed=100), "student", "more than"),
+        (model(top1=92.5), model(top1=90, speed=100), "student", "within chance"),
         (model(top1=89), model(top1=90, speed=100), "student", "within chance"),
-        (model(top1=80), model(top1=90, speed=100), "teacher", "ahead"),
+        (model(top1=87), model(top1=90, speed=100), "teacher", "ahead"),
         (model(top1=89, speed=50), model(top1=90, speed=100), "teacher", "0.50x"),
     ],
 )
 def test_verdict_names_one_model_and_says_why(student, teacher, who, word):
     sentence = verdict(student, teacher, None, 400)
-    assert sentence.startswith(f"Deploy the {who}:") and word in sentence
+    assert sentence.startswith(f"Deploy the {who}") and word in sentence
     assert f"{student['top1']:.1f} %" in sentence and "400 images" in sentence
 
 

@@ -17,8 +17,10 @@ def test_multiply_adds_by_hand(image_size):
     model = create_model("nano", num_classes=7, image_size=image_size, patch_size=16)
     D, depth, patches = 128, 6, image_size[0] * image_size[1] // 256
     N = patches + 2
+    before = model.head.weight.clone()
     block = N * D * 3 * D + 2 * N * N * D + N * D * D + 2 * N * D * 4 * D
-    assert multiply_adds(model, image_size) == patches * 3 * 256 * D + depth * block + 2 * 7 * D
+    assert multiply_adds(model) == patches * 3 * 256 * D + depth * block + 2 * 7 * D
+    assert model.head.weight.equal(before)  # the weights stay where they were
 
 
 def test_the_command_line_lists_the_students(capsys):

@@ -95,6 +95,14 @@ def test_a_gpus_patch_follows_the_size_that_is_asked_for(pictures):
     assert chosen.student.patch_size == (16, 16)
 
 
+def test_a_gpu_takes_a_large_batch_in_parts(monkeypatch):
+    monkeypatch.setattr(student, "_median_side", lambda images: 300)
+    for batch, micro in ((1024, 256), (64, 64)):
+        config = Config().override({"train.batch_size": batch})
+        chosen, _ = student.choose_student(config, splits_of(2000), torch.device("cuda"))
+        assert (chosen.train.batch_size, chosen.train.micro_batch_size) == (batch, micro)
+
+
 @pytest.mark.parametrize("size", [8, "32,16", "8,24"])
 def test_first_sizes_that_can_be(pictures, size):
     sizes = {"student.image_size": "32,24", "student.patch_size": 8, "train.start_size": size}

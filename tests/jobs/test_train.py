@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import deitkit
 from deitkit.cli import main
+from deitkit.delivery.images import run_splits
 from deitkit.errors import DeitkitError
 from deitkit.jobs import budget
 from deitkit.jobs.evaluate import evaluate_folder
@@ -149,6 +150,47 @@ def test_eval_on_the_validation_images_agrees(run, data, tmp_path):
     assert measured["images"] == 9
     for key in ("top1", "top1_class", "top1_distill", "top5"):
         assert measured[key] == run.results["student"][key]
+
+
+def test_eval_of_the_run_s_own_folder_leaves_the_training_images_out(run, data, tmp_path):
+    measured = evaluate_folder(run.folder, data)
+    assert measured["images"] == 9 and measured["top1"] == run.results["student"]["top1"]
+    assert measured["notes"] == ["27 images that the run was trained on are left out."]
+    shutil.copytree(data / "cat", tmp_path / "train" / "cat")
+    shutil.copytree(data / "dog", tmp_path / "Val" / "dog")
+    assert evaluate_folder(run.folder, tmp_path)["images"] == 12  # of train/ and val/, val/
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEITKIT_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(data, tmp_path / "pictures")
+    shutil.copytree(run.folder, tmp_path / "run")
+    settings = SMALL | {"teacher__spec": "none", "train__epochs": 12, "train__control": True}
+    (tmp_path / "pictures" / "bird").rename(tmp_path / "pictures" / "parrot")
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
+    with pytest.raises(DeitkitError, match="images or classes have changed"):
+        deitkit.train(tmp_path / "pictures", tmp_path / "run", resume=True, **settings)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")} == kept
+    (tmp_path / "pictures" / "parrot").rename(tmp_path / "pictures" / "bird")
+    for path in (tmp_path / "pictures").rglob("*.png"):
+        os.utime(path, (0, 0))  # the same pictures unpacked again
+    deitkit.train(tmp_path / "pictures", tmp_path / "run", resume=True, **settings)
+
+
+def test_images_that_came_later_are_not_measured_on(run, data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "pictures")
+    shutil.copytree(run.folder, tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    saved["data"]["root"] = str(tmp_path / "pictures")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
+    for i in range(9):
+        shutil.copy(data / "cat" / "0.png", tmp_path / "pictures" / "cat" / f"a{i}.png")
+    split = json.loads((run.folder / "split.json").read_text())
+    for folder in (tmp_path / "run", tmp_path / "run" / "control"):
+        splits = run_splits(folder, None)
+        assert list(splits.val.paths) == split["val"] and list(splits.train.paths) == split["train"]
+    (tmp_path / "pictures" / split["val"][0]).unlink()
+    assert list(run_splits(tmp_path / "run", None).val.paths) == split["val"][1:]
 
 
 def test_report_is_one_page_by_itself(run):

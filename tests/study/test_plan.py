@@ -74,6 +74,14 @@ def test_factors_of_an_arm(large):
     assert runs["sharp"].train.label_smoothing == 0.0
 
 
+def test_an_arm_without_a_teacher_has_no_unlabelled_images(large):
+    runs = planned(catalogue.get("losses"), settings={"data.unlabeled": "more"}, seeds=(0,))
+    assert {run.config.distillation.mode != "none": run.config.data.unlabeled for run in runs} == {
+        True: "more",
+        False: None,
+    }
+
+
 def test_a_student_that_starts_from_another_has_fewer_epochs(large):
     runs = planned(catalogue.get("transfer"), target=Path("other"), seeds=(0,))
     epochs = {run.arm.name: run.config.train.epochs for run in runs}

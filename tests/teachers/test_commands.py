@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
 import torch
 
+import deitkit
 from deitkit import cli
 from deitkit.jobs.teacher_eval import evaluate_teacher
 from deitkit.teachers.teacher import Voice
@@ -138,6 +140,24 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
         views, *again = [views for views, said in asked if torch.equal(said, logits)]
         assert all(torch.equal(views, others) for others in again)
         assert torch.equal(alone(views).logits, logits)
+
+
+def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
+    out = tmp_path / "run"
+    run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN)
+    with open(out / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    paths = [pictures / row["path"] for row in rows]
+    found = json.loads(run(capsys, "predict", out / "teacher", *paths, "--json"))
+    assert [answer["label"] for answer in found] == [row["teacher"] for row in rows]
+    assert all(answer["distill_label"] is None for answer in found)
+    for verb in (["eval", out / "teacher", pictures], ["bench", out / "teacher"]):
+        assert "holds a teacher and no student" in refused(capsys, *verb)
+    run(capsys, "teacher", "fit", timm_file(tmp_path), pictures, "--out", tmp_path / "fitted", *SIZES)
+    alone = deitkit.load_teacher(tmp_path / "fitted", device="cpu")
+    assert alone.classes == ("cat", "dog") and alone.predict(paths[:2])[1].label in alone.classes
+    with pytest.raises(deitkit.DeitkitError, match="holds no fitted teacher"):
+        deitkit.load_teacher(out)
 
 
 def test_a_map_as_a_setting_of_train(tmp_path, pictures, capsys):

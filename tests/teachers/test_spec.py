@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from deitkit.errors import DeitkitError
 from deitkit.teachers import spec
 from deitkit.teachers.preprocessing import SizeWish
-from deitkit.teachers.spec import Member, check_spec, open_member, parse
+from deitkit.teachers.spec import Member, check_spec, open_member, parse, parse_member
 
 from .models import onnx_file, timm_file
 
@@ -23,6 +23,19 @@ def test_one_and_several_with_weights():
         Member("hf", "o/b"),
         Member("torchvision", "c", 0.5),
     )
+
+
+def test_commas_in_paths(tmp_path):
+    assert parse("run:a/lr=1,wd=2/run") == (Member("run", "a/lr=1,wd=2/run"),)
+    assert parse("timm:resnet18@a,b/w.pth*2,onnx:c,d/e.onnx") == (
+        Member("timm", "resnet18@a,b/w.pth", 2.0),
+        Member("onnx", "c,d/e.onnx"),
+    )
+    assert parse_member("run:x,lite0") == Member("run", "x,lite0")  # as a card has it
+    fitted = tmp_path / "fitted"
+    fitted.mkdir()
+    (fitted / "teacher.json").write_text("{}")
+    assert parse(f"run:a/b,{fitted}*3") == (Member("run", "a/b"), Member("fitted", str(fitted), 3.0))
 
 
 def test_short_names_take_the_packages_weights_where_installed(monkeypatch, tmp_path):

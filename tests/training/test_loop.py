@@ -16,6 +16,7 @@ from torch import Tensor
 from deitkit.config import AugmentConfig, Config
 from deitkit.data.loader import TrainingViews
 from deitkit.data.store import PixelStore
+from deitkit.errors import DeitkitError
 from deitkit.model import create_model
 from deitkit.teachers.teacher import TeacherAnswer
 from deitkit.training import loop
@@ -230,6 +231,15 @@ def test_resumed_after_any_update(tmp_path, monkeypatch, until):
     assert first.keys() == second.keys() and any(k.startswith("best.") for k in first)
     assert all(torch.equal(v, second[k]) for k, v in first.items())
     assert [line["train"] for line in lines(tmp_path / "whole")][-1] == lines(tmp_path / "cut")[-1]["train"]
+
+
+def test_too_large_a_forward_pass_has_a_sentence(tmp_path, monkeypatch):
+    def no_memory(*arguments, **options):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(loop, "training_loss", no_memory)
+    with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
+        trainer(tmp_path / "run", {}).run([])
 
 
 def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):

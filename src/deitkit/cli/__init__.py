@@ -6,6 +6,7 @@ import errno
 import io
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -33,6 +34,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import deitkit
+
+        print(f"deitkit {deitkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_no_verb(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("train")(train)
 app.command("label")(label)
 app.command("eval")(evaluate)

@@ -13,7 +13,11 @@ from . import flags
 def analyze(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     data: Annotated[
-        Path, typer.Argument(help="Folder with one sub-folder per class; training images are left out.")
+        Path,
+        typer.Argument(
+            help="Folder with one sub-folder per class, or with val/; images that the run was trained on are "
+            "left out."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; RUN/analysis by default.")] = None,
     json_: flags.Json = False,

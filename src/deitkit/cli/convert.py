@@ -17,11 +17,15 @@ def convert(
     to: Annotated[str, typer.Option(help="deitkit, timm, transformers or official.")],
     image_size: flags.ImageSize = None,
     patch_size: flags.PatchSize = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Another number: new heads.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Other classes; the heads start anew.")
+    ] = None,
     distilled: Annotated[
         bool | None, typer.Option("--distilled/--plain", help="With or without a distillation token.")
     ] = None,
-    num_heads: Annotated[int | None, typer.Option(min=1, help="Of attention, where nothing tells.")] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(min=1, help="Of attention, if the source does not say.")
+    ] = None,
     antialias: Annotated[bool, typer.Option("--antialias", help="Resize positions as timm does.")] = False,
 ) -> None:
     """Write a model of any project in any project's format, at any size."""

@@ -12,8 +12,16 @@ from . import flags
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    data: Annotated[Path, typer.Argument(help="Folder with one sub-folder per class, or with labels.csv.")],
-    part: Annotated[str | None, typer.Option(help="Of labels.csv: train, val or test [all].")] = None,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with one sub-folder per class, with val/, or with labels.csv; images that the run "
+            "was trained on are left out."
+        ),
+    ],
+    part: Annotated[
+        str | None, typer.Option(help="Rows of labels.csv: train, val or test; all by default.")
+    ] = None,
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
     json_: flags.Json = False,
 ) -> None:

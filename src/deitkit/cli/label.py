@@ -23,7 +23,9 @@ def label(
         str | None, typer.Option(help="Whose augmentation and batches, of those that deitkit recipes lists.")
     ] = None,
     image_size: flags.ImageSize = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Probabilities a view to keep [10].")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Probabilities a view to keep; 10 by default.")
+    ] = None,
     hard: Annotated[bool, typer.Option("--hard", help="Keep only the teacher's decision.")] = False,
     set_: flags.Settings = None,
     batch_size: flags.BatchSize = None,

@@ -23,7 +23,7 @@ def list_models(json_: flags.Json = False) -> None:
     table = Table("student", "shape", "pixels", "parameters", "multiply-adds", "ImageNet top-1")
     for row in rows:
         table.add_row(
-            row["student"],
+            row["student"] + (", distilled" if row["distilled"] else ""),
             f"{row['embed_dim']}/{row['depth']}/{row['num_heads']}",
             str(row["image_size"]),
             f"{row['params'] / 1e6:.1f} M",
@@ -62,7 +62,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
                 "image_size": size,
                 "distilled": model.head_dist is not None,
                 "params": model.num_params,
-                "multiply_adds": multiply_adds(model, (size, size)),
+                "multiply_adds": multiply_adds(model),
                 "top1": weights.top1 if weights else None,
                 "init": [f"timm:{weights.timm}", f"hf:{weights.transformers}"] if weights else shipped,
             }

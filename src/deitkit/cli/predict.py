@@ -11,22 +11,25 @@ from . import flags
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or RUN/teacher, or RUN/control.")],
     paths: Annotated[list[str], typer.Argument(help="Pictures, folders, patterns.")],
     top: Annotated[
         int | None,
-        typer.Option(min=1, help="Classes to name for each picture [1, or the labels above 50 %]."),
+        typer.Option(
+            min=1, help="Classes to name for each picture; 1, or the labels above 50 %, by default."
+        ),
     ] = None,
     json_: flags.Json = False,
     csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Classify pictures with a run."""
+    """Classify pictures with a run, or with its teacher."""
     from ..data.decode import UnreadableImage
     from ..delivery import predict as delivery
     from ..delivery.classifier import load
+    from ..delivery.teacher import holds_teacher, load_teacher
 
     pictures = delivery.expand(paths)
-    classifier = load(run)
+    classifier = load_teacher(run) if holds_teacher(run) else load(run)
     answers = list(classifier.predict_all(pictures))
     if top is None and classifier.task == "classes":
         top = 1

@@ -23,7 +23,9 @@ def train(
     patch_size: flags.PatchSize = None,
     epochs: flags.Epochs = None,
     budget: flags.Budget = None,
-    distillation: Annotated[str | None, typer.Option(help="none, soft, hard or dist.")] = None,
+    distillation: Annotated[
+        str | None, typer.Option(help="none, soft, hard or dist; the recipe's by default.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="auto, none, or one of deitkit teacher list.")] = None,
     unlabeled: Annotated[
         str | None, typer.Option(help="Folder of images without labels, for the teacher to answer.")
@@ -33,7 +35,8 @@ def train(
         str | None, typer.Option(help="Stored answers (deitkit label) in place of a live teacher.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="One that deitkit recipes lists [small-data, or the labels'].")
+        str | None,
+        typer.Option(help="A name from deitkit recipes; small-data, or that of --labels, by default."),
     ] = None,
     set_: flags.Settings = None,
     batch_size: flags.BatchSize = None,

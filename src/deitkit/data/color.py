@@ -33,7 +33,8 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Towards the image's mean grey for a factor below 1, away from it above."""
     g = grey(x).round_().to(torch.int64)
-    mean = (g.sum((1, 2, 3), keepdim=True).double() / g[0].numel()).to(x.dtype)
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+    mean = (g.sum((1, 2, 3), keepdim=True).to(exact) / g[0].numel()).to(x.dtype)
     return ((x - mean) * factor + mean).clamp_(0, 255)
 
 

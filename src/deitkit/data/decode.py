@@ -56,6 +56,14 @@ def open_with_extent(source: Path | BinaryIO, *, at_least: int | None = None) ->
         return to_rgb(image), extent[::-1] if _lies_on_its_side(image) else extent
 
 
+def open_for_view(source: Path | BinaryIO, size: tuple[int, int], crop: float) -> tuple[Image.Image, Extent]:
+    """As `open_with_extent`, large enough for views of `size` (height, width) that show the share `crop`.
+
+    Twice the pixels of a view are left, so that resizing, and not the JPEG's reduced scale, makes it smooth.
+    """
+    return open_with_extent(source, at_least=round(2 * max(size) / crop))
+
+
 def read_aspect(source: Path) -> float:
     """The upright picture's width over height, from the file's header; raises UnreadableImage."""
     with _opened(source) as image:
@@ -64,7 +72,11 @@ def read_aspect(source: Path) -> float:
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:
-    return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    exif = image.getexif()
+    as_stored = (exif.get(ExifTags.Base.ImageWidth), exif.get(ExifTags.Base.ImageLength))
+    if image.format == "TIFF" and image.size != as_stored:
+        return False  # Pillow tells the upright size of these itself
+    return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
 class _PillowSettings:
@@ -115,6 +127,12 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         raise UnreadableImage(source, "no right to read the file") from None
     except Exception as error:  # a broken file can fail anywhere in a decoder
         raise UnreadableImage(source, f"broken: {error}") from None
+
+
+def brightest(source: Path) -> int | None:
+    """The largest value of a picture of over 8 bits, of which 65535 becomes white; None for any other."""
+    with _opened(source) as image:
+        return int(image.getextrema()[1]) if image.mode.startswith("I") else None  # type: ignore[arg-type]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

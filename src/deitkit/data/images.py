@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,17 @@ class ImageSet:
     def fingerprint(self, *, times: bool = True) -> str:
         """A hash of classes, paths, labels, sizes and modification times: the same pixels, in short.
 
-        Without `times`, a copy of the folder has the same one.
+        Without `times`, a copy of the folder has the same one, and so has one beside other images outside of
+        `root`, whose paths are absolute, wherever those lie together.
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
+        outside = [path for path in self.paths if os.path.isabs(path)]
+        apart = os.path.commonpath(outside) if outside and not times else None
         for path, row in zip(self.paths, self.labels, strict=True):
             size, changed = _size_and_time(self.root / path)
             label = row if self.task == "classes" else _indices(row).tolist()
-            facts = f"{path}\0{label}\0{size}\0{changed if times else ''}\n"
+            name = os.path.relpath(path, apart) if apart and os.path.isabs(path) else path
+            facts = f"{name}\0{label}\0{size}\0{changed if times else ''}\n"
             digest.update(facts.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 
@@ -104,7 +109,7 @@ def targets_of(labels: NDArray[Any], num_classes: int) -> NDArray[np.float32]:
 
 
 def has_label(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which images (n,) their labels are known of; a row of labels is, also one without any."""
+    """Mask (n,) of the images whose labels are known; a row of labels is known, also one without any."""
     return labels != NO_LABEL if labels.ndim == 1 else np.ones(len(labels), bool)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeitkitError
+from ..files import write_json
 from .folder import scan, sub_folders
 from .images import ImageSet
 from .table import NAME, is_table, read_table
 
+_PART_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 _TRIES = 100  # random splits of overlapping labels, until each label is on both sides
 
 
@@ -33,17 +38,15 @@ class Splits:
         """Lists every part's files as JSON."""
         parts = {"train": self.train, "val": self.val, "test": self.test, "unlabeled": self.unlabeled}
         listed = {name: list(part.paths) for name, part in parts.items() if part is not None}
-        text = json.dumps({"how": self.how, **listed}, indent=1, ensure_ascii=False)
-        # A name that is no UTF-8 holds surrogates, whose backslash form is JSON's own.
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_json(path, {"how": self.how, **listed})
 
 
 def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Splits:
-    """The splits of a folder: with labels.csv, with train/ and val/ (test/ optional), or a folder a class.
+    """The splits of a folder: with labels.csv, with train/, val/ and test/, or with a folder a class.
 
-    `split` decides how validation images are held out where the data does not say: "stratified" draws
-    them from each class; "blocks" keeps neighbours in name order together, for series of near-alike
-    shots. Raises DeitkitError for every folder that cannot be trained on.
+    `split` decides how validation images are held out where the data does not say, also of train/ without
+    val/: "stratified" draws them from each class; "blocks" keeps neighbours in name order together, for
+    series of near-alike shots. Raises DeitkitError for every folder that cannot be trained on.
     """
     if is_table(data):
         table = read_table(data)
@@ -51,31 +54,44 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
             parts = {name: table.part(name) for name in ("train", "val", "test")}
             return _given(parts, f"the column 'split' of {data / NAME}")
         return _held_out(table.images, data / NAME, split, val_fraction, seed)
-    folders = _by_lower_name(data)
-    val = _validation_of(folders)
-    if "train" in folders and val is not None:
-        parts = {"train": scan(folders["train"], data), "val": scan(val, data)}
-        parts["test"] = scan(folders["test"], data) if "test" in folders else None
-        return _given(parts, f"train/ and {val.name}/")
-    if "train" in folders and set(folders) <= {"train", "test"} and sub_folders(folders["train"]):
+    train, val, test = (_part_folder(data, part) for part in ("train", "val", "test"))
+    if train is None or not (sub_folders(train) or val):  # a class may have a part's name
+        return _held_out(scan(data, data), data, split, val_fraction, seed)
+    if val is not None:
+        parts = {"train": scan(train, data), "val": scan(val, data)}
+        parts["test"] = scan(test, data) if test is not None else None
+        return _given(parts, f"{train.name}/ and {val.name}/")
+    if test is None and len(sub_folders(data)) > 1:
+        return _held_out(scan(data, data), data, split, val_fraction, seed)
+    held = _held_out(scan(train, data), train, split, val_fraction, seed)
+    if test is None:
+        return held
+    _refuse_other_classes(held.train, scan(test, data), f"{train.name}/ and {test.name}/")
+    return replace(held, test=scan(test, data), how=f"{train.name}/ {held.how}; {test.name}/ as given")
+
+
+def measured_folder(data: Path) -> Path:
+    """What to measure on: val/ where `data` has one, else test/, else `data` itself."""
+    for part in ("val", "test"):
+        folder = _part_folder(data, part)
+        if folder is not None and sub_folders(folder):  # a class may have a part's name
+            return folder
+    return data
+
+
+def refuse_out_among_classes(data: Path, out: Path) -> None:
+    """Raises DeitkitError where `out` would be taken for a class of `data`, or for images of one."""
+    inside = out.resolve().is_relative_to(data.resolve())
+    if inside and data.is_dir() and not is_table(data) and _part_folder(data, "train") is None:
         raise DeitkitError(
-            f"{data} has {folders['train'].name}/ but no val/; add val/ with the same class folders, "
-            f"or give {folders['train']} to hold a part of it out"
+            f"--out {out} lies inside {data}, whose folders are the classes; choose a folder outside of it"
         )
-    return _held_out(scan(data, data), data, split, val_fraction, seed)
 
 
-def validation_folder(data: Path) -> Path | None:
-    """The folder in `data` named val, valid or validation, in any case."""
-    return _validation_of(_by_lower_name(data))
-
-
-def _validation_of(folders: dict[str, Path]) -> Path | None:
-    return next((folders[name] for name in ("val", "valid", "validation") if name in folders), None)
-
-
-def _by_lower_name(data: Path) -> dict[str, Path]:
-    return {name.lower(): path for name, path in sub_folders(data).items()}
+def _part_folder(data: Path, part: str) -> Path | None:
+    """The folder in `data` that has one of the part's names, in any case."""
+    folders = {name.lower(): path for name, path in sub_folders(data).items()}
+    return next((folders[name] for name in _PART_NAMES[part] if name in folders), None)
 
 
 def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:
@@ -86,15 +102,19 @@ def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:
             f"{where} gives no images to {'train on' if train is None else 'validate on'}; "
             "mark some, or leave the splitting to deitkit"
         )
-    known = set(_shown(train))
     for part in (val, test):
-        differing = sorted(known ^ set(_shown(part))) if part is not None else []
-        if differing:
-            raise DeitkitError(
-                f"the classes of the parts differ in {', '.join(map(repr, differing[:5]))} "
-                f"({where}, in {train.root}); give every part images of the same classes"
-            )
+        if part is not None:
+            _refuse_other_classes(train, part, where)
     return Splits(train, val, test, f"{where} as given")
+
+
+def _refuse_other_classes(train: ImageSet, part: ImageSet, where: str) -> None:
+    differing = sorted(set(_shown(train)) ^ set(_shown(part)))
+    if differing:
+        raise DeitkitError(
+            f"the classes of the parts differ in {', '.join(map(repr, differing[:5]))} "
+            f"({where}, in {train.root}); give every part images of the same classes"
+        )
 
 
 def _shown(images: ImageSet) -> list[str]:

@@ -6,11 +6,9 @@ the side and renamed, so that an interrupted write never looks whole.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +21,8 @@ from torch import Tensor
 
 from .. import console
 from ..errors import DeitkitError
-from .decode import UnreadableImage, centre_view, open_with_extent, read_aspect, squash
+from ..files import read_json, write_json, written_aside
+from .decode import UnreadableImage, centre_view, open_for_view, read_aspect, squash
 from .images import ImageSet
 
 _VERSION = 3  # of what is kept: a change in decoding makes old caches stale
@@ -38,7 +37,7 @@ class Decoder:
     crop: float = 1.0
 
     def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        image, extent = open_with_extent(path, at_least=round(2 * max(self.size) / self.crop))
+        image, extent = open_for_view(path, self.size, self.crop)
         aspect = extent[0] / extent[1]
         if self.view == "squashed":
             return squash(image, self.size), aspect
@@ -90,7 +89,7 @@ def open_store(
     key = hashlib.sha256(f"{_VERSION} {images.root.resolve()} {images.fingerprint()} {decoder}".encode())
     path = cache_dir / f"{key.hexdigest()[:24]}.pixels"
     try:
-        facts = json.loads(path.with_suffix(".json").read_text())
+        facts = read_json(path.with_suffix(".json"))
         if path.stat().st_size != len(images) * 3 * decoder.size[0] * decoder.size[1]:
             raise ValueError("cut short")
     except (OSError, ValueError):
@@ -124,41 +123,44 @@ def _decode_all(
     images: ImageSet, decoder: Decoder, path: Path, workers: int, on_progress: Callable[[int], None]
 ) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_suffix(f".{os.getpid()}.part")
     size = len(images) * 3 * decoder.size[0] * decoder.size[1]
     aspects, unreadable = [1.0] * len(images), []
-    try:
+    with written_aside(path) as side:
         with open(side, "wb") as file:
             # Space is claimed now: a memory map on a full disk would end the process instead.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
-        pixels = np.memmap(side, np.uint8, "r+", shape=(len(images), 3, *decoder.size))
-
-        def work(i: int) -> tuple[float, str | None]:
-            try:
-                pixels[i], aspect = decoder(images.full_path(i))
-            except UnreadableImage as error:
-                return 1.0, error.reason
-            return aspect, None
-
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            for i, (aspect, reason) in enumerate(pool.map(work, range(len(images)))):
+            for i, (aspect, reason) in enumerate(_decoded_into(side, images, decoder, pool)):
                 aspects[i] = aspect
                 if reason is not None:
                     unreadable.append((i, reason))
                 on_progress(1)
-        pixels.flush()
-        side.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            side.unlink(missing_ok=True)
     facts = {"aspects": aspects, "unreadable": unreadable}
-    note = path.with_suffix(f".{os.getpid()}.json.part")  # another run may keep the same images
-    note.write_text(json.dumps(facts))
-    note.replace(path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), facts)
     return facts
+
+
+def _decoded_into(
+    file: Path, images: ImageSet, decoder: Decoder, pool: ThreadPoolExecutor
+) -> Iterator[tuple[float, str | None]]:
+    """Aspect of each image, or why it cannot be read; pixels go into `file`, which is closed at the end.
+
+    Windows renames no file that is still mapped.
+    """
+    pixels = np.memmap(file, np.uint8, "r+", shape=(len(images), 3, *decoder.size))
+
+    def work(i: int) -> tuple[float, str | None]:
+        try:
+            pixels[i], aspect = decoder(images.full_path(i))
+        except UnreadableImage as error:
+            return 1.0, error.reason
+        return aspect, None
+
+    yield from pool.map(work, range(len(images)))
+    pixels.flush()
 
 
 def _decoding_store(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DeitkitError
+from ..errors import DeitkitError, did_you_mean
 from .images import ImageSet
 
 NAME = "labels.csv"
@@ -106,10 +105,9 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 def _check_columns(columns: list[str], file: Path) -> None:
     for name in columns:
         if name not in _COLUMNS:
-            near = difflib.get_close_matches(name, _COLUMNS, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else "rename it or take it out"
+            meant = did_you_mean(name, _COLUMNS) or "; rename it or take it out"
             raise DeitkitError(
-                f"{file} has the column {name!r}; a table has path, labels and perhaps split: {meant} "
+                f"{file} has the column {name!r}, and a table has path, labels and perhaps split{meant} "
                 f"(where sub-folders are the classes, take {NAME} out of the folder)"
             )
     for name in _COLUMNS[:2]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..data.decode import Extent, UnreadableImage, centre_view, open_with_extent, to_rgb
+from ..data.decode import Extent, UnreadableImage, centre_view, open_for_view, to_rgb
 from ..errors import DeitkitError
 from ..inference.choose import Backend, create_engine
 from ..inference.device import settle_device
@@ -29,6 +29,8 @@ Picture = str | Path | Image.Image | NDArray[np.uint8]
 @dataclass(frozen=True)
 class Prediction:
     """What a run says of one picture: the joint classifier's most likely class, and both heads' own.
+
+    A teacher has one head, whose class stands in `label` and `class_label`.
 
     labels: of several labels an image all that are more probable than 0.5, most likely first; else `label`.
     """
@@ -47,25 +49,20 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A trained student with its classes and preprocessing, and whether an image may have several of them.
+class PictureClassifier:
+    """An engine that classifies pictures, with the classes and the preprocessing that it was measured with.
 
-    graph is what `engine` runs: views (B, 3, H, W) in [0, 1] -> probabilities and both heads' logits,
-    with tokens merged where that was asked for; `model` never merges.
+    task: whether an image has one class or several labels. image_size: (height, width) of a view; crop: the
+    share of a picture's shorter side that it keeps. engine: views (B, 3, H, W) in [0, 1] -> probabilities,
+    and each head's logits, each (B, K).
     """
 
-    model: DeiT
     classes: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
+    task: Task
+    image_size: tuple[int, int]
     crop: float
     device: torch.device
-    graph: JointClassifier
     engine: Engine
-
-    @property
-    def task(self) -> Task:
-        return self.graph.task
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
         """One picture as (3, H, W) uint8, the way the run's validation saw its images."""
@@ -75,14 +72,8 @@ class Classifier:
             image = to_rgb(picture)
             extent: Extent = image.size
         else:
-            at_least = round(2 * max(self.model.image_size) / self.crop)
-            image, extent = open_with_extent(Path(picture), at_least=at_least)
-        return centre_view(image, self.model.image_size, self.crop, extent)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> the model's input, on its device."""
-        views = pixels.to(self.device).float() / 255.0
-        return (views - self.mean) / self.std
+            image, extent = open_for_view(Path(picture), self.image_size, self.crop)
+        return centre_view(image, self.image_size, self.crop, extent)
 
     def forward(self, pixels: Tensor) -> DeiTOutput:
         """(B, 3, H, W) uint8 -> both heads' logits."""
@@ -151,6 +142,25 @@ class Classifier:
         return 1 if self.task == "classes" else int((probabilities > THRESHOLD).sum())
 
 
+@dataclass(frozen=True)
+class Classifier(PictureClassifier):
+    """A trained student put to use.
+
+    graph is what `engine` runs, with tokens merged where that was asked for; `model` never merges. mean, std:
+    (1, 3, 1, 1), of the model's normalisation.
+    """
+
+    model: DeiT
+    mean: Tensor
+    std: Tensor
+    graph: JointClassifier
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> the model's input, on its device."""
+        views = pixels.to(self.device).float() / 255.0
+        return (views - self.mean) / self.std
+
+
 def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", merge: int = 0) -> Classifier:
     """The classifier of a finished run folder.
 
@@ -175,4 +185,15 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
     network = TokenMerging(model, merge) if merge else model
     graph = JointClassifier(network, view["mean"], view["std"], distilled=student["distilled"], task=task)
     engine = create_engine(graph, model.image_size, backend, where)
-    return Classifier(model, tuple(saved["classes"]), mean, std, view["crop"], where, graph, engine)
+    return Classifier(
+        classes=tuple(saved["classes"]),
+        task=task,
+        image_size=model.image_size,
+        crop=view["crop"],
+        device=where,
+        engine=engine,
+        model=model,
+        mean=mean,
+        std=std,
+        graph=graph,
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from ..config import Config
 from ..data.decode import UnreadableImage
 from ..data.folder import scan_as
 from ..data.images import ImageSet
-from ..data.splits import Splits, load_splits
+from ..data.splits import Splits, load_splits, measured_folder
 from ..data.table import NAME as TABLE
 from ..data.table import is_table, read_table
 from ..errors import DeitkitError
+from ..files import read_json
 from ..runs import read_settings
 from .classifier import Classifier
 
@@ -24,9 +26,10 @@ CALIBRATION_IMAGES = 128
 
 
 def run_splits(run: Path, data: Path | None) -> Splits:
-    """The splits that the run trained and validated on, or the same kind of splits of `data`.
+    """The images that the run trained and validated on, or the same kind of splits of `data`.
 
-    Raises DeitkitError where the run's images are gone, or the classes of `data` are others.
+    Images that the run's own folder has gained since are in neither. Raises DeitkitError where the run's
+    images are gone, or the classes of `data` are others.
     """
     saved = read_settings(run)
     root = data or Path(saved["data"]["root"])
@@ -38,19 +41,44 @@ def run_splits(run: Path, data: Path | None) -> Splits:
     splits = load_splits(root, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed)
     if list(splits.train.classes) != saved["classes"] or splits.train.task != saved.get("task", "classes"):
         raise DeitkitError(f"the classes in {root} are not those of {run}; give --data with the same classes")
-    return splits
+    listed = _own_split(run) if data is None else None
+    if listed is None:
+        return splits
+    train, val = (_listed(splits, listed[part]) for part in ("train", "val"))
+    if len(val) == 0:
+        raise DeitkitError(
+            f"no validation image of {run} is left in {root}; give --data with the folder of some"
+        )
+    return replace(splits, train=train, val=val)
+
+
+def _own_split(run: Path) -> dict[str, list[str]] | None:
+    """The content of the run's `split.json`; None for a run without one."""
+    listed = [folder / "split.json" for folder in (run, run.parent)]  # a control has its run's split
+    split = next((file for file in listed if file.exists()), None)
+    return read_json(split) if split is not None else None
+
+
+def _listed(splits: Splits, paths: Sequence[str]) -> ImageSet:
+    """The images of `paths`, in whichever part they are now; those that are gone are passed over."""
+    train, val = splits.train, splits.val
+    labels = np.concatenate([train.labels, val.labels])
+    images = ImageSet(train.root, train.paths + val.paths, labels, train.classes)
+    place = {path: i for i, path in enumerate(images.paths)}
+    return images.subset(np.array([place[path] for path in paths if path in place], np.int64))
 
 
 def labelled_images(folder: Path, classifier: Classifier, part: str | None = None) -> ImageSet:
     """The images of `folder` with labels that index the run's classes; a part of these is enough.
 
-    part: "train", "val" or "test", of a labels.csv that says so; None for all. Raises DeitkitError
+    Of a folder with train/ and val/, those of val/. part: "train", "val" or "test", of a labels.csv that
+    says so; None for all. Raises DeitkitError
     for a class that the run does not know, and for a folder that is not of the run's kind.
     """
     if classifier.task == "classes":
         if part is not None:
             raise DeitkitError(f"--part chooses rows of a {TABLE}; give the folder of the part instead")
-        return scan_as(folder, classifier.classes)
+        return scan_as(measured_folder(folder), classifier.classes)
     if not is_table(folder):
         raise DeitkitError(f"the run knows several labels an image, and {folder} has no {TABLE}; add one")
     table = read_table(folder, classifier.classes)
@@ -62,16 +90,45 @@ def labelled_images(folder: Path, classifier: Classifier, part: str | None = Non
     return chosen
 
 
+def without_training_images(run: Path, images: ImageSet) -> tuple[ImageSet, list[str]]:
+    """The images that the run was not trained on, and what to say of it.
+
+    On images it was trained on, a model looks more accurate and better calibrated than it is. Raises
+    DeitkitError where no image is left.
+    """
+    root = Path(read_settings(run)["data"]["root"])
+    parts = _own_split(run)
+    if parts is None or not root.exists():
+        return images, ["The run's own images are not here: some of these may be among them."]
+    trained_on = {str(root.resolve() / path) for path in parts["train"] + parts.get("unlabeled", [])}
+    here = images.root.resolve()
+    unseen = [i for i, path in enumerate(images.paths) if str(here / path) not in trained_on]
+    if not unseen:
+        raise DeitkitError(
+            f"the run was trained on every image of {images.root}; give images that it has not seen"
+        )
+    left_out = len(images) - len(unseen)
+    notes = [f"{left_out} images that the run was trained on are left out."] if left_out else []
+    return images.subset(np.array(unseen)), notes
+
+
 def batches(
-    classifier: Classifier, images: ImageSet, batch_size: int = 32
+    classifier: Classifier,
+    images: ImageSet,
+    batch_size: int = 32,
+    on_unreadable: Callable[[int, str], None] = lambda i, reason: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(B, 3, H, W) uint8 as the run sees them, and their labels; unreadable images are passed over."""
+    """(B, 3, H, W) uint8 as the run sees them, and their labels; unreadable images are passed over.
+
+    on_unreadable: told the index of each of those, and why.
+    """
     for first in range(0, len(images), batch_size):
         pixels, read = [], []
         for i in range(first, min(first + batch_size, len(images))):
             try:
                 pixels.append(classifier.pixels(images.full_path(i)))
-            except UnreadableImage:
+            except UnreadableImage as error:
+                on_unreadable(i, error.reason)
                 continue
             read.append(i)
         if pixels:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..data.decode import UnreadableImage
-from ..data.folder import SUFFIXES
+from ..data.folder import images_under
 from ..errors import DeitkitError
 from ..tasks import SEPARATOR
 from .classifier import Prediction
@@ -19,12 +19,12 @@ Answers = Sequence[Prediction | UnreadableImage]
 
 
 def expand(paths: Iterable[str]) -> list[Path]:
-    """Files as they are, folders with all images below them, globs with what they match."""
+    """Files as they are, folders with all images below them but hidden ones, globs with what they match."""
     found: list[Path] = []
     for text in paths:
         path = Path(text)
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += map(Path, sorted(images_under(str(path))))
         elif path.exists():
             found.append(path)
         else:

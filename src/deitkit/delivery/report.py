@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
-from ..files import write_text
+from ..files import read_json, read_json_lines, write_text
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score, probability_column
 from . import page
 
@@ -20,8 +19,8 @@ _LABELLED = 30  # classes up to which the confusion matrix names its rows
 
 def write_report(run: Path) -> Path:
     """Reads the run folder and writes its `report.html`; returns the path."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    results = read_json(run / "results.json")
+    settings = read_json(run / "config.json")
     rows = _read_predictions(run / "predictions.csv")
     task, classes = results.get("task", "classes"), settings["classes"]
     mistakes = _mistakes(rows) if task == "classes" else _mistaken_labels(rows, classes)
@@ -39,7 +38,7 @@ def write_report(run: Path) -> Path:
         confusion=page.svg(_confusion(results["confusion"], classes)) if task == "classes" else None,
         classes=_per_class(results, classes),
         mistakes=[m | {"thumbnail": _thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
-        skipped=json.loads((run / "skipped.json").read_text(encoding="utf-8")),
+        skipped=read_json(run / "skipped.json"),
     )
     path = run / "report.html"
     write_text(path, content)
@@ -69,10 +68,6 @@ def _models(results: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def _read_predictions(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -81,7 +76,7 @@ def _read_predictions(path: Path) -> list[dict[str, str]]:
 def _accuracy_curve(run: Path, results: dict[str, Any], score: Score) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.add_subplot(xlabel="epoch", ylabel=f"{score.name} on validation, %")
-    lines = [line for line in _read_lines(run / "metrics.jsonl") if "val" in line]
+    lines = [line for line in read_json_lines(run / "metrics.jsonl") if "val" in line]
     key = "val_ema" if results["weights"] == "ema" else "val"
     epochs = [line["epoch"] for line in lines]
     for label, head, style in (
@@ -92,7 +87,7 @@ def _accuracy_curve(run: Path, results: dict[str, Any], score: Score) -> Figure:
         values = [line[key][score.key + head] for line in lines]
         if all(v is not None for v in values):
             axes.plot(epochs, values, style, label=label, marker="." if len(epochs) == 1 else None)
-    control = [line for line in _read_lines(run / "control" / "metrics.jsonl") if "val" in line]
+    control = [line for line in read_json_lines(run / "control" / "metrics.jsonl") if "val" in line]
     if control:
         values = [max(line["val"][score.key], line["val_ema"][score.key]) for line in control]
         axes.plot([line["epoch"] for line in control], values, color="0.5", label="control")
@@ -105,7 +100,7 @@ def _accuracy_curve(run: Path, results: dict[str, Any], score: Score) -> Figure:
 def _loss_curve(run: Path) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.add_subplot(xlabel="epoch", ylabel="training loss", yscale="log")
-    lines = _read_lines(run / "metrics.jsonl")
+    lines = read_json_lines(run / "metrics.jsonl")
     for part in lines[0]["train"] if lines else ():
         having = [line for line in lines if part in line["train"]]  # guidance may end before the run
         label = "total" if part == "loss" else part

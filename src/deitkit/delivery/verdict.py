@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..tasks import SCORES, Score
@@ -27,19 +28,19 @@ def verdict(
     speed = student["images_per_s"] / teacher["images_per_s"]
     size = f"{student['params'] / 1e6:.1f} against {teacher['params'] / 1e6:.1f} million parameters"
     pace = f"{speed:.1f}x its speed" if speed >= 1 else f"{speed:.2f}x its speed"
-    margin = high - student[key]
+    # Of the difference, as if other images had measured each: on the same ones it is smaller still.
+    margin = math.hypot((high - low) / 2, (teacher["interval"][1] - teacher["interval"][0]) / 2)
     if control is not None and control[key] > max(student[key], teacher[key]):
         return (
             f"Deploy the control: trained without a teacher it reaches {say(control[key])}, more than "
-            f"the student's {found} and the teacher's {say(teacher[key])}; train with --teacher none."
+            f"the student's {found} and the teacher's {say(teacher[key])}; it is control/ of the run."
         )
     if gap >= 0:
         certainty = "more than" if gap > margin else "no less than, within chance,"
         return (
             f"Deploy the student: {found}, {certainty} the teacher's {say(teacher[key])}, at {pace}, {size}."
         )
-    # Two intervals that overlap do not tell the two apart: then the faster one is the better buy.
-    if teacher["interval"][0] <= high and speed >= 1:
+    if -gap <= margin and speed >= 1:  # of two that cannot be told apart, the faster one
         return (
             f"Deploy the student: {found} is within chance of the teacher's {say(teacher[key])}, "
             f"and it runs at {pace}, {size}."
@@ -52,6 +53,6 @@ def verdict(
     if control is not None and student[key] > control[key]:
         helped = f" (distillation lifted it from {say(control[key])})"
     return (
-        f"Deploy the teacher: with {say(teacher[key])} it is ahead of the student's {found}{helped}, "
-        f"which runs at {pace}; before choosing the student, {more}."
+        f"Deploy the teacher (predict takes teacher/ in the run's folder): with {say(teacher[key])} it is "
+        f"ahead of the student's {found}{helped}, which runs at {pace}; before choosing the student, {more}."
     )

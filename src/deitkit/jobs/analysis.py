@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from ..evaluation.layers import layers
 from ..evaluation.metrics import top_k, wilson_interval
 from ..evaluation.tokens import token_cosines
+from ..files import read_json_lines
 from ..model import joint_probabilities
 from ..teachers.teacher import Teacher
 from .opening import Part
@@ -165,11 +165,9 @@ def look_inside(run: Path, student: Classifier, store: PixelStore) -> dict[str, 
 
 def _cosines_while_training(run: Path) -> list[dict[str, float]]:
     """The embeddings' cosine after each epoch, as training logged it; empty for a run from before."""
-    log = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return [
         {"epoch": line["epoch"], "cosine": line["token_cosine"]}
-        for line in lines
+        for line in read_json_lines(run / "metrics.jsonl")
         if line.get("token_cosine") is not None
     ]
 

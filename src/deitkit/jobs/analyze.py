@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 from pathlib import Path
@@ -14,11 +13,11 @@ import torch
 
 from .. import console
 from ..config import Config
-from ..data.folder import scan_as
 from ..data.images import ImageSet
 from ..data.store import Decoder, default_cache_dir, open_store, refuse_many_unreadable
 from ..delivery.analysis_report import write_analysis
 from ..delivery.classifier import Classifier, load
+from ..delivery.images import labelled_images, without_training_images
 from ..errors import DeitkitError
 from ..files import write_json
 from ..runs import read_settings
@@ -32,9 +31,9 @@ from .opening import Part
 def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     """Measures `run` on the images of `data`; writes `analysis.json` and `analysis.html` into `out`.
 
-    `data` has one sub-folder per class, named as the run's classes (a part of them is enough); images
-    that the run was trained on are left out. `out` is RUN/analysis where it is not given. Returns
-    the content of `analysis.json`. Raises DeitkitError for anything the caller can mend.
+    `data` has one sub-folder per class, named as the run's classes (a part of them is enough), or val/ with
+    these; images that the run was trained on are left out. `out` is RUN/analysis where it is not given.
+    Returns the content of `analysis.json`. Raises DeitkitError for anything the caller can mend.
     """
     run, data = Path(run), Path(data)
     out = run / "analysis" if out is None else Path(out)
@@ -42,9 +41,7 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     if student.task == "multilabel":
         raise DeitkitError(f"analyze needs one class an image, and {run} knows several labels; use eval")
     settings = read_settings(run)
-    images, notes = _without_training_images(
-        run, Path(settings["data"]["root"]), scan_as(data, student.classes)
-    )
+    images, notes = without_training_images(run, labelled_images(data, student))
     if out.exists() and not out.is_dir():
         raise DeitkitError(f"{out} is a file; choose an empty or a new folder for --out")
     out.mkdir(parents=True, exist_ok=True)  # refused now rather than after all the measuring
@@ -71,28 +68,6 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     write_json(out / "analysis.json", found)
     write_analysis(out / "analysis.html", found, analysis.attention_pictures(subjects, part))
     return found
-
-
-def _without_training_images(run: Path, root: Path, images: ImageSet) -> tuple[ImageSet, list[str]]:
-    """On images it was trained on, a model looks more accurate and better calibrated than it is.
-
-    root: the folder that the run was trained on. Returns the other images, and what to say of it.
-    """
-    listed = [folder / "split.json" for folder in (run, run.parent)]  # a control has its run's split
-    split = next((file for file in listed if file.exists()), None)
-    if split is None or not root.exists():
-        return images, ["The run's own images are not here: some of these may be among them."]
-    parts = json.loads(split.read_text(encoding="utf-8"))
-    trained_on = {str(root.resolve() / path) for path in parts["train"] + parts.get("unlabeled", [])}
-    here = images.root.resolve()
-    unseen = [i for i, path in enumerate(images.paths) if str(here / path) not in trained_on]
-    if not unseen:
-        raise DeitkitError(
-            f"the run was trained on every image of {images.root}; give images that it has not seen"
-        )
-    left_out = len(images) - len(unseen)
-    notes = [f"{left_out} images that the run was trained on are left out."] if left_out else []
-    return images.subset(np.array(unseen)), notes
 
 
 def _open_images(images: ImageSet, student: Classifier, config: Config) -> tuple[Part, list[dict[str, str]]]:

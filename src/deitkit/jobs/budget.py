@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,13 @@ from pathlib import Path
 from .. import console
 from ..config import Config
 from ..errors import DeitkitError
-from ..files import write_json
+from ..files import read_json, write_json
 from ..training.loop import Trainer
 from ..training.schedule import phases
 
 # Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
-_TIMED_UPDATES = 12
+_TIMED_UPDATES, _UPDATES_OF_A_RUN = 12, 100
 
 
 def planned_epochs(
@@ -26,7 +26,7 @@ def planned_epochs(
     """The configured epochs; under a budget, as many as fit, measured on a student that is thrown away."""
     saved = out / "plan.json"
     if saved.exists():  # a resumed run keeps its plan
-        return int(json.loads(saved.read_text())["epochs"])
+        return int(read_json(saved)["epochs"])
     epochs = config.train.epochs
     assert epochs is not None, "choose_student comes first"
     if config.train.budget_s is not None:
@@ -59,12 +59,16 @@ def _seconds_per_epoch(trainer: Trainer) -> float:
     The median of some real updates in each part of a run, weighted by how long the part is: a
     planned epoch stands for the whole run.
     """
-    trainer.epochs, seconds = 1, 0.0
-    for steps in phases(trainer.steps_per_epoch, trainer.config):
+    # An epoch of few updates is no part of a run in which the teacher goes half way: many of them are.
+    epochs = math.ceil(_UPDATES_OF_A_RUN / trainer.steps_per_epoch)
+    trainer.epochs = min(epochs, trainer.labels.epochs()) if trainer.labels is not None else epochs
+    seconds = 0.0
+    for steps in phases(trainer.total_steps, trainer.config):
         times: list[float] = []
         while len(times) < _TIMED_UPDATES:
             started = time.monotonic()
-            for step, (batch, answers) in zip(steps, trainer.prepared(0, steps.start), strict=False):
+            first, done = divmod(steps.start, trainer.steps_per_epoch)
+            for step, (batch, answers) in zip(steps, trainer.prepared(first, done), strict=False):
                 trainer.state.step = step
                 trainer.update(batch, answers)
                 times.append(time.monotonic() - started)
@@ -72,4 +76,4 @@ def _seconds_per_epoch(trainer: Trainer) -> float:
                 if len(times) == _TIMED_UPDATES:
                     break
         seconds += sorted(times)[len(times) // 2] * len(steps)
-    return seconds
+    return seconds / trainer.epochs

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from .. import console
-from ..data.decode import UnreadableImage
 from ..data.store import refuse_many_unreadable
 from ..delivery.classifier import load
-from ..delivery.images import labelled_images
+from ..delivery.images import batches as image_batches
+from ..delivery.images import labelled_images, without_training_images
 from ..evaluation.metrics import Tally, score_and_interval
 from ..evaluation.multilabel import per_class
 from ..model import joint_probabilities
@@ -21,35 +18,36 @@ from ..model import joint_probabilities
 def evaluate_folder(
     run: str | Path, data: str | Path, batch_size: int = 32, *, merge: int = 0, part: str | None = None
 ) -> dict[str, Any]:
-    """Metrics of class head, distillation head and joint over all images of `data`, in percent.
+    """Metrics of class head, distillation head and joint over the images of `data`, in percent.
 
-    `data` has one sub-folder per class, named as the run's classes (a part of them is enough), or a
-    labels.csv for a run of several labels an image; `part` then takes its rows of train, val or test.
+    `data` has one sub-folder per class, named as the run's classes (a part of them is enough), or val/ with
+    these, or a labels.csv for a run of several labels an image; `part` then takes its rows of train, val or
+    test. Without `part`, images that the run was trained on are left out, and `notes` says so.
     merge: patch tokens merged away in each block (arXiv 2210.09461).
     Raises DeitkitError for a class that the run does not know.
     """
     # In PyTorch throughout: a measurement does not change engines half way.
     classifier = load(run, backend="pytorch", merge=merge)
-    images = labelled_images(Path(data), classifier, part)
-    tally, unreadable = Tally(), []
+    images, notes = labelled_images(Path(data), classifier, part), []
+    if part is None:
+        images, notes = without_training_images(Path(run), images)
+    for note in notes:
+        console.say(note)
+    tally, skipped = Tally(), []
     with console.bar("evaluating", len(images)) as advance:
-        for first in range(0, len(images), batch_size):
-            pixels, read = [], []
-            for i in range(first, min(first + batch_size, len(images))):
-                try:
-                    pixels.append(classifier.pixels(images.full_path(i)))
-                    read.append(i)
-                except UnreadableImage as error:
-                    unreadable.append((i, error.reason))
-            if pixels:
-                output = classifier.forward(torch.from_numpy(np.stack(pixels)))
-                tally.add(output, torch.from_numpy(images.labels[read]))
-            advance(min(batch_size, len(images) - first))
-    refuse_many_unreadable([(str(images.full_path(i)), why) for i, why in unreadable], len(images))
+
+        def on_unreadable(i: int, reason: str) -> None:
+            skipped.append((images.paths[i], reason))
+            advance(1)
+
+        for pixels, labels in image_batches(classifier, images, batch_size, on_unreadable):
+            tally.add(classifier.forward(pixels), labels)
+            advance(len(labels))
+    refuse_many_unreadable(skipped, len(images))
     output, labels = tally.output()
     found = {"task": images.task, **tally.metrics().to_dict()}
     found["interval"] = score_and_interval(joint_probabilities(output, images.task), labels)[1]
     if images.task == "multilabel":
         rows = per_class(output, labels)
         found["per_class"] = [{"name": n} | row for n, row in zip(images.classes, rows, strict=True)]
-    return found | {"skipped": [images.paths[i] for i, _ in unreadable]}
+    return found | {"skipped": [path for path, _ in skipped], "notes": notes}

@@ -17,12 +17,14 @@ from torch import Tensor
 from .. import console, recipes
 from ..config import Config, dotted, flatten
 from ..data.loader import made_ahead
+from ..data.splits import refuse_out_among_classes
 from ..errors import DeitkitError
+from ..files import refuse_occupied
 from ..inference.device import settle_device
 from ..labels.claims import Claims
 from ..labels.codec import make_codec
 from ..labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
-from ..labels.replay import keep_first_views, refuse_other_views
+from ..labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
 from ..labels.settings import refuse_smaller_views
 from ..labels.store import SHARD_VIEWS, LabelStore, Place
 from ..teachers.spec import check_spec
@@ -55,10 +57,13 @@ def label(
     """
     data, out = Path(data), Path(out)
     changes = dotted(settings)
-    _refuse_other_folder(out)
+    if not (out / FILE).exists():
+        # These are of a process that was stopped before it wrote the manifest.
+        refuse_occupied(out, without="labels", own={"teacher", "lock", FIRST_VIEWS})
     known = read_manifest(out) if (out / FILE).exists() else None
     config = _settings(out, known, recipe, changes)
     device = settle_device(config.train.device)
+    refuse_out_among_classes(data, out)
     splits = find_splits(data, config)
     refuse_several_labels(splits.train, "storing labels")
     config, _ = choose_student(config, splits, device)
@@ -75,20 +80,6 @@ def label(
         _refuse_full_disk(store, epochs)
         _label_missing(store, epochs, claims, make, teacher, view_workers(config, device))
     return store
-
-
-def _refuse_other_folder(out: Path) -> None:
-    if out.is_file():
-        raise DeitkitError(f"{out} is a file; choose an empty or a new folder for --out")
-    own = {"teacher", "lock"}  # of a process that was stopped before it wrote the manifest
-    if (
-        out.exists()
-        and not (out / FILE).exists()
-        and any(p.name not in own and p.suffix != ".part" for p in out.iterdir())
-    ):
-        raise DeitkitError(
-            f"{out} is not empty and holds no labels; choose an empty or a new folder for --out"
-        )
 
 
 def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: dict[str, Any]) -> Config:

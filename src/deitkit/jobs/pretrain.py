@@ -28,7 +28,7 @@ from . import results
 from .budget import planned_epochs
 from .opening import Data, Part, open_data
 from .student import choose_student, settle_init
-from .train import Run, begun_run, claim_folder, create_trainer, train_one
+from .train import Run, begun_run, claim_folder, create_trainer, refuse_other_images, train_one
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
 _HOLDS_OUT = f"{100 * _HELD_OUT:.0f} % of the pictures, at most {_MOST_HELD_OUT}, are held out"
@@ -84,7 +84,6 @@ def pretrain(
     console.say(why)
     with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
         opened = open_data(splits, config, advance)
-    opened.write_lists(out)
     size = config.student.image_size
     teacher = kept_teacher(
         out / "teacher",
@@ -93,6 +92,8 @@ def pretrain(
         lambda: own_head_teacher(config.teacher, None, student_size=size, device=device),
     )
     data = _answered(opened, teacher, device)
+    refuse_other_images(out, data)
+    data.write_lists(out)
     facts, _ = results.measure_teacher(teacher, data.val, device)
     trainer = create_trainer(out, config, data, teacher, device)
     epochs = planned_epochs(out, trainer, None, config, started)

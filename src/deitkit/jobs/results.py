@@ -194,7 +194,7 @@ def describe_run(
         | {
             "root": str(root.resolve()),
             "how": data.splits.how,
-            "fingerprint": data.train.images.fingerprint(),
+            "fingerprint": data.pool.images.fingerprint(times=False),
         },
         "plan": plan,
         "teacher": {"name": teacher["name"], "how": teacher["how"]} if teacher else None,

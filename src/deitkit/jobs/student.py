@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import console
 from ..config import Config
-from ..data.decode import UnreadableImage, open_rgb
+from ..data.decode import UnreadableImage, brightest, open_rgb
 from ..data.images import ImageSet
 from ..data.splits import Splits
 from ..errors import DeitkitError
@@ -19,6 +22,7 @@ from ..weights import find_initial, load_into, read
 # What a student of little data sees where nobody says how long to train: enough for a few thousand
 # images, minutes on a CPU.
 _VIEWS = 120_000
+_DARK = 65536 // 4  # 14 bits of 16: a picture of fewer loses most of its greys
 
 
 def view_workers(config: Config, device: torch.device) -> int:
@@ -31,6 +35,7 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
     """Fills in the student's name, image and patch size, epochs, batches, loss; and a sentence on it."""
     student, images = config.student, splits.train
     side = _median_side(images)
+    _warn_of_lost_greys(images)
     name = student.name
     if name == "auto":
         name = "nano" if device.type == "cpu" else "tiny" if len(images) < 20_000 else "small"
@@ -68,7 +73,7 @@ def choose_student(config: Config, splits: Splits, device: torch.device) -> tupl
     if images.task == "multilabel":
         why += "; loss bce, a question a label, since an image may have several"
     batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
-    micro = config.train.micro_batch_size or (min(32, batch) if device.type == "cpu" else batch)
+    micro = config.train.micro_batch_size or min(32 if device.type == "cpu" else 256, batch)
     config = replace(
         config,
         student=replace(student, name=name, image_size=image_size, patch_size=patch),
@@ -115,12 +120,31 @@ def _divisor(size: int, near: int) -> int:
 def _median_side(images: ImageSet) -> int:
     """The median shorter side, in pixels, of up to 32 images spread over the set."""
     sides = []
-    for i in np.linspace(0, len(images) - 1, min(32, len(images))).astype(int):
+    for path in _sampled(images):
         try:
-            sides.append(min(open_rgb(images.full_path(i)).size))
+            sides.append(min(open_rgb(path).size))
         except UnreadableImage:
             continue
     return int(np.median(sides)) if sides else 0
+
+
+def _warn_of_lost_greys(images: ImageSet) -> None:
+    """Says where 16-bit pictures use a small part of their range: in 8 bits hardly a grey would be left."""
+    largest = []
+    for path in _sampled(images):
+        with suppress(UnreadableImage):
+            largest.append(brightest(path))
+    values = [value for value in largest if value is not None]
+    if values and max(values) < _DARK:
+        console.say(
+            f"the 16-bit pictures use values up to {max(values)} of 65535 and keep few greys in 8 bits: "
+            "stretch them to the full range before training, and in the same way before predict"
+        )
+
+
+def _sampled(images: ImageSet) -> Iterator[Path]:
+    spread = np.linspace(0, len(images) - 1, min(32, len(images))).astype(int)
+    return (images.full_path(i) for i in spread)
 
 
 def check_initial(config: Config, num_classes: int) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import console
 from ..config import Config, dotted
 from ..data.decode import UnreadableImage, centre_view, open_rgb
-from ..data.folder import scan, sub_folders
-from ..data.splits import validation_folder
+from ..data.folder import scan
+from ..data.splits import measured_folder
 from ..data.store import refuse_many_unreadable
 from ..data.table import is_table
 from ..errors import DeitkitError
@@ -43,11 +43,10 @@ def evaluate_teacher(
     folder = Path(data)
     if is_table(folder):
         raise DeitkitError(
-            f"teacher eval needs one class an image, and {folder} has several labels; use eval"
+            f"teacher eval needs one class an image, and {folder} has several labels; "
+            "deitkit teacher fit measures a teacher on such images"
         )
-    val = validation_folder(folder)
-    # A class may be named valid too; a part has class folders in it.
-    images = scan(val if val is not None and sub_folders(val) else folder, folder, at_least=1)
+    images = scan(measured_folder(folder), folder, at_least=1)
     where = settle_device(device)
     teacher = own_head_teacher(config, images.classes, student_size=None, device=where)
     logits: list[Tensor] = []

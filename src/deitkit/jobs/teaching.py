@@ -14,7 +14,8 @@ from .. import console, recipes
 from ..config import Config, dotted
 from ..data.loader import TrainingViews
 from ..data.plan import Batch, plan_epoch
-from ..errors import DeitkitError
+from ..data.splits import refuse_out_among_classes
+from ..files import refuse_occupied
 from ..inference.device import settle_device
 from ..teachers.fit import Lesson, fit_teacher
 from ..teachers.saved import kept_teacher, save_teacher
@@ -86,8 +87,8 @@ def fit_folder(
     changes = dotted(settings)
     config = recipes.get(recipe).override({"teacher.spec": spec, **changes})
     check_spec(config.teacher.spec)
-    if out.is_file() or (out.exists() and any(p.suffix != ".part" for p in out.iterdir())):
-        raise DeitkitError(f"{out} is not empty; choose an empty or a new folder for --out")
+    refuse_occupied(out)
+    refuse_out_among_classes(data, out)
     device = settle_device(config.train.device)
     splits = find_splits(data, config)
     config, _ = choose_student(config, splits, device)

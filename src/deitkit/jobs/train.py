@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 
 from .. import console, recipes
 from ..config import Config, dotted
+from ..data.splits import refuse_out_among_classes
 from ..delivery.report import write_report
 from ..errors import DeitkitError
-from ..files import write_json
+from ..files import read_json, read_json_lines, refuse_occupied, write_json
 from ..inference.device import settle_device
 from ..labels.replay import refuse_other_views
 from ..labels.settings import student_settings
@@ -57,6 +57,9 @@ def train(
     changes = dotted(settings)
     labels = changes.get("teacher.labels")
     if labels:
+        saved = begun_run(Path(out), resume)
+        if saved is not None:  # epochs may have been appended to the labels since
+            changes = {"train.epochs": saved.train.epochs} | changes
         config = student_settings(open_labels(Path(labels)), recipe, changes)
     else:
         config = recipes.get(recipe or Config().recipe).override(changes)
@@ -67,6 +70,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     """`train` with the settings in one Config."""
     started = time.monotonic()
     device = settle_device(config.train.device)
+    refuse_out_among_classes(data, out)
     splits = find_splits(data, config)
     config, why = choose_student(config, splits, device)
     _check_teacher(config)
@@ -80,6 +84,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     total = sum(len(part) for part in parts if part is not None)
     with console.bar("decoding", total) as advance:
         opened = open_data(splits, config, advance)
+    refuse_other_images(out, opened)
     opened.write_lists(out)
 
     labels = _open_labels(config, opened, device)
@@ -134,7 +139,7 @@ def begun_run(out: Path, resume: bool) -> Config | None:
         return None
     if not resume:
         raise DeitkitError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
-    return Config.from_dict(json.loads(settings.read_text()))
+    return Config.from_dict(read_json(settings))
 
 
 def claim_folder(out: Path, config: Config, saved: Config | None) -> None:
@@ -150,10 +155,22 @@ def claim_folder(out: Path, config: Config, saved: Config | None) -> None:
                 f"cannot resume {out}: {key} was {was} and is now {now}; give the run's own settings, "
                 "or choose another --out"
             )
-    if not settings.exists() and out.exists() and any(p.suffix != ".part" for p in out.iterdir()):
-        raise DeitkitError(f"{out} is not empty and holds no run; choose an empty or a new folder for --out")
+    if not settings.exists():
+        refuse_occupied(out, without="run")
     out.mkdir(parents=True, exist_ok=True)
     write_json(settings, config.to_dict())
+
+
+def refuse_other_images(out: Path, data: Data) -> None:
+    """Refuses to resume where the images are others now, before anything of the run is written over."""
+    known = out / "config.json"
+    if known.exists() and read_json(known)["data"]["fingerprint"] != data.pool.images.fingerprint(
+        times=False
+    ):
+        raise DeitkitError(
+            f"cannot resume {out}: its images or classes have changed since; "
+            "give the images as they were, or choose another --out"
+        )
 
 
 def _open_labels(config: Config, data: Data, device: torch.device) -> LabelStore | None:
@@ -189,7 +206,7 @@ def create_trainer(
         config = config.override({"distillation.guidance": 0.0})
     folder.mkdir(parents=True, exist_ok=True)
     model = build_model(config, len(data.classes)).to(device)
-    facts = {"data": data.pool.images.fingerprint(), "settings": config.to_dict()}
+    facts = {"data": data.pool.images.fingerprint(times=False), "settings": config.to_dict()}
     return Trainer(
         config=config,
         model=model,
@@ -227,7 +244,7 @@ def train_one(
             "measurements went by without a lower validation loss"
         )
     weights = _keep_better_weights(trainer)
-    trainer.model.merge_layer_scale()
+    trainer.model.fold_layer_scale()
     results.save_model(trainer.folder / "model.safetensors", trainer.model)
     facts, output = results.measure_student(trainer.model, trainer.config.student.name, data, device)
     images, seconds = trainer.views_before(trainer.state.step), trainer.state.seconds
@@ -242,7 +259,7 @@ def train_one(
 
 def _keep_better_weights(trainer: Trainer) -> str:
     """Leaves the better weights in the model, by validation loss, which moves less by chance than top-1."""
-    last = json.loads((trainer.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    last = read_json_lines(trainer.folder / "metrics.jsonl")[-1]
     raw, averaged = last["val"]["loss"], last["val_ema"]["loss"]
     if trainer.state.best is not None:
         averaged = trainer.state.best.loss

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import Config, flatten
 from ..errors import DeitkitError
-from ..files import write_json
+from ..files import read_json, write_json
 
 _VERSION = 1  # of the folder's layout and the entries' encoding
 FILE = "manifest.json"
@@ -73,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"deitkit label DATA --epochs N --out {folder}"
         )
     try:
-        saved = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        saved = read_json(folder / FILE)
         if saved["version"] != _VERSION:
             raise ValueError(f"its version is {saved['version']}, this deitkit reads {_VERSION}")
         return Manifest(**saved | {"classes": tuple(saved["classes"])})

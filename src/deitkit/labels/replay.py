@@ -14,27 +14,27 @@ from ..errors import DeitkitError
 from ..files import write_tensors
 from .store import LabelStore
 
-_FILE = "views.safetensors"
+FIRST_VIEWS = "views.safetensors"
 _VIEWS = 8
-_MAX_DIFFERENCE = (
-    1.0  # mean, of 255 levels: another device rounds differently, another view does not look alike
-)
+# Mean, of 255 levels: another device rounds differently, another view does not look alike.
+_MAX_DIFFERENCE = 1.0
 
 Make = Callable[[Batch], ViewBatch]
 
 
 def keep_first_views(store: LabelStore, make: Make) -> None:
     """Writes the first views of the first epoch beside the labels."""
-    write_tensors(store.folder / _FILE, {"views": _first_views(store, make)}, {"labels": store.id})
+    write_tensors(store.folder / FIRST_VIEWS, {"views": _first_views(store, make)}, {"labels": store.id})
 
 
 def refuse_other_views(store: LabelStore, make: Make) -> None:
     """Raises DeitkitError where the kept views cannot be made again from the data."""
     try:
-        kept = load_file(store.folder / _FILE)["views"]
+        kept = load_file(store.folder / FIRST_VIEWS)["views"]
     except Exception as error:  # a cut file fails in many ways
         raise DeitkitError(
-            f"{store.folder / _FILE} cannot be read ({type(error).__name__}); label again into a new folder"
+            f"{store.folder / FIRST_VIEWS} cannot be read ({type(error).__name__}); "
+            "label again into a new folder"
         ) from None
     again = _first_views(store, make)
     if kept.shape != again.shape or (kept.float() - again.float()).abs().mean() > _MAX_DIFFERENCE:

@@ -51,7 +51,7 @@ class Convnet(nn.Module):
     def token_cosine(self) -> None:
         """There are no tokens to compare."""
 
-    def merge_layer_scale(self) -> None:
+    def fold_layer_scale(self) -> None:
         """There are no gains to merge."""
 
     @property
@@ -92,7 +92,11 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         evaluate=lambda m: evaluate(m, opened.val, device).to_dict(),
         name_of=opened.train.images.paths.__getitem__,
         workers=view_workers(config, device),
-        facts={"data": opened.train.images.fingerprint(), "settings": config.to_dict(), "model": name},
+        facts={
+            "data": opened.train.images.fingerprint(times=False),
+            "settings": config.to_dict(),
+            "model": name,
+        },
     )
     title, epochs = f"training {name}", config.train.epochs
     assert epochs is not None, "choose_student comes first"

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from ..config import Config
-from ..model import VARIANTS
-from .presets import HELD, Preset
+import torch
 
-IMAGENET_TRAIN_IMAGES = 1_281_167
+from ..config import Config, StudentConfig
+from ..evaluation.flops import multiply_adds
+from ..model import create_model
+from .presets import HELD, IMAGENET_TRAIN_IMAGES, Preset
 
 
-def forward_macs(config: Config) -> float:
-    """Multiply-accumulates of one image through the student that `config` names, sizes included."""
-    size, patch = config.student.image_size, config.student.patch_size
+def student_multiply_adds(student: StudentConfig) -> int:
+    """Multiply-adds of one image through the student, sizes included."""
+    size, patch = student.image_size, student.patch_size
     assert size is not None and patch is not None, "a study names its image and patch size"
-    variant = VARIANTS[config.student.name]
-    patches = (size[0] // patch[0]) * (size[1] // patch[1])
-    tokens, width = patches + 2, variant.embed_dim
-    block = 12 * tokens * width**2 + 2 * tokens**2 * width  # projections and MLP, attention
-    return variant.depth * block + patches * 3 * patch[0] * patch[1] * width
+    return _multiply_adds(student.name, size, patch)
+
+
+@lru_cache
+def _multiply_adds(name: str, image_size: tuple[int, int], patch_size: tuple[int, int]) -> int:
+    with torch.device("meta"):
+        model = create_model(name, num_classes=2, image_size=image_size, patch_size=patch_size)
+    return multiply_adds(model)
 
 
 def expected_seconds(config: Config, preset: Preset, images: float) -> float:
     """Seconds of a run over so many training images, at the speed its preset takes for granted."""
     own = config.override(HELD | dict(preset.settings))
-    relative = forward_macs(config) / forward_macs(own)
+    relative = student_multiply_adds(config.student) / student_multiply_adds(own.student)
     assert config.train.epochs is not None, "a study names its epochs"
     # Fitting and measuring the teacher is most of it.
     overhead = preset.overhead_s if config.distillation.mode != "none" else preset.overhead_s / 4

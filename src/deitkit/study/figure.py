@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..files import written_aside
 from .description import Axis, Study
 from .records import Measured
 
@@ -27,9 +27,8 @@ def write_figure(study: Study, rows: Sequence[Measured], folder: Path) -> None:
     else:
         _beside_each_other(axes, rows)
     for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        side = folder / f"figure.{os.getpid()}.{kind}.part"  # other shards may write the same file
-        figure.savefig(side, format=kind, dpi=150, metadata=metadata)
-        side.replace(folder / f"figure.{kind}")
+        with written_aside(folder / f"figure.{kind}") as side:
+            figure.savefig(side, format=kind, dpi=150, metadata=metadata)
 
 
 def spread(values: Sequence[float]) -> float:

@@ -169,5 +169,5 @@ def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -
         changes |= {"teacher.spec": f"run:{taught_by}", "teacher.image_size": None}  # a run has its own size
     config = held.override(changes | dict(arm.settings))
     if config.distillation.mode == "none":  # whoever would have taught the other arms
-        config = config.override({"teacher.spec": "none"})
+        config = config.override({"teacher.spec": "none", "data.unlabeled": None})
     return config

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+IMAGENET_TRAIN_IMAGES = 1_281_167
+
 # The paper's student and distillation, without what deitkit adds to them.
 HELD = {
     "student.init": "none",
@@ -85,7 +87,7 @@ PRESETS = {
         fine={"optim.lr": 5e-6, "optim.min_lr": 5e-6, "optim.weight_decay": 1e-8},
         fine_epochs=25 / 300,
         eval_images=None,
-        images_per_s=1_281_167 * 300 / (53 * 3600),
+        images_per_s=IMAGENET_TRAIN_IMAGES * 300 / (53 * 3600),
         overhead_s=600,
     ),
 }

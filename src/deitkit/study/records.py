@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import read_json, write_text
 from .description import Row, Study
 from .plan import run_folder
 
@@ -72,8 +71,8 @@ def _there(out: Path, arm: str, seed: int) -> bool:
 
 
 def _record(arm: str, seed: int, folder: Path) -> Record:
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
+    config = read_json(folder / "config.json")
     student, teacher = results["student"], results["teacher"] or {}
     return {
         "arm": arm,

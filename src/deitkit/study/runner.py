@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
+from ..data.splits import refuse_out_among_classes
 from ..errors import DeitkitError
-from ..files import write_json
+from ..files import read_json, refuse_occupied, write_json
 from ..jobs.label import label
 from ..jobs.train import run_job
 from ..labels.manifest import FILE as LABELS
@@ -133,9 +133,10 @@ def _claim_folder(
         "target": str(target.resolve()) if target else None,
         "settings": {key: str(value) for key, value in settings.items()},
     }
+    refuse_out_among_classes(data, out)
     path = out / "study.json"
     if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         for key, now in facts.items():
             if saved.get(key) != now:
                 raise DeitkitError(
@@ -143,9 +144,6 @@ def _claim_folder(
                     "choose another --out, or give the study's own"
                 )
         return
-    if out.exists() and any(file.suffix != ".part" for file in out.iterdir()):
-        raise DeitkitError(
-            f"{out} is not empty and holds no study; choose an empty or a new folder for --out"
-        )
+    refuse_occupied(out, without="study")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, facts)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import write_json, write_text
 from .description import Study
 from .figure import spread, write_figure
 from .finding import Decision, decide, paragraph
@@ -31,7 +30,7 @@ def summarise(study: Study, preset: str, out: Path, seeds: Sequence[int], skippe
         write_figure(study, rows, out)
     progress = f"{len(records)} of {planned} runs are finished."
     write_text(out / "summary.md", _page(study, preset, rows, skipped, text, progress))
-    write_text(out / "summary.json", json.dumps(_facts(study, preset, rows, decisions, text), indent=1))
+    write_json(out / "summary.json", _facts(study, preset, rows, decisions, text))
     return text
 
 

@@ -6,7 +6,6 @@ The backbone's own weights stay where they came from, unless they were fine-tune
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 
 from ..config import TeacherConfig
 from ..errors import DeitkitError
-from ..files import write_tensors, write_text
+from ..files import read_json, write_json, write_tensors
 from .backends import choose_engine, engines_of
 from .preprocessing import Preprocessing, SizeWish
-from .spec import CARD, open_member, parse
+from .spec import CARD, open_member, parse_member
 from .teacher import MemberCard, Teacher, TeacherCard, Voice
 
 _WEIGHTS = "teacher.safetensors"
@@ -38,7 +37,7 @@ def save_teacher(folder: Path, teacher: Teacher) -> None:
             state |= {f"{i}.body.{k}": v for k, v in voice.body.state_dict().items()}
     write_tensors(folder / _WEIGHTS, state)
     # Last, and whole: it says that the teacher is there.
-    write_text(folder / CARD, json.dumps(dataclasses.asdict(teacher.card), indent=2, ensure_ascii=False))
+    write_json(folder / CARD, dataclasses.asdict(teacher.card))
 
 
 def kept_teacher(
@@ -59,7 +58,7 @@ def load_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.dev
     """
     folder = Path(folder)
     try:
-        card = _read_card(json.loads((folder / CARD).read_text(encoding="utf-8")))
+        card = _read_card(read_json(folder / CARD))
         state = load_file(folder / _WEIGHTS)
     except Exception as error:  # a cut file fails in many ways
         raise DeitkitError(
@@ -82,7 +81,7 @@ def _load(
     i: int, card: MemberCard, state: dict[str, Tensor], config: TeacherConfig, device: torch.device
 ) -> Voice:
     """One member; its engine is the saved one where that can be had here, so that answers stay the same."""
-    [member] = parse(card.spec)
+    member = parse_member(card.spec)
     view = card.preprocessing
     # Fixed sizes come as they are; any other is the one that the head was fitted at.
     model = open_member(member, SizeWish(view.image_size[0], view.image_size))

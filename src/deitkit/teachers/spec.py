@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DeitkitError
+from ..errors import DeitkitError, did_you_mean
 from .kinds import NAMES, kind
 from .preprocessing import SizeWish
 from .pretrained import Pretrained
@@ -51,32 +50,51 @@ def parse(spec: str) -> tuple[Member, ...]:
     Raises DeitkitError, naming the kinds, for what cannot be read.
     """
     members = []
-    for part in spec.split(","):
+    for part in _between_commas(spec):
         weighted = _WEIGHTED.fullmatch(part.strip())
         text, weight = (weighted[1], float(weighted[2])) if weighted else (part.strip(), 1.0)
         if weight <= 0:
             raise DeitkitError(f"the teacher {text!r} weighs {weight:g}; give more than 0, or leave it out")
-        members.append(_parse_one(text, weight, spec))
+        members.append(parse_member(text, weight, spec))
     return tuple(members)
 
 
-def _parse_one(text: str, weight: float, spec: str) -> Member:
+def _between_commas(spec: str) -> list[str]:
+    """The parts of `spec`; a comma that no teacher follows belongs to a path, as in run:lr=1,wd=2/run."""
+    first, *others = spec.split(",")
+    parts = [first]
+    for text in others:
+        name, colon, _ = text.strip().partition(":")
+        bare = _WEIGHTED.sub(r"\1", text.strip())
+        starts = (colon and name in (*NAMES, "fitted")) or bare in ("auto", *PACKAGED) or _holds_teacher(bare)
+        in_a_path = parts[-1].strip().partition(":")[0] in (*NAMES, "fitted") and "/" in parts[-1] + text
+        if starts or not in_a_path:
+            parts.append(text)
+        else:
+            parts[-1] += f",{text}"
+    return parts
+
+
+def _holds_teacher(folder: str) -> bool:
+    return bool(folder) and (Path(folder) / CARD).is_file()
+
+
+def parse_member(text: str, weight: float = 1.0, of: str = "") -> Member:
+    """One member, commas and all; `of`: what it stands in. Raises DeitkitError as `parse` does."""
     short = _AUTO if text == "auto" else text
     if short in PACKAGED:
         return Member("timm", _packaged(short), weight)
     name, colon, rest = text.partition(":")
     if colon and rest and name in (*NAMES, "fitted"):
         return Member(name, rest, weight)
-    if text and (Path(text) / CARD).is_file():
+    if _holds_teacher(text):
         return Member("fitted", text, weight)
     also = ""
     if text and Path(text).is_dir():
         also = "; this folder holds no fitted teacher (deitkit teacher fit makes one)"
     elif text:
-        known = ["auto", *PACKAGED, *NAMES, "fitted"]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        also = f"; did you mean {near[0]!r}?" if near else ""
-    raise DeitkitError(f"cannot read the teacher {text or spec!r}; give {syntaxes()}{also}")
+        also = did_you_mean(name, ["auto", *PACKAGED, *NAMES, "fitted"])
+    raise DeitkitError(f"cannot read the teacher {text or of!r}; give {syntaxes()}{also}")
 
 
 def syntaxes() -> str:

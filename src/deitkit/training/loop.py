@@ -34,7 +34,8 @@ from .signals import stop_requests
 from .task import training_loss
 
 _FITTED_IMAGES = 512  # that the first projections of guidance are fitted on
-_CHECKPOINT_SECONDS = 300.0  # also within an epoch, so that a crash costs at most so much
+# Also between measurements and within an epoch, so that a crash costs at most so much.
+_CHECKPOINT_SECONDS = 300.0
 
 
 Answers = Iterable[TeacherAnswer | None]  # of a teacher, one a micro-batch
@@ -140,12 +141,26 @@ class Trainer:
         load_checkpoint(self.folder / "checkpoints", self.state, self._facts())
         log = self.folder / "metrics.jsonl"
         if log.exists():  # lines of updates that the checkpoint does not know are made again
-            whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = (line for line in lines if line.endswith("\n"))
             log.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.state.step))
         return self.state.step
 
     def run(self, watchers: Sequence[Watcher]) -> None:
-        """Trains to the end. Raises Interrupted on SIGINT and SIGTERM, after saving."""
+        """Trains to the end.
+
+        Raises Interrupted on SIGINT and SIGTERM, after saving; DeitkitError where the loss is not finite or
+        the device's memory does not suffice.
+        """
+        try:
+            self._run(watchers)
+        except torch.OutOfMemoryError:
+            raise DeitkitError(
+                f"the memory of {self.device} does not hold {self.micro_batch_size} images at a time; give a "
+                "smaller train.micro_batch_size with --set, which changes no update, and another --out"
+            ) from None
+
+    def _run(self, watchers: Sequence[Watcher]) -> None:
         self._saved_at = time.monotonic()
         with stop_requests() as stop:
             if self.state.step == 0:
@@ -168,11 +183,12 @@ class Trainer:
                     if stop():
                         self._save()
                         raise Interrupted
-                    if time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
+                    if self._checkpoint_is_due():
                         self._save()
                 seconds = time.monotonic() - started
                 self._end_epoch(epoch, {k: v / counts[k] for k, v in sums.items()}, seen, seconds, watchers)
                 if stop():
+                    self._save()
                     raise Interrupted
 
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, Answers]]:
@@ -325,7 +341,8 @@ class Trainer:
         # Before the checkpoint: a line too many is dropped when resuming, a lost one would stay lost.
         with open(self.folder / "metrics.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
-        self._save()
+        if "val" in line or self._checkpoint_is_due():
+            self._save()
         for watcher in watchers:
             watcher.on_epoch(line)
 
@@ -341,6 +358,9 @@ class Trainer:
 
     def _facts(self) -> dict[str, Any]:
         return self.facts | {"epochs": self.epochs}
+
+    def _checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS
 
     def _save(self) -> None:
         now = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..config import resized_side
 from ..errors import DeitkitError
-from ..files import write_tensors
+from ..files import write_json, write_tensors
 from ..model import DeiT
 from ..tasks import Task
 from .keys import transformers_keys
@@ -73,7 +72,7 @@ def export(
     files = [destination / "model.safetensors"]
     write_tensors(files[0], state, {"format": "pt"})
     for name, config in configs.items():
-        (destination / name).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(destination / name, config)
         files.append(destination / name)
     return files
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DeitkitError
+from ..files import read_json
 from ..tasks import Task
 
 _INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -58,7 +58,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except ValueError:
         raise DeitkitError(f"{path} is not JSON; mend it, or move the weights away from it") from None
     return found if isinstance(found, dict) else {}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from ...errors import DeitkitError
+from ...errors import DeitkitError, did_you_mean
 from ..description import Study
 from . import ablation, data, distillation, epochs, losses, resolution, teachers, throughput, transfer
 
@@ -15,8 +13,6 @@ STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in _MODU
 def get(name: str) -> Study:
     """The study of that name."""
     if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.0)[0]
-        raise DeitkitError(
-            f"there is no study {name!r}; did you mean {near!r}? There are: {', '.join(STUDIES)}"
-        )
+        also = did_you_mean(name, STUDIES)
+        raise DeitkitError(f"there is no study {name!r}, only {', '.join(STUDIES)}{also}")
     return STUDIES[name]

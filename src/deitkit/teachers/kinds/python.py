@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -13,7 +12,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from ...errors import DeitkitError
+from ...errors import DeitkitError, did_you_mean
 from ..preprocessing import Preprocessing, SizeWish
 from ..pretrained import Pretrained, count_params
 
@@ -97,7 +96,6 @@ def _find(rest: str) -> Any:
         ) from error
     if not callable(getattr(module, name, None)):
         callables = [n for n in vars(module) if callable(getattr(module, n))]
-        near = difflib.get_close_matches(name, callables, n=1, cutoff=0.0)
-        also = f"; did you mean {near[0]!r}?" if near else ""
+        also = did_you_mean(name, callables)
         raise DeitkitError(f"python:{rest}: {module_name} has no function {name!r}{also}")
     return getattr(module, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from timm.data import ImageNetInfo
 from timm.data.imagenet_info import infer_imagenet_subset
 from torch import Tensor, nn
 
-from ...errors import DeitkitError
+from ...errors import DeitkitError, did_you_mean
 from ...weights import read_state
 from ..preprocessing import Preprocessing, SizeWish
 from ..pretrained import Pretrained, as_map, count_params, pick_levels
@@ -46,9 +45,9 @@ class TimmBody(nn.Module):
 def check(rest: str) -> None:
     """Raises DeitkitError, naming the nearest, for a model that timm does not have."""
     name, _ = split_path(rest)
-    if name.split(".")[0] not in timm.list_models():
-        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)[0]
-        raise DeitkitError(f"timm has no model {name!r}; did you mean {near!r}?")
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        raise DeitkitError(f"timm has no model {name!r}{did_you_mean(name, known)}")
 
 
 def open_model(rest: str, wish: SizeWish) -> Pretrained:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torchvision
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from ...errors import DeitkitError
+from ...errors import DeitkitError, did_you_mean
 from ...weights import read_state
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, SizeWish
 from ..pretrained import Pretrained, as_map, count_params, pick_levels
@@ -54,8 +53,7 @@ def check(rest: str) -> None:
     name, _ = split_path(rest)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise DeitkitError(f"torchvision has no classifier {name!r}; did you mean {near!r}?")
+        raise DeitkitError(f"torchvision has no classifier {name!r}{did_you_mean(name, known)}")
 
 
 def open_model(rest: str, wish: SizeWish) -> Pretrained:

@@ -1,0 +1,65 @@
+"""A fitted teacher put to use, for where it and not the student is the one to deploy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..config import TeacherConfig
+from ..errors import DeitkitError
+from ..inference.device import settle_device
+from ..model import probabilities_of
+from ..runs import read_settings
+from ..tasks import Task
+from ..teachers.saved import load_teacher as load_saved
+from ..teachers.spec import CARD
+from ..teachers.teacher import Teacher
+from .classifier import PictureClassifier
+
+
+def holds_teacher(folder: Path) -> bool:
+    """Whether `folder` is a fitted teacher's: RUN/teacher, or what `deitkit teacher fit` wrote."""
+    return (folder / CARD).is_file()
+
+
+def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:
+    """The fitted teacher in `folder` as a classifier of pictures.
+
+    A run's teacher sees pictures as the run's validation measured it; one by itself takes its own input
+    size and crop (of an ensemble, the first member's). Raises DeitkitError where there is none.
+    """
+    folder = Path(folder)
+    if not holds_teacher(folder):
+        raise DeitkitError(f"{folder} holds no fitted teacher; give RUN/teacher of a run that kept one")
+    where = settle_device(device)
+    teacher = load_saved(folder, TeacherConfig(), device=where)
+    own = teacher.card.members[0].preprocessing
+    image_size, crop = own.image_size, own.crop
+    if (folder.parent / "config.json").exists():
+        view = read_settings(folder.parent)["preprocessing"]
+        image_size, crop = tuple(view["image_size"]), view["crop"]
+    task: Task = "multilabel" if teacher.card.several else "classes"
+    return PictureClassifier(
+        classes=teacher.card.classes,
+        task=task,
+        image_size=image_size,
+        crop=crop,
+        device=where,
+        engine=_TeacherEngine(teacher, task),
+    )
+
+
+class _TeacherEngine:
+    """Views (B, 3, H, W) in [0, 1] -> probabilities and logits, (B, K)."""
+
+    def __init__(self, teacher: Teacher, task: Task):
+        self.teacher, self.task = teacher, task
+
+    @property
+    def name(self) -> str:
+        return self.teacher.backend
+
+    def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
+        logits = self.teacher(views).logits
+        return probabilities_of(logits, self.task), logits
