@@ -22,7 +22,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from torch import Tensor, nn
 
 import deitkit
 from deitkit.files import write_json
+from deitkit.machine import describe_machine
 from deitkit.teachers.classes import recognise
 from train_throughput import BATCH, lite0, timm_loader, timm_mixup, timm_student
 
@@ -203,7 +203,7 @@ def main() -> None:
         run["share_of_timms_seconds"] = round(run["seconds"] / full["seconds"], 3)
         found = {
             "benchmark": "beside timm",
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": describe_machine(),
             "versions": {m.__name__: m.__version__ for m in (deitkit, torch, timm)},
             "date": datetime.date.today().isoformat(),
             "data": options.data.name,

@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from PIL import Image
 from deitkit.data.folder import scan
 from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.jobs.train import train
+from deitkit.machine import describe_machine
 from deitkit.model import create_model
 
 SIDE = 40  # pixels of a generated picture
@@ -173,7 +173,7 @@ def main() -> None:
         "benchmark": "cost-growth",
         "series": series,
         "help_seconds": help_seconds(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": describe_machine(),
         "versions": {"torch": torch.__version__},
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),

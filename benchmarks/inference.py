@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 import deitkit
-from deitkit.evaluation.latency import serve, take_turns
+from deitkit.evaluation.turns import serve, take_turns
 from deitkit.inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine, to_openvino
 from deitkit.inference.onnx_graph import to_onnx
+from deitkit.machine import describe_machine
 from deitkit.merging import TokenMerging
 from deitkit.model import DeiT, create_model, joint_logits
 
@@ -161,7 +161,7 @@ def main() -> None:
         "merge": options.merge,
         "models": {name: measure(name, batches, options) for name in names},
         "logits_within": {name: differences(name) for name in names} if options.device == "cpu" else {},
-        "machine": gpu or f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": gpu or describe_machine(),
         "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__, "timm": timm.__version__},
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from deitkit.jobs.teaching import training_views
 from deitkit.labels.codec import make_codec
 from deitkit.labels.manifest import fixed_settings
 from deitkit.labels.store import SHARD_VIEWS, LabelStore
+from deitkit.machine import describe_machine
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Preprocessing
@@ -118,11 +118,11 @@ def print_sweep(found: dict[str, Any]) -> None:
 def opened(config: Config, data: Path) -> tuple[Config, Data]:
     splits = find_splits(data, config)
     config, _ = choose_student(config, splits, CPU)
-    return config, open_data(splits, config, lambda n: None)
+    return config, open_data(splits, config)
 
 
 def trainer_of(config: Config, data: Data, folder: Path, **source: Any) -> Trainer:
-    distilled = "teacher" in source or "labels" in source
+    distilled = "teacher" in source or "stored_labels" in source
     mode = config.distillation.mode if distilled else "none"
     config = replace(config, distillation=replace(config.distillation, mode=mode, guidance=0.0))
     return Trainer(
@@ -134,7 +134,7 @@ def trainer_of(config: Config, data: Data, folder: Path, **source: Any) -> Train
         device=CPU,
         folder=folder,
         evaluate=lambda model: {},
-        name_of=str,
+        path_of=str,
         **{"teacher": None} | source,
     )
 
@@ -148,7 +148,7 @@ def loop_speeds(store: LabelStore, data: Path, rounds: int) -> dict[str, Any]:
     teacher = load_teacher(store.folder / "teacher", config.teacher, device=CPU)
     sides = {
         "live teacher": trainer_of(config, images, store.folder, teacher=teacher),
-        "stored labels": trainer_of(config, images, store.folder, labels=store),
+        "stored labels": trainer_of(config, images, store.folder, stored_labels=store),
         "no teacher": trainer_of(config, images, store.folder),
     }
     plan = store.plan(0)[:8]
@@ -244,7 +244,7 @@ def main() -> None:
         "epochs": options.epochs,
         "image_size": options.image_size,
         "teacher": store.manifest.teacher,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": describe_machine(),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import torch
 
 import deitkit
 from deitkit.jobs.bench import bench
+from deitkit.machine import describe_machine
 
 
 def measured(run: Path, merges: Sequence[int], batch: int, rounds: int) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def main() -> None:
             {
                 "benchmark": "merging",
                 "runs": runs,
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                "machine": describe_machine(),
                 "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__},
                 "date": datetime.date.today().isoformat(),
                 "command": " ".join(["python", *sys.argv]),

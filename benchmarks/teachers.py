@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,8 +34,10 @@ import timm
 import torch
 
 import deitkit
-from deitkit.evaluation.latency import peak_memory_mb, serve, take_turns
+from deitkit.evaluation.latency import peak_memory_mb
+from deitkit.evaluation.turns import serve, take_turns
 from deitkit.files import write_text
+from deitkit.machine import describe_machine
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Preprocessing
@@ -199,7 +200,7 @@ def main() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about = {
         "benchmark": f"teachers {options.verb}",
-        "machine": gpu or f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": gpu or describe_machine(),
         "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__, "timm": timm.__version__},
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),

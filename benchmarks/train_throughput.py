@@ -20,7 +20,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -47,12 +46,13 @@ from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.jobs.measuring import normalise
 from deitkit.jobs.opening import find_splits, open_data
 from deitkit.jobs.student import build_model, choose_student
+from deitkit.machine import describe_machine
 from deitkit.model import VARIANTS
 from deitkit.teachers.backends import choose_engine, engines_of
-from deitkit.teachers.preprocessing import SizeWish
+from deitkit.teachers.preprocessing import InputSize
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.spec import open_member, parse
-from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, Voice
+from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 from deitkit.training.loop import Trainer
 
 BATCH = 64
@@ -92,7 +92,7 @@ def generated(folder: Path) -> Path:
 
 def lite0(image_size: int) -> Pretrained:
     [member] = parse("auto")
-    return open_member(member, SizeWish(image_size))
+    return open_member(member, InputSize(image_size))
 
 
 def ready_teacher(classes: tuple[str, ...], image_size: int, device: torch.device) -> Teacher:
@@ -114,7 +114,9 @@ def ready_teacher(classes: tuple[str, ...], image_size: int, device: torch.devic
         finetuned=False,
         backend=engine.name,
     )
-    return Teacher(TeacherCard(classes, (card,)), [Voice(card, engine, torch.nn.Linear(1280, len(classes)))])
+    return Teacher(
+        TeacherCard(classes, (card,)), [TeacherMember(card, engine, torch.nn.Linear(1280, len(classes)))]
+    )
 
 
 def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
@@ -135,7 +137,7 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
     splits = find_splits(setting.data, config)
     config, _ = choose_student(config, splits, device)
     started = time.perf_counter()
-    opened = open_data(splits, config, lambda n: None)
+    opened = open_data(splits, config)
     decoding = time.perf_counter() - started  # in the first round; later ones find it done
     images = len(opened.train.images) + len(opened.val.images)
     facts: dict[str, Any] = {"decode_seconds": round(decoding, 1), "decode_images": images}
@@ -157,7 +159,7 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
         device=device,
         folder=setting.out,
         evaluate=lambda model: {},
-        name_of=str,
+        path_of=str,
         epochs=1000,
     )
 
@@ -346,7 +348,7 @@ def main() -> None:
                 "student": f"{options.student} at {options.image_size} px",
                 "ratio_with_teacher": ratio("deitkit, teacher", "timm, teacher"),
                 "ratio_without_teacher": ratio("deitkit, no teacher", "timm, no teacher"),
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                "machine": describe_machine(),
                 "versions": {"torch": torch.__version__, "timm": timm.__version__},
                 "date": datetime.date.today().isoformat(),
                 "command": " ".join(["python", *sys.argv]),

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("recipes", "ranges"),
     ("config", "positions"),
-    ("files", "console"),
+    ("files", "console", "machine"),
     ("errors", "tasks"),
 )
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}

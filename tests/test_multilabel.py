@@ -176,7 +176,7 @@ def test_mixed_views_have_mixed_labels(stage):
         {"student.image_size": 16, "student.patch_size": 8, "augment.cutmix": 0, "augment.mixup": 1.0}
     )
     splits = load_splits(stage / "data", split="stratified", val_fraction=0.25, seed=0)
-    opened = opening.open_data(splits, config, lambda n: None)
+    opened = opening.open_data(splits, config)
     from deitkit.data.plan import plan_epoch
     from deitkit.jobs.train import training_views
 

@@ -27,7 +27,7 @@ from deitkit.jobs import train as job
 from deitkit.model import DeiT, DeiTOutput, create_model
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Normalised, Preprocessing
-from deitkit.teachers.teacher import MemberCard, TeacherAnswer, Voice
+from deitkit.teachers.teacher import MemberCard, TeacherAnswer, TeacherMember
 from deitkit.training.loop import Trainer
 from deitkit.training.optim import learning_rate, parameter_groups
 from deitkit.training.task import training_loss
@@ -170,7 +170,7 @@ def test_the_better_weights_are_kept_whichever_they_are(better, tmp_path):
         device=torch.device("cpu"),
         folder=tmp_path,
         evaluate=None,
-        name_of=None,
+        path_of=None,
     )
     trainer.state.ema.weights.update(average)
 
@@ -201,7 +201,7 @@ def test_the_teacher_has_its_own_size_normalisation_and_head():
     view = Preprocessing((64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     engine = PyTorchEngine(Normalised(TimmBody(cnn), view.mean, view.std), torch.device("cpu"))
     card = MemberCard("", "", 1.0, view, "linear", None, "", 0, (128, 256), False, "pytorch")
-    logits, _ = Voice(card, engine, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
+    logits, _ = TeacherMember(card, engine, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
     assert logits.shape == (2, 3)  # the user's classes
     assert seen[0].shape[-2:] == (64, 64)
     torch.testing.assert_close(seen[0].amax((0, 2, 3)), torch.tensor([0.5, 1.0, 1.5]))

@@ -43,7 +43,7 @@ class DataConfig:
     train_fraction: float = 1.0  # share of the training images that are used, drawn by split_seed
     eval_fraction: float = 1.0  # share of the validation images that are measured on, drawn likewise
     eval_crop: float = 1.0  # share of the shorter side that evaluation's centre crop keeps
-    repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509)
+    repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509, 1901.09335)
     unlabeled: str | None = None  # folder of images for the teacher to answer, of the same field
     unlabeled_share: float = 0.5  # of each batch, where there are unlabelled images
     cache_gb: float = 8.0  # decoded pixels are kept on disk up to this size; above, decoded as needed
@@ -71,7 +71,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Who teaches."""
+    """The teacher: which model, which head, how it runs."""
 
     spec: str = "auto"  # auto, none, KIND:NAME or a fitted one's folder; or several: A*2,B
     # Which head; auto: its own if it can. The last two train the network too, or its last half.
@@ -123,7 +123,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and on what."""
+    """Length, batches, loss, device and seed of a run."""
 
     epochs: int | None = 300  # None (auto): by the number of images, 10 to 200
     budget_s: float | None = None  # plan the epochs so that the whole job ends within so many seconds

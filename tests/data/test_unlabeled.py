@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deitkit.data.images import NO_LABEL
-from deitkit.data.plan import plan_epoch
+from deitkit.data.plan import plan_epoch, view_keys
 from deitkit.data.splits import load_splits
 from deitkit.data.unlabeled import find_unlabeled
 from deitkit.errors import DeitkitError
@@ -61,6 +61,15 @@ def test_both_may_move_and_are_the_same_images(tmp_path):
     assert joined("elsewhere/l", "moved").fingerprint(times=False) == before
     (tmp_path / "moved" / "x" / "0.png").unlink()
     assert joined("elsewhere/l", "moved").fingerprint(times=False) != before
+
+
+def test_keys_of_single_views_are_those_of_a_plan():
+    plan = plan_epoch(101, batch_size=16, repeats=2, seed=7, epoch=3)
+    keys = view_keys(101, seed=7, epoch=3)
+    for batch in plan:
+        first = len(batch.indices) // 2  # tiled: one view of each image, then the other
+        assert (batch.keys[:first] == keys[batch.indices[:first]]).all()
+        assert (batch.keys[first:] != keys[batch.indices[first:]]).all()
 
 
 @pytest.mark.parametrize(("few_or_many", "repeats"), [(3, 1), (500, 1), (40, 2)])

@@ -68,15 +68,15 @@ def test_top5_with_two_classes_is_complete():
 @pytest.mark.parametrize("size", [8, 57])
 def test_a_tally_does_not_depend_on_the_batches(size):
     c, d, y = logits()
-    tally = metrics.Tally()
+    measured = metrics.LogitAccumulator()
     for i in range(0, 57, size):
-        tally.add(DeiTOutput(c[i : i + size], d[i : i + size]), y[i : i + size])
-    assert tally.metrics() == metrics.measure(c, d, y)
+        measured.add(DeiTOutput(c[i : i + size], d[i : i + size]), y[i : i + size])
+    assert measured.metrics() == metrics.measure(c, d, y)
 
 
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(DeitkitError, match="no images"):
-        metrics.Tally().metrics()
+        metrics.LogitAccumulator().metrics()
     with pytest.raises(DeitkitError, match="no images"):
         metrics.measure(torch.zeros(0, 3), None, torch.zeros(0, dtype=torch.long))
 

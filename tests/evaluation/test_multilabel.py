@@ -10,7 +10,7 @@ import torch
 
 from deitkit.evaluation import metrics
 from deitkit.evaluation.multilabel import (
-    LabelMetrics,
+    MultilabelMetrics,
     average_precision,
     map_interval,
     per_class,
@@ -66,7 +66,7 @@ def test_average_precision_by_hand():
 def test_measure_agrees_with_loops():
     c, d, labels = draw()
     found = metrics.measure(c, d, labels)
-    assert isinstance(found, LabelMetrics)
+    assert isinstance(found, MultilabelMetrics)
     y = labels.numpy()
     joint = (sigmoid(c) + sigmoid(d)) / 2
     for end, p in (("", joint), ("_class", sigmoid(c)), ("_distill", sigmoid(d))):

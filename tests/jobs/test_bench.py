@@ -44,6 +44,15 @@ def test_what_was_found_before_every_side_died_is_kept(random_run, capsys, monke
     assert "12.5" in said.out and "pytorch fp32 is left out from batch 32 on: out of memory" in said.err
 
 
+def test_no_side_left(random_run, monkeypatch):
+    monkeypatch.setattr(
+        "deitkit.jobs.bench.take_turns",
+        lambda sides, *_, **__: ({}, dict.fromkeys(sides, "no compiler here")),
+    )
+    with pytest.raises(DeitkitError, match="pytorch fp32: no compiler here"):
+        bench(str(random_run), backends=["pytorch"], device="cpu")
+
+
 def test_batches_are_read_and_refused():
     assert parse_batches("32, 1,1") == [1, 32]
     for wrong in ("", "0", "a", "1,-2"):

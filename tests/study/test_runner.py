@@ -16,7 +16,7 @@ from deitkit.jobs.label import label
 from deitkit.study import catalogue, plan, runner
 from deitkit.study.description import Arm, Row, Study
 from deitkit.study.runner import run_study
-from deitkit.teachers.preprocessing import SizeWish
+from deitkit.teachers.preprocessing import InputSize
 from deitkit.teachers.spec import open_member, parse
 from deitkit.training.loop import Interrupted
 
@@ -72,7 +72,7 @@ def test_rows_are_what_the_arms_ask_for(done):
 
 def test_a_convnet_can_teach_afterwards(done):
     weights = done.folder / "runs" / "peer" / "seed-0" / "model.safetensors"
-    convnet = open_member(parse(f"timm:resnet10t@{weights}")[0], SizeWish())
+    convnet = open_member(parse(f"timm:resnet10t@{weights}")[0], InputSize())
     assert convnet.head is not None and convnet.outputs is None
 
 

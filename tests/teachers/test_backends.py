@@ -8,7 +8,7 @@ import torch
 from deitkit import DeitkitError
 from deitkit.teachers import backends
 from deitkit.teachers.backends import choose_engine, engines_of
-from deitkit.teachers.preprocessing import SizeWish
+from deitkit.teachers.preprocessing import InputSize
 from deitkit.teachers.spec import open_member, parse
 
 from .models import onnx_file, timm_file
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     [member] = parse(timm_file(tmp_path_factory.mktemp("w")))
-    return open_member(member, SizeWish(32))
+    return open_member(member, InputSize(32))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_gpu_keeps_pytorch(model, speeds):
 def test_an_onnx_file_runs_in_both_runtimes(tmp_path):
     pytest.importorskip("openvino")
     [member] = parse(f"onnx:{onnx_file(tmp_path / 'a.onnx', softmax=True)}")
-    model = open_member(member, SizeWish())
+    model = open_member(member, InputSize())
     makers = engines_of(model, model.preprocessing, CPU)
     images = torch.rand(4, 3, 32, 32)
     a, b = (makers[name]()(images)[0] for name in ("onnxruntime", "openvino"))

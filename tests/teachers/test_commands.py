@@ -11,7 +11,7 @@ import torch
 import deitkit
 from deitkit import cli
 from deitkit.jobs.teacher_eval import evaluate_teacher
-from deitkit.teachers.teacher import Voice
+from deitkit.teachers.teacher import TeacherMember
 from tests.conftest import write_pictures
 
 from .models import onnx_file, timm_file
@@ -116,19 +116,19 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
 
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
     learnt: list[torch.Tensor] = []
-    genuine, whole = loop.training_loss, Voice.__call__
+    genuine, whole = loop.training_loss, TeacherMember.__call__
 
     def noted(output, targets, answer, *rest, **more):
         learnt.append(answer.logits.clone())
         return genuine(output, targets, answer, *rest, **more)
 
-    def watched(voice, views):
-        answer = whole(voice, views)
+    def watched(member, views):
+        answer = whole(member, views)
         asked.append((views.clone(), answer[0].clone()))
         return answer
 
     monkeypatch.setattr(loop, "training_loss", noted)
-    monkeypatch.setattr(Voice, "__call__", watched)
+    monkeypatch.setattr(TeacherMember, "__call__", watched)
     out = tmp_path / "run"
     more = ["--set=teacher.image_size=32", "--set=distillation.alpha_until=1"]  # in every update
     run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from deitkit.config import TeacherConfig
 from deitkit.errors import DeitkitError
 from deitkit.teachers.finetune import last_half
-from deitkit.teachers.fit import Lesson, fit_teacher, own_head_teacher
+from deitkit.teachers.fit import FitData, fit_teacher, own_head_teacher
 from deitkit.teachers.saved import load_teacher, save_teacher
 from deitkit.teachers.teacher import mean_of_probabilities
 
@@ -34,10 +34,10 @@ def views(seed: int = 0, count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def lesson(classes=COLOURS) -> Lesson:
+def fit_data(classes=COLOURS) -> FitData:
     images, labels = views()
     targets = torch.nn.functional.one_hot(labels, 3).float()
-    return Lesson(
+    return FitData(
         lambda v: iter(views(v)[0].split(16)),
         labels,
         classes,
@@ -51,7 +51,7 @@ def config(spec: str, **more) -> TeacherConfig:
 
 
 def fit(spec: str, names=COLOURS, **more):
-    return fit_teacher(config(spec, **more), lesson(names), student_size=(24, 24), device=CPU)
+    return fit_teacher(config(spec, **more), fit_data(names), student_size=(24, 24), device=CPU)
 
 
 def top1(teacher) -> float:
@@ -181,7 +181,7 @@ def test_a_fitted_teacher_serves_a_part_of_its_classes_in_any_order(tmp_path):
 
 
 def test_a_teacher_of_several_labels_names_no_class(tmp_path):
-    several = replace(lesson(), labels=torch.nn.functional.one_hot(lesson().labels, 3).float())
+    several = replace(fit_data(), labels=torch.nn.functional.one_hot(fit_data().labels, 3).float())
     fitted = fit_teacher(config(CALL, fit="probe"), several, student_size=(24, 24), device=CPU)
     save_teacher(tmp_path / "t", fitted)
     for classes in (None, COLOURS):

@@ -14,7 +14,7 @@ from deitkit.errors import DeitkitError
 from deitkit.model import joint_probabilities
 from deitkit.runs import read_run
 from deitkit.teachers.backends import engines_of
-from deitkit.teachers.preprocessing import SizeWish
+from deitkit.teachers.preprocessing import InputSize
 from deitkit.teachers.spec import open_member, parse
 
 from .models import onnx_file, timm_file
@@ -25,7 +25,7 @@ SIZE = 32
 
 def opened(text: str, configured: int | None = SIZE):
     [member] = parse(text)
-    return open_member(member, SizeWish(configured, (SIZE, SIZE)))
+    return open_member(member, InputSize(configured, (SIZE, SIZE)))
 
 
 def answer(model, images):

@@ -9,15 +9,15 @@ from PIL import Image
 from timm.data import create_transform
 
 from deitkit.data.decode import centre_view
-from deitkit.teachers.preprocessing import Preprocessing, SizeWish
+from deitkit.teachers.preprocessing import InputSize, Preprocessing
 
 
 def test_sizes():
-    assert SizeWish(None, (96, 96)).settle(224) == (128, 128)
-    assert SizeWish(None, (160, 96)).settle(224) == (160, 160)
-    assert SizeWish(None, (384, 384)).settle(224) == (224, 224)
-    assert SizeWish(None, None).settle(240) == (240, 240)
-    assert SizeWish(300, (96, 96)).settle(224) == (300, 300)
+    assert InputSize(None, (96, 96)).settle(224) == (128, 128)
+    assert InputSize(None, (160, 96)).settle(224) == (160, 160)
+    assert InputSize(None, (384, 384)).settle(224) == (224, 224)
+    assert InputSize(None, None).settle(240) == (240, 240)
+    assert InputSize(300, (96, 96)).settle(224) == (300, 300)
 
 
 def test_a_view_of_the_right_size_is_left_alone():

@@ -10,49 +10,49 @@ from safetensors.torch import save_file
 
 from deitkit.errors import DeitkitError
 from deitkit.teachers import spec
-from deitkit.teachers.preprocessing import SizeWish
-from deitkit.teachers.spec import Member, check_spec, open_member, parse, parse_member
+from deitkit.teachers.preprocessing import InputSize
+from deitkit.teachers.spec import MemberSpec, check_spec, open_member, parse, parse_member
 
 from .models import onnx_file, timm_file
 
 
 def test_one_and_several_with_weights():
-    assert parse("timm:resnet18") == (Member("timm", "resnet18"),)
+    assert parse("timm:resnet18") == (MemberSpec("timm", "resnet18"),)
     assert parse("timm:a*2, hf:o/b,torchvision:c*0.5") == (
-        Member("timm", "a", 2.0),
-        Member("hf", "o/b"),
-        Member("torchvision", "c", 0.5),
+        MemberSpec("timm", "a", 2.0),
+        MemberSpec("hf", "o/b"),
+        MemberSpec("torchvision", "c", 0.5),
     )
 
 
 def test_commas_in_paths(tmp_path):
-    assert parse("run:a/lr=1,wd=2/run") == (Member("run", "a/lr=1,wd=2/run"),)
+    assert parse("run:a/lr=1,wd=2/run") == (MemberSpec("run", "a/lr=1,wd=2/run"),)
     assert parse("timm:resnet18@a,b/w.pth*2,onnx:c,d/e.onnx") == (
-        Member("timm", "resnet18@a,b/w.pth", 2.0),
-        Member("onnx", "c,d/e.onnx"),
+        MemberSpec("timm", "resnet18@a,b/w.pth", 2.0),
+        MemberSpec("onnx", "c,d/e.onnx"),
     )
-    assert parse_member("run:x,lite0") == Member("run", "x,lite0")  # as a card has it
+    assert parse_member("run:x,lite0") == MemberSpec("run", "x,lite0")  # as a card has it
     fitted = tmp_path / "fitted"
     fitted.mkdir()
     (fitted / "teacher.json").write_text("{}")
-    assert parse(f"run:a/b,{fitted}*3") == (Member("run", "a/b"), Member("fitted", str(fitted), 3.0))
+    assert parse(f"run:a/b,{fitted}*3") == (MemberSpec("run", "a/b"), MemberSpec("fitted", str(fitted), 3.0))
 
 
 def test_short_names_take_the_packages_weights_where_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(spec, "PACKAGED", {"lite0": ("tf_efficientnet_lite0", "no_such_package")})
-    assert parse("auto") == parse("lite0") == (Member("timm", "tf_efficientnet_lite0.in1k"),)
+    assert parse("auto") == parse("lite0") == (MemberSpec("timm", "tf_efficientnet_lite0.in1k"),)
     (tmp_path / "lite_for_test" / "models").mkdir(parents=True)
     (tmp_path / "lite_for_test" / "__init__.py").touch()
     weights = tmp_path / "lite_for_test" / "models" / "w.pth"
     weights.touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(spec, "PACKAGED", {"lite1": ("tf_efficientnet_lite1", "lite_for_test")})
-    assert parse("lite1*3") == (Member("timm", f"tf_efficientnet_lite1@{weights}", 3.0),)
+    assert parse("lite1*3") == (MemberSpec("timm", f"tf_efficientnet_lite1@{weights}", 3.0),)
 
 
 def test_a_path_to_a_fitted_teacher_is_enough(tmp_path):
     (tmp_path / "teacher.json").write_text("{}")
-    assert parse(str(tmp_path)) == parse(f"fitted:{tmp_path}") == (Member("fitted", str(tmp_path)),)
+    assert parse(str(tmp_path)) == parse(f"fitted:{tmp_path}") == (MemberSpec("fitted", str(tmp_path)),)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 
 def opened(text: str, configured: int | None = None):
     [member] = parse(text)
-    return open_member(member, SizeWish(configured, (32, 32)))
+    return open_member(member, InputSize(configured, (32, 32)))
 
 
 def test_damaged_and_foreign_weights_are_refused(tmp_path):

@@ -51,7 +51,7 @@ class MadeUpTeacher:
 
 
 class Steps:
-    """A watcher that keeps what it is told, and pulls the plug at an update."""
+    """A callback that keeps what it is told, and pulls the plug at an update."""
 
     def __init__(self, until: int = 10_000):
         self.until, self.done, self.lines = until, 0, []
@@ -100,7 +100,7 @@ def trainer(folder: Path, settings: dict, losses: list[float] | None = None) -> 
         device=CPU,
         folder=folder,
         evaluate=evaluate,
-        name_of=str,
+        path_of=str,
         facts={},
     )
     made.epochs = EPOCHS
@@ -201,11 +201,11 @@ def test_answers_made_ahead_change_nothing(tmp_path):
 def test_stopped_at_any_update_an_epoch_is_measured_once(tmp_path, monkeypatch, until):
     whole = trainer(tmp_path / "whole", SAVING)
     whole.run([Steps()])
-    cut, watcher = trainer(tmp_path / "cut", SAVING), Steps()
+    cut, callback = trainer(tmp_path / "cut", SAVING), Steps()
     # In place of a signal, which would be the whole process's.
-    monkeypatch.setattr(loop, "stop_requests", lambda: nullcontext(lambda: watcher.done == until))
+    monkeypatch.setattr(loop, "stop_requests", lambda: nullcontext(lambda: callback.done == until))
     with pytest.raises(Interrupted):
-        cut.run([watcher])
+        cut.run([callback])
     monkeypatch.undo()
     again = trainer(tmp_path / "cut", SAVING)
     assert again.resume() == until and again.state.seconds > 0

@@ -44,7 +44,7 @@ def fit(
     }
     settings = settings_of(named, set_)
 
-    from ..jobs.teaching import fit_folder
+    from ..jobs.teacher_fit import fit_folder
 
     fit_folder(spec, data, out, recipe=recipe, **settings)
     print(f"to train under it: deitkit train {data} --teacher {out} --out RUN")

@@ -101,6 +101,11 @@ class ImageSet:
         return digest.hexdigest()[:16]
 
 
+def evenly_spread(total: int, most: int) -> NDArray[np.int64]:
+    """At most so many of `total` indices, evenly spread: with sorted classes, over all of them."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
+
+
 def targets_of(labels: NDArray[Any], num_classes: int) -> NDArray[np.float32]:
     """Labels of either kind as targets (n, K); NO_LABEL becomes a row of zeros."""
     if labels.ndim == 2:

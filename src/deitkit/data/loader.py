@@ -38,7 +38,7 @@ class ViewBatch:
     images: Tensor
     targets: Tensor
     indices: NDArray
-    labelled_share: float = 1.0  # of the views have a label
+    labelled_share: float = 1.0  # share of the views that have a label
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TrainingViews:
         pixels = self.store.fetch(batch.indices).to(self.device)
         size = batch.image_size or self.image_size
         if size != self.image_size:
-            pixels = self._brought_down(pixels, size)
+            pixels = self._downscaled(pixels, size)
         maker = ViewMaker(self.augment, size)
         images = maker(pixels, self.store.aspects[batch.indices], batch.keys)
         labels = self.labels[batch.indices]
@@ -69,7 +69,7 @@ class TrainingViews:
         images, targets = mix_pairs(images, targets, batch.keys, self.augment)
         return ViewBatch(images, targets, batch.indices, float(has_label(labels).mean()))
 
-    def _brought_down(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    def _downscaled(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 3, S, T) uint8 as a store for views of `size` would have them, so that these do not alias."""
         H, W = self.image_size
         sides = [round(pixels.shape[-2] * size[0] / H), round(pixels.shape[-1] * size[1] / W)]

@@ -54,6 +54,16 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return -(-num_images // batch_size)
 
 
+def image_keys(num_images: int, *, seed: int, epoch: int) -> NDArray[np.uint64]:
+    """A key for each image (n,), from which the keys of its views in that epoch are made."""
+    return hashed(hashed(hashed(seed, 0), epoch), np.arange(num_images))
+
+
+def view_keys(num_images: int, *, seed: int, epoch: int) -> NDArray[np.uint64]:
+    """Keys (n,) of one view of each image, in the images' order: the first that `plan_epoch` makes of it."""
+    return hashed(image_keys(num_images, seed=seed, epoch=epoch), 0)
+
+
 def plan_epoch(
     num_images: int,
     *,
@@ -66,34 +76,34 @@ def plan_epoch(
 ) -> list[Batch]:
     """The batches of one epoch: `num_images` views (rounded up to whole repeats) in random order.
 
-    With `repeats` > 1 a batch holds so many views of each of its images (repeated augmentation,
-    Hoffer et al., arXiv 1901.09335), and an epoch visits 1/repeats of the images, as in DeiT; it
-    works on one device and for any number of images. Batches differ in size by one image at most,
-    so that none is too small.
+    With `repeats` > 1 a batch holds so many views of each of its images (repeated augmentation, Berman et
+    al., arXiv 1902.05509; Hoffer et al., arXiv 1901.09335), and an epoch visits 1/repeats of the images, as
+    in DeiT; it works on one device and for any number of images. Batches differ in size by one image at
+    most, so that none is too small.
 
     Unlabelled images, numbered from `num_images` on, fill `unlabeled_share` of each batch beside the
     labelled ones; few of them come round several times an epoch, many not all in one.
     """
     beside = max(1, round(batch_size * unlabeled_share / repeats)) if num_unlabeled else 0
-    epoch_key = hashed(hashed(seed, 0), epoch)
-    image_keys = hashed(epoch_key, np.arange(num_images))
-    order = np.argsort(image_keys, kind="stable")[: -(-num_images // repeats)]
+    own_keys = image_keys(num_images + 1, seed=seed, epoch=epoch)
+    own_keys, unlabeled_key = own_keys[:-1], int(own_keys[-1])
+    order = np.argsort(own_keys, kind="stable")[: -(-num_images // repeats)]
     labelled = max(1, batch_size - beside * repeats)
     parts = np.array_split(order, min(steps_per_epoch(num_images, labelled), len(order)))
-    extra, extra_keys = _endless(num_unlabeled, len(parts) * beside, int(hashed(epoch_key, num_images)))
+    extra, extra_keys = _repeated_passes(num_unlabeled, len(parts) * beside, unlabeled_key)
     batches = []
     for step, images in enumerate(parts):
         # Tiled, not interleaved: neighbours are mixed with each other and must be different images.
         unlabelled = slice(step * beside, (step + 1) * beside)
-        keys = np.concatenate([image_keys[images], extra_keys[unlabelled]])
+        keys = np.concatenate([own_keys[images], extra_keys[unlabelled]])
         images = np.concatenate([images, num_images + extra[unlabelled]])
         repeat = np.repeat(np.arange(repeats), len(images))
         batches.append(Batch(np.tile(images, repeats), hashed(np.tile(keys, repeats), repeat)))
     return batches
 
 
-def _endless(num_images: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """The first `count` images and keys of a row of passes over all images, each in an order of its own."""
+def _repeated_passes(num_images: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The first `count` images and keys of passes over all images, each in an order of its own."""
     passes = -(-count // num_images) if num_images else 0
     keys = [hashed(hashed(seed, i), np.arange(num_images)) for i in range(passes)]
     orders = [np.argsort(k, kind="stable") for k in keys]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.decode import UnreadableImage
 from ..data.folder import scan_as
-from ..data.images import ImageSet
+from ..data.images import ImageSet, evenly_spread
 from ..data.splits import Splits, load_splits, measured_folder
 from ..data.table import NAME as TABLE
 from ..data.table import is_table, read_table
@@ -137,6 +137,6 @@ def batches(
 
 def calibration_views(classifier: Classifier, images: ImageSet) -> Iterator[Tensor]:
     """Views in [0, 1] of up to 128 images spread over the set."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).astype(int))
+    chosen = evenly_spread(len(images), CALIBRATION_IMAGES)
     for pixels, _ in batches(classifier, images.subset(chosen), batch_size=16):
         yield pixels.float() / 255.0

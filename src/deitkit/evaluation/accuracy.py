@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..inference.engines import Engine
 from ..inference.graph import as_output
-from .metrics import Tally
+from .metrics import LogitAccumulator
 
 
 def scores_of(
@@ -20,10 +20,10 @@ def scores_of(
 
     Raises DeitkitError where there is no image.
     """
-    tallies = {name: Tally() for name in engines}
+    collected = {name: LogitAccumulator() for name in engines}
     for pixels, labels in batches:
         views = pixels.float() / 255.0
         for name, engine in engines.items():
-            tallies[name].add(as_output(engine(views)), labels)
+            collected[name].add(as_output(engine(views)), labels)
         on_progress(len(labels))
-    return {name: tally.metrics().score for name, tally in tallies.items()}
+    return {name: logits.metrics().score for name, logits in collected.items()}

@@ -1,4 +1,4 @@
-"""Whether a classifier is as sure as it is right."""
+"""Expected calibration error and the bins of a reliability diagram."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..errors import DeitkitError
 from ..model import DeiTOutput, joint_probabilities
-from .multilabel import LabelMetrics, map_interval, measure_labels, score_labels
+from .multilabel import MultilabelMetrics, map_interval, measure_labels, score_labels
 
 
 @dataclass(frozen=True)
-class HeadMetrics:
+class MulticlassMetrics:
     """The heads of one model over one set of images; accuracies in percent.
 
     top1 and top5 are the joint classifier's (arXiv 2012.12877, section 4: the sum of both heads'
@@ -45,7 +45,7 @@ class HeadMetrics:
         return dataclasses.asdict(self)
 
 
-Metrics = HeadMetrics | LabelMetrics
+Metrics = MulticlassMetrics | MultilabelMetrics
 
 
 def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> Metrics:
@@ -63,7 +63,7 @@ def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor)
     if distill_logits is not None:
         log_p = torch.logaddexp(log_p, distill_logits.double().log_softmax(-1)) - math.log(2)
     joint = joint_probabilities(DeiTOutput(class_logits, distill_logits))
-    return HeadMetrics(
+    return MulticlassMetrics(
         images=len(labels),
         top1=top_k(joint, labels, 1),
         top1_class=top_k(class_logits, labels, 1),
@@ -82,7 +82,7 @@ def top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:
     return 100.0 * (best == labels[:, None]).any(-1).double().mean().item()
 
 
-class Tally:
+class LogitAccumulator:
     """Collects the logits of one pass over a set, batch by batch; about 8 n K bytes."""
 
     def __init__(self) -> None:

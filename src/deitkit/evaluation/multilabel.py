@@ -21,7 +21,7 @@ _RESAMPLES = 200
 
 
 @dataclass(frozen=True)
-class LabelMetrics:
+class MultilabelMetrics:
     """The heads of one model over one set of images with several labels each; in percent.
 
     map: mean average precision. f1_micro, f1_macro: at a probability of 0.5. Each of both heads joined
@@ -51,7 +51,7 @@ class LabelMetrics:
         return dataclasses.asdict(self)
 
 
-def measure_labels(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> LabelMetrics:
+def measure_labels(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> MultilabelMetrics:
     """The metrics of logits (n, K) against labels (n, K), at least one of them on some image."""
     # In double precision: a confident miss must cost its real loss, not infinity or a clamp.
     log_yes, log_no = (F.logsigmoid(s * class_logits.double()) for s in (1, -1))
@@ -66,7 +66,7 @@ def measure_labels(class_logits: Tensor, distill_logits: Tensor | None, labels: 
     for head, probabilities in heads.items():
         values |= {f"{name}{head}": v for name, v in score_labels(probabilities, labels).items()}
     loss = -torch.where(labels.bool(), log_yes, log_no).mean().item()
-    return LabelMetrics(images=len(labels), loss=loss, **values)
+    return MultilabelMetrics(images=len(labels), loss=loss, **values)
 
 
 def score_labels(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

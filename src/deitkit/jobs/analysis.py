@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import console
+from ..data.images import evenly_spread
 from ..data.store import PixelStore
 from ..delivery.analysis_report import AttentionPicture
 from ..delivery.classifier import Classifier
@@ -37,7 +38,7 @@ Probabilities = dict[str, Tensor]  # (n, K) of each classifier, by name
 
 
 @dataclass(frozen=True)
-class Subjects:
+class AnalysedModels:
     """Who is measured: the student, and what its run holds besides."""
 
     student: Classifier
@@ -65,13 +66,8 @@ class Subjects:
         return {name: p.cpu() for name, p in found.items()}
 
 
-def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of `count` indices, evenly spread: with sorted classes, over all of them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
-
-
 def measure(
-    subjects: Subjects,
+    models: AnalysedModels,
     store: PixelStore,
     indices: NDArray[np.int64],
     advance: Callable[[int], None],
@@ -85,7 +81,7 @@ def measure(
         if change is not None:
             changed = [change(p, int(i)) for p, i in zip(pixels.numpy(), chosen, strict=True)]
             pixels = torch.from_numpy(np.stack(changed))
-        for name, p in subjects.probabilities(pixels).items():
+        for name, p in models.probabilities(pixels).items():
             parts.setdefault(name, []).append(p)
         advance(len(chosen))
     return {name: torch.cat(p) for name, p in parts.items()}
@@ -128,7 +124,7 @@ def look_inside(run: Path, student: Classifier, store: PixelStore) -> dict[str, 
     """Token cosines and attention distances, layer by layer."""
     model = student.model
     distances = patch_distances(model.grid_size, model.patch_embed.patch_size)
-    indices = _spread(len(store), _LOOKED_INSIDE)
+    indices = evenly_spread(len(store), _LOOKED_INSIDE)
     cosines: dict[str, list[Tensor]] = {}
     spans: list[list[Tensor]] = [[] for _ in model.blocks]
     names = ["input", *(str(i + 1) for i in range(len(model.blocks))), "norm"]
@@ -172,12 +168,12 @@ def _cosines_while_training(run: Path) -> list[dict[str, float]]:
     ]
 
 
-def measure_corrupted(subjects: Subjects, part: Part, probabilities: Probabilities) -> dict[str, Any]:
+def measure_corrupted(models: AnalysedModels, part: Part, probabilities: Probabilities) -> dict[str, Any]:
     """Top-1 of each classifier under each corruption at each severity.
 
     probabilities: those of the images as they are, to compare with.
     """
-    indices = _spread(len(part.images), _CORRUPTED)
+    indices = evenly_spread(len(part.images), _CORRUPTED)
     labels = part.labels[indices]
     top1: dict[str, dict[str, list[float]]] = {}
     with console.bar("corrupting", len(CORRUPTIONS) * len(SEVERITIES) * len(indices)) as advance:
@@ -187,7 +183,7 @@ def measure_corrupted(subjects: Subjects, part: Part, probabilities: Probabiliti
                 def change(p: NDArray[np.uint8], i: int, name: str = name, severity: int = severity) -> Any:
                     return corrupt(p, name, severity, seed=i)
 
-                for who, p in measure(subjects, part.store, indices, advance, change).items():
+                for who, p in measure(models, part.store, indices, advance, change).items():
                     top1.setdefault(who, {}).setdefault(name, []).append(top_k(p, labels, 1))
     return {
         "images": len(indices),
@@ -198,9 +194,9 @@ def measure_corrupted(subjects: Subjects, part: Part, probabilities: Probabiliti
     }
 
 
-def attention_pictures(subjects: Subjects, part: Part) -> list[AttentionPicture]:
+def attention_pictures(models: AnalysedModels, part: Part) -> list[AttentionPicture]:
     """What the student's tokens look at, for a few images."""
-    student, indices = subjects.student, _spread(len(part.images), _SHOWN)
+    student, indices = models.student, evenly_spread(len(part.images), _SHOWN)
     pixels = part.store.fetch(indices)
     attentions = [
         layer.attention.cpu()
@@ -210,7 +206,7 @@ def attention_pictures(subjects: Subjects, part: Part) -> list[AttentionPicture]
     grid = student.model.grid_size
     last = patch_maps(attentions[-1].mean(1), grid)
     flow = patch_maps(rollout(attentions), grid)
-    decided = {name: p.argmax(-1) for name, p in subjects.probabilities(pixels).items()}
+    decided = {name: p.argmax(-1) for name, p in models.probabilities(pixels).items()}
     classes = part.images.classes
     tokens = ("class", "distillation")[: last.shape[1]]
     return [

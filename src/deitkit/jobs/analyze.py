@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from ..delivery.classifier import Classifier, load
 from ..delivery.images import labelled_images, without_training_images
 from ..errors import DeitkitError
 from ..files import write_json
+from ..machine import describe_machine
 from ..runs import read_settings
 from ..teachers.saved import load_teacher
 from ..teachers.spec import CARD
 from . import analysis
-from .analysis import Subjects
+from .analysis import AnalysedModels
 from .opening import Part
 
 
@@ -47,12 +47,12 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     out.mkdir(parents=True, exist_ok=True)  # refused now rather than after all the measuring
     config = Config.from_dict(settings["config"])
     part, skipped = _open_images(images, student, config)
-    subjects, missing = _subjects(run, config, student)
+    models, missing = _models_of(run, config, student)
     notes += missing
     for note in notes:
         console.say(note)
     with console.bar("measuring", len(part.images)) as advance:
-        probabilities = analysis.measure(subjects, part.store, np.arange(len(part.images)), advance)
+        probabilities = analysis.measure(models, part.store, np.arange(len(part.images)), advance)
     found: dict[str, Any] = {
         "run": str(run),
         "data": str(data),
@@ -61,12 +61,12 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
         "notes": notes,
         **analysis.compare(probabilities, part),
         **analysis.look_inside(run, student, part.store),
-        "corruptions": analysis.measure_corrupted(subjects, part, probabilities),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "corruptions": analysis.measure_corrupted(models, part, probabilities),
+        "machine": f"{describe_machine()}, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
     }
     write_json(out / "analysis.json", found)
-    write_analysis(out / "analysis.html", found, analysis.attention_pictures(subjects, part))
+    write_analysis(out / "analysis.html", found, analysis.attention_pictures(models, part))
     return found
 
 
@@ -87,7 +87,7 @@ def _open_images(images: ImageSet, student: Classifier, config: Config) -> tuple
     return Part(images.subset(kept), store.subset(kept)), skipped
 
 
-def _subjects(run: Path, config: Config, student: Classifier) -> tuple[Subjects, list[str]]:
+def _models_of(run: Path, config: Config, student: Classifier) -> tuple[AnalysedModels, list[str]]:
     """All that the run holds, and a sentence on each part that it does not."""
     notes = []
     teacher = control = None
@@ -111,4 +111,4 @@ def _subjects(run: Path, config: Config, student: Classifier) -> tuple[Subjects,
             "The student has no distillation token: token cosines are left out, and its one head is "
             "the joint classifier."
         )
-    return Subjects(student, control, teacher), notes
+    return AnalysedModels(student, control, teacher), notes

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import console
+from ..data.images import evenly_spread
 from ..data.splits import Splits
 from ..delivery.classifier import Classifier, load
 from ..delivery.export import metadata
@@ -22,7 +22,7 @@ from ..delivery.images import batches as image_batches
 from ..delivery.images import calibration_views, run_splits
 from ..errors import DeitkitError
 from ..evaluation.accuracy import scores_of
-from ..evaluation.latency import refuse_if_none, take_turns
+from ..evaluation.turns import take_turns
 from ..inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
 from ..inference.onnx_graph import to_onnx
 from ..inference.quantise import quantise
@@ -71,7 +71,7 @@ def bench(
 
     target: a run folder, or a variant's name (random weights, 224 pixels). data: images whose
     training part calibrates int8 and whose validation part gives the score; None takes the run's own.
-    backends: None for all that are installed. rounds, seconds: see `evaluation.latency.take_turns`.
+    backends: None for all that are installed. rounds, seconds: see `evaluation.turns.take_turns`.
     Raises DeitkitError for anything the caller can mend.
     """
     chosen = _settle(backends)
@@ -91,7 +91,7 @@ def bench(
             found, failed = take_turns(
                 commands, batches, rounds=rounds, seconds=seconds, on_turn=lambda: advance(1)
             )
-        refuse_if_none(found, failed)
+        _refuse_if_none(found, failed)
         for name, why in failed.items():
             lost = min(batch for batch in batches if (name, batch) not in found)
             console.say(f"{name} is left out from batch {lost} on: {why}")
@@ -129,6 +129,13 @@ def _run_folder(target: str, folder: Path) -> Path:
     model = create_model(target, num_classes=1000)
     export_weights(model, folder / "random", "deitkit", _RANDOM, [str(k) for k in range(1000)])
     return folder / "random"
+
+
+def _refuse_if_none(found: Mapping[Any, Any], failed: Mapping[str, str]) -> None:
+    """Raises DeitkitError where no side could be measured."""
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise DeitkitError(f"nothing could be measured ({reasons}); choose other --backends")
 
 
 def _images(run: Path, data: Path | None, *, random: bool) -> Splits | None:
@@ -192,8 +199,6 @@ def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -
         elif side.file is not None:
             of = OnnxRuntimeEngine if side.backend == "onnxruntime" else OpenVINOEngine
             engines[side.name] = of(side.file)
-    images = splits.val
-    if len(images) > _MOST_MEASURED:
-        images = images.subset(np.linspace(0, len(images) - 1, _MOST_MEASURED).astype(int))
+    images = splits.val.subset(evenly_spread(len(splits.val), _MOST_MEASURED))
     with console.bar("accuracy", len(images)) as advance:
         return scores_of(engines, image_batches(classifier, images), advance)

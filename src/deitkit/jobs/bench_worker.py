@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..delivery.classifier import load
-from ..evaluation.latency import serve
+from ..evaluation.turns import serve
 from ..inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine
 
 

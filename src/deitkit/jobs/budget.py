@@ -45,7 +45,7 @@ def planned_epochs(
                 "with --resume to keep what is done"
             )
         console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
-        distillation, labels = config.distillation, trainer.labels
+        distillation, labels = config.distillation, trainer.stored_labels
         if labels is not None and distillation.answered_epochs(epochs) > labels.epochs():
             epochs = int(labels.epochs() / distillation.alpha_until)
             console.say(f"labels are stored for {labels.epochs()} epochs, so {epochs} are trained")
@@ -61,7 +61,9 @@ def _seconds_per_epoch(trainer: Trainer) -> float:
     """
     # An epoch of few updates is no part of a run in which the teacher goes half way: many of them are.
     epochs = math.ceil(_UPDATES_OF_A_RUN / trainer.steps_per_epoch)
-    trainer.epochs = min(epochs, trainer.labels.epochs()) if trainer.labels is not None else epochs
+    trainer.epochs = (
+        min(epochs, trainer.stored_labels.epochs()) if trainer.stored_labels is not None else epochs
+    )
     seconds = 0.0
     for steps in phases(trainer.total_steps, trainer.config):
         times: list[float] = []

@@ -10,7 +10,7 @@ from ..data.store import refuse_many_unreadable
 from ..delivery.classifier import load
 from ..delivery.images import batches as image_batches
 from ..delivery.images import labelled_images, without_training_images
-from ..evaluation.metrics import Tally, score_and_interval
+from ..evaluation.metrics import LogitAccumulator, score_and_interval
 from ..evaluation.multilabel import per_class
 from ..model import joint_probabilities
 
@@ -28,12 +28,13 @@ def evaluate_folder(
     """
     # In PyTorch throughout: a measurement does not change engines half way.
     classifier = load(run, backend="pytorch", merge=merge)
-    images, notes = labelled_images(Path(data), classifier, part), []
+    images = labelled_images(Path(data), classifier, part)
+    notes: list[str] = []
     if part is None:
         images, notes = without_training_images(Path(run), images)
     for note in notes:
         console.say(note)
-    tally, skipped = Tally(), []
+    collected, skipped = LogitAccumulator(), []
     with console.bar("evaluating", len(images)) as advance:
 
         def on_unreadable(i: int, reason: str) -> None:
@@ -41,11 +42,11 @@ def evaluate_folder(
             advance(1)
 
         for pixels, labels in image_batches(classifier, images, batch_size, on_unreadable):
-            tally.add(classifier.forward(pixels), labels)
+            collected.add(classifier.forward(pixels), labels)
             advance(len(labels))
     refuse_many_unreadable(skipped, len(images))
-    output, labels = tally.output()
-    found = {"task": images.task, **tally.metrics().to_dict()}
+    output, labels = collected.output()
+    found = {"task": images.task, **collected.metrics().to_dict()}
     found["interval"] = score_and_interval(joint_probabilities(output, images.task), labels)[1]
     if images.task == "multilabel":
         rows = per_class(output, labels)

@@ -68,9 +68,7 @@ def label(
     refuse_several_labels(splits.train, "storing labels")
     config, _ = choose_student(config, splits, device)
     kind = _kind(out, known, config, len(splits.train.classes), top_k, hard)
-    parts = (splits.train, splits.val, splits.test, splits.unlabeled)
-    with console.bar("decoding", sum(len(part) for part in parts if part is not None)) as advance:
-        opened = open_data(splits, config, advance)
+    opened = open_data(splits, config)
     make = training_views(config, opened, device).make
     out.mkdir(parents=True, exist_ok=True)
     with Claims(out / "lock") as claims:

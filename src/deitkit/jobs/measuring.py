@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.store import PixelStore
-from ..evaluation.metrics import Metrics, Tally
+from ..evaluation.metrics import LogitAccumulator, Metrics
 from ..model import DeiT
 from ..teachers.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .opening import Part
@@ -41,10 +41,10 @@ def plain_views(store: PixelStore, device: torch.device, batch_size: int = 64) -
 
 
 @torch.inference_mode()
-def tally(model: DeiT, part: Part, device: torch.device) -> Tally:
+def collect_logits(model: DeiT, part: Part, device: torch.device) -> LogitAccumulator:
     """All outputs of `model` over a split."""
     model.eval()
-    total, first = Tally(), 0
+    total, first = LogitAccumulator(), 0
     for views in plain_views(part.store, device):
         total.add(model(normalise(views)), part.labels[first : first + len(views)])
         first += len(views)
@@ -53,4 +53,4 @@ def tally(model: DeiT, part: Part, device: torch.device) -> Tally:
 
 def evaluate(model: DeiT, part: Part, device: torch.device) -> Metrics:
     """Class head, distillation head and joint over a split."""
-    return tally(model, part, device).metrics()
+    return collect_logits(model, part, device).metrics()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,32 +122,33 @@ def _used_share(splits: Splits, config: Config) -> Splits:
     return replace(splits, train=train, val=val, how=how)
 
 
-def open_data(splits: Splits, config: Config, on_progress: Callable[[int], None]) -> Data:
+def open_data(splits: Splits, config: Config) -> Data:
     """Decodes every split once; unreadable images are dropped up to 1 % of all, beyond that refused."""
     size = config.student.image_size
     assert size is not None, "choose_student comes first"
     stored = (round(size[0] * _CACHE_SCALE), round(size[1] * _CACHE_SCALE))
     evaluated = Decoder(size, "centre", config.data.eval_crop)
-    skipped: list[tuple[str, str]] = []
-
-    def part(images: ImageSet, decoder: Decoder) -> Part:
-        store, unreadable = open_store(
-            images,
-            decoder,
-            cache_dir=default_cache_dir(),
-            limit_bytes=int(config.data.cache_gb * 1e9),
-            workers=config.data.workers or os.cpu_count() or 1,
-            on_progress=on_progress,
-        )
-        kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
-        skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
-        return Part(images, store).subset(kept)
-
     everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
-    pool = part(everything, Decoder(stored, "squashed"))
-    train = pool.subset(np.flatnonzero(has_label(pool.images.labels)))
-    val = part(splits.val, evaluated)
-    test = part(splits.test, evaluated) if splits.test is not None else None
     total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)
+    skipped: list[tuple[str, str]] = []
+    with console.bar("decoding", total) as advance:
+
+        def part(images: ImageSet, decoder: Decoder) -> Part:
+            store, unreadable = open_store(
+                images,
+                decoder,
+                cache_dir=default_cache_dir(),
+                limit_bytes=int(config.data.cache_gb * 1e9),
+                workers=config.data.workers or os.cpu_count() or 1,
+                on_progress=advance,
+            )
+            kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
+            skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
+            return Part(images, store).subset(kept)
+
+        pool = part(everything, Decoder(stored, "squashed"))
+        val = part(splits.val, evaluated)
+        test = part(splits.test, evaluated) if splits.test is not None else None
+    train = pool.subset(np.flatnonzero(has_label(pool.images.labels)))
     refuse_many_unreadable(skipped, total)
     return Data(splits, train, pool, val, test, tuple(skipped))

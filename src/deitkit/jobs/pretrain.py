@@ -82,8 +82,7 @@ def pretrain(
     claim_folder(out, config, saved)
     console.say(f"{len(splits.train)} images, and {len(splits.val)} held out")
     console.say(why)
-    with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
-        opened = open_data(splits, config, advance)
+    opened = open_data(splits, config)
     size = config.student.image_size
     teacher = kept_teacher(
         out / "teacher",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import console
-from ..config import AugmentConfig, Config
+from ..config import Config
 from ..data.images import ImageSet
 from ..delivery.verdict import verdict
 from ..evaluation.metrics import confusion, score_and_interval
@@ -23,21 +23,13 @@ from ..files import write_tensors
 from ..inference.choose import FastestThatAgrees, create_engine
 from ..inference.engines import Engine
 from ..inference.graph import JointClassifier
+from ..machine import describe_machine
 from ..model import DeiT, DeiTOutput, joint_probabilities, probabilities_of
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
 from ..teachers.teacher import Teacher
-from .measuring import MEAN, STD, plain_views, tally
+from .measuring import MEAN, STD, collect_logits, plain_views
 from .opening import Data, Part
 
-PLAIN = AugmentConfig(
-    crop_scale=(1.0, 1.0),
-    crop_ratio=(1.0, 1.0),
-    flip=0.0,
-    randaugment_ops=0,
-    erasing=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-)
 _SPEED_BATCH = 32
 
 
@@ -89,21 +81,21 @@ def measure_student(
     model: DeiT, name: str, data: Data, device: torch.device
 ) -> tuple[dict[str, Any], DeiTOutput]:
     """Both heads and the joint classifier on validation (and test), speed, size; and the logits behind."""
-    measured = tally(model, data.val, device)
-    output, labels = measured.output()
+    collected = collect_logits(model, data.val, device)
+    output, labels = collected.output()
     joint = joint_probabilities(output, data.task)
     batch = next(plain_views(data.val.store, device, _SPEED_BATCH))
     engine = _fast_engine(model, data.task, batch, device)
     params = model.num_params
     facts = {
         "name": name,
-        **{k: v for k, v in measured.metrics().to_dict().items() if k not in ("images", "loss")},
+        **{k: v for k, v in collected.metrics().to_dict().items() if k not in ("images", "loss")},
         "interval": score_and_interval(joint, labels)[1],
         "params": params,
         "images_per_s": images_per_s(lambda: engine(batch), len(batch)),
         "backend": engine.name,
         "bytes": 4 * params,
-        "test": tally(model, data.test, device).metrics().to_dict() if data.test else None,
+        "test": collect_logits(model, data.test, device).metrics().to_dict() if data.test else None,
     }
     if data.task == "classes":
         facts["confusion"] = confusion(joint.argmax(1), labels, model.num_classes).tolist()
@@ -139,7 +131,7 @@ def assemble(
         "val": {"images": n},
         "weights": trained["weights"],
         "verdict": verdict(student, teacher, control, n, SCORES[data.task]),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{describe_machine()}, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
     }
 

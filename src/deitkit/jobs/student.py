@@ -13,7 +13,7 @@ import torch
 from .. import console
 from ..config import Config
 from ..data.decode import UnreadableImage, brightest, open_rgb
-from ..data.images import ImageSet
+from ..data.images import ImageSet, evenly_spread
 from ..data.splits import Splits
 from ..errors import DeitkitError
 from ..model import VARIANTS, DeiT, create_model
@@ -143,8 +143,7 @@ def _warn_of_lost_greys(images: ImageSet) -> None:
 
 
 def _sampled(images: ImageSet) -> Iterator[Path]:
-    spread = np.linspace(0, len(images) - 1, min(32, len(images))).astype(int)
-    return (images.full_path(i) for i in spread)
+    return (images.full_path(i) for i in evenly_spread(len(images), 32))
 
 
 def check_initial(config: Config, num_classes: int) -> None:

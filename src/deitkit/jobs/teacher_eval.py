@@ -23,7 +23,7 @@ from ..evaluation.throughput import images_per_s
 from ..inference.device import settle_device
 from ..teachers.fit import own_head_teacher
 from ..teachers.spec import check_spec
-from ..teachers.teacher import Teacher, Voice
+from ..teachers.teacher import Teacher, TeacherMember
 
 _SPEED_BATCH = 32
 
@@ -62,8 +62,10 @@ def evaluate_teacher(
                 except UnreadableImage as error:
                     skipped.append((images.paths[i], error.reason))
             if pictures:
-                answers = [voice.whole_answer(_pixels(voice, pictures, where))[0] for voice in teacher.voices]
-                parts = [v.of_classes(a) for v, a in zip(teacher.voices, answers, strict=True)]
+                answers = [
+                    member.whole_answer(_pixels(member, pictures, where))[0] for member in teacher.members
+                ]
+                parts = [m.of_classes(a) for m, a in zip(teacher.members, answers, strict=True)]
                 logits.append(teacher.joined(parts).cpu())
                 whole_right += _right_of_all(teacher, answers[0].cpu(), torch.tensor(labels))
                 kept += labels
@@ -77,8 +79,8 @@ def evaluate_teacher(
         "classes": len(images.classes),
         "top1": top1,
         "interval": wilson_interval(top1 / 100, len(kept)),
-        "top1_of_all_outputs": 100 * whole_right / len(kept) if len(teacher.voices) == 1 else None,
-        "outputs": answers[0].shape[1] if len(teacher.voices) == 1 else None,
+        "top1_of_all_outputs": 100 * whole_right / len(kept) if len(teacher.members) == 1 else None,
+        "outputs": answers[0].shape[1] if len(teacher.members) == 1 else None,
         "images_per_s": _speed(teacher, where),
         "backend": teacher.backend,
         "params": teacher.card.params,
@@ -87,16 +89,16 @@ def evaluate_teacher(
     }
 
 
-def _pixels(voice: Voice, pictures: list[Image.Image], device: torch.device) -> Tensor:
+def _pixels(member: TeacherMember, pictures: list[Image.Image], device: torch.device) -> Tensor:
     """(B, 3, H, W) in [0, 1], the way the teacher was trained to see whole pictures."""
-    view = voice.card.preprocessing
+    view = member.card.preprocessing
     rows = [centre_view(p, view.image_size, view.crop, interpolation=view.interpolation) for p in pictures]
     return torch.from_numpy(np.stack(rows)).to(device).float() / 255
 
 
 def _right_of_all(teacher: Teacher, answer: Tensor, labels: Tensor) -> int:
     """How often the highest of all outputs of the first member is the right one."""
-    columns = teacher.voices[0].card.columns
+    columns = teacher.members[0].card.columns
     places = labels if columns is None else torch.tensor(columns)[labels]
     return int((answer.argmax(1) == places).sum())
 

@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .. import console, recipes
-from ..config import Config, dotted
+from .. import console
+from ..config import AugmentConfig, Config
 from ..data.loader import TrainingViews
-from ..data.plan import Batch, plan_epoch
-from ..data.splits import refuse_out_among_classes
-from ..files import refuse_occupied
-from ..inference.device import settle_device
-from ..teachers.fit import Lesson, fit_teacher
-from ..teachers.saved import kept_teacher, save_teacher
-from ..teachers.spec import check_spec
+from ..data.plan import Batch, plan_epoch, view_keys
+from ..teachers.fit import FitData, fit_teacher
+from ..teachers.saved import kept_teacher
 from ..teachers.teacher import Teacher
-from . import results
-from .opening import Data, find_splits, open_data
-from .student import choose_student
+from .opening import Data
+
+_PLAIN = AugmentConfig(
+    crop_scale=(1.0, 1.0),
+    crop_ratio=(1.0, 1.0),
+    flip=0.0,
+    randaugment_ops=0,
+    erasing=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+)
+_PROBE_SEED = 7  # whatever the run's: the probe's views do not change with it
+_PROBE_BATCH, _TUNED_BATCH = 64, 32
 
 
 def prepare_teacher(out: Path, config: Config, data: Data, device: torch.device) -> Teacher | None:
@@ -38,28 +44,25 @@ def fit_to_data(config: Config, data: Data, device: torch.device) -> Teacher:
     assert config.student.image_size is not None
     # Seen by the probe: the student's own views, without mixing, so that every view has one label.
     augment = replace(config.augment, mixup=0.0, cutmix=0.0, erasing=0.0)
-    maker = training_views(replace(config, augment=augment), data, device)
-    plain = training_views(replace(config, augment=results.PLAIN), data, device)
+    views = training_views(replace(config, augment=augment), data, device)
+    plain = training_views(replace(config, augment=_PLAIN), data, device)
     n = len(data.train.images)
-
-    def batches(v: int) -> Iterator[Tensor]:
-        maker_v = plain if v == 0 else maker
-        [keys] = [
-            b.keys[b.indices.argsort()] for b in plan_epoch(n, batch_size=n, repeats=1, seed=7, epoch=v)
-        ]
-        order = torch.arange(n).numpy()
-        for first in range(0, n, 64):
-            advance(min(64, n - first))
-            yield maker_v.make(Batch(order[first : first + 64], keys[first : first + 64])).images
-
-    def training(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in plan_epoch(n, batch_size=32, repeats=1, seed=config.train.seed, epoch=epoch):
-            made = maker.make(batch)
-            yield made.images, made.targets
-
-    lesson = Lesson(batches, data.train.labels, data.classes, training, config.train.seed)
     with console.bar("fitting the teacher", config.teacher.probe_views * n) as advance:
-        return fit_teacher(config.teacher, lesson, student_size=config.student.image_size, device=device)
+
+        def probe_batches(v: int) -> Iterator[Tensor]:
+            keys = view_keys(n, seed=_PROBE_SEED, epoch=v)
+            for first in range(0, n, _PROBE_BATCH):
+                indices = np.arange(first, min(first + _PROBE_BATCH, n))
+                yield (plain if v == 0 else views).make(Batch(indices, keys[indices])).images
+                advance(len(indices))
+
+        def finetune_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            plan = plan_epoch(n, batch_size=_TUNED_BATCH, repeats=1, seed=config.train.seed, epoch=epoch)
+            yield from ((made.images, made.targets) for made in map(views.make, plan))
+
+        labels, seed = data.train.labels, config.train.seed
+        fit_data = FitData(probe_batches, labels, data.classes, finetune_batches, seed)
+        return fit_teacher(config.teacher, fit_data, student_size=config.student.image_size, device=device)
 
 
 def training_views(config: Config, data: Data, device: torch.device) -> TrainingViews:
@@ -73,29 +76,3 @@ def training_views(config: Config, data: Data, device: torch.device) -> Training
         config.student.image_size,
         device,
     )
-
-
-def fit_folder(
-    spec: str, data: str | Path, out: str | Path, *, recipe: str = "small-data", **settings: Any
-) -> dict[str, Any]:
-    """`deitkit teacher fit`: the teacher fitted to the classes of `data`, in the folder `out`.
-
-    The views are those that the recipe's student would see. settings as for `deitkit.train`. Returns how
-    it does on the validation images. Raises DeitkitError for anything the caller can mend.
-    """
-    data, out = Path(data), Path(out)
-    changes = dotted(settings)
-    config = recipes.get(recipe).override({"teacher.spec": spec, **changes})
-    check_spec(config.teacher.spec)
-    refuse_occupied(out)
-    refuse_out_among_classes(data, out)
-    device = settle_device(config.train.device)
-    splits = find_splits(data, config)
-    config, _ = choose_student(config, splits, device)
-    with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
-        opened = open_data(splits, config, advance)
-    teacher = fit_to_data(config, opened, device)
-    facts, _ = results.measure_teacher(teacher, opened.val, device)
-    results.say_teacher(facts, opened.val)
-    save_teacher(out, teacher)
-    return facts

@@ -80,10 +80,7 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     claim_folder(out, config, saved)
     console.say(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
     console.say(why)
-    parts = (splits.train, splits.val, splits.test, splits.unlabeled)
-    total = sum(len(part) for part in parts if part is not None)
-    with console.bar("decoding", total) as advance:
-        opened = open_data(splits, config, advance)
+    opened = open_data(splits, config)
     refuse_other_images(out, opened)
     opened.write_lists(out)
 
@@ -196,9 +193,14 @@ def create_trainer(
     data: Data,
     teacher: Teacher | None,
     device: torch.device,
-    labels: LabelStore | None = None,
+    stored_labels: LabelStore | None = None,
 ) -> Trainer:
-    taught = teacher is not None or labels is not None
+    """A trainer of the student that `config` names, in `folder`, which is made.
+
+    Taught by `teacher`, or by its `stored_labels`; by neither, it trains on labels alone, whatever `config`
+    says of distillation. Guidance is off, and that is said, under a teacher without feature maps.
+    """
+    taught = teacher is not None or stored_labels is not None
     if not taught:
         config = _without_teacher(config)
     elif teacher is not None and config.distillation.guidance > 0 and not teacher.card.map_channels:
@@ -219,11 +221,11 @@ def create_trainer(
         device=device,
         folder=folder,
         evaluate=lambda m: evaluate(m, data.val, device).to_dict(),
-        name_of=data.pool.images.paths.__getitem__,
-        labels=labels,
+        path_of=data.pool.images.paths.__getitem__,
+        stored_labels=stored_labels,
         task=data.task,
         workers=view_workers(config, device),
-        facts=facts | ({"labels": labels.id} if labels is not None else {}),
+        facts=facts | ({"labels": stored_labels.id} if stored_labels is not None else {}),
     )
 
 

@@ -24,8 +24,8 @@ class Manifest:
 
     settings: dict[str, Any]  # Config.to_dict() with every automatic choice made
     data: str  # ImageSet.fingerprint(times=False) of the training images
-    images: int  # of them, those without a label included
-    unlabeled: int  # of these, the last so many
+    images: int  # how many, those without a label included
+    unlabeled: int  # how many of these, at the end, have no label
     classes: tuple[str, ...]
     labels: dict[str, Any]  # Codec.facts()
     shard_batches: int  # planned batches in one file

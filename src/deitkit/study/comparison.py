@@ -58,7 +58,7 @@ def compare(differences: Sequence[float]) -> Comparison:
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same with p-values that stand beside each other (Holm, Scand. J. Statist. 1979)."""
+    """The same comparisons, p-values adjusted for multiple testing (Holm, Scand. J. Statist. 1979)."""
     known = sorted((c.p, i) for i, c in enumerate(comparisons) if c.p is not None)
     adjusted, largest = list(comparisons), 0.0
     for rank, (p, i) in enumerate(known):

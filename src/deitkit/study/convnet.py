@@ -13,7 +13,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .. import console
 from ..config import Config
 from ..data.loader import TrainingViews
 from ..files import write_json, write_tensors
@@ -69,8 +68,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     device = settle_device(config.train.device)
     splits = find_splits(data, config)
     config, _ = choose_student(config, splits, device)
-    with console.bar("decoding", len(splits.train) + len(splits.val)) as advance:
-        opened = open_data(splits, config, advance)
+    opened = open_data(splits, config)
     name = PEERS[config.student.name]
     torch.manual_seed(config.train.seed)
     # The loop reads a model's outputs and weights only, so it trains anything that answers alike.
@@ -90,7 +88,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         device=device,
         folder=out,
         evaluate=lambda m: evaluate(m, opened.val, device).to_dict(),
-        name_of=opened.train.images.paths.__getitem__,
+        path_of=opened.train.images.paths.__getitem__,
         workers=view_workers(config, device),
         facts={
             "data": opened.train.images.fingerprint(times=False),

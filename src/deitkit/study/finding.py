@@ -77,8 +77,8 @@ def _opening(study: Study, decisions: Sequence[Decision]) -> str:
             f"Nothing can be claimed about {study.source}: no comparison has {FEWEST_SEEDS} seeds, the "
             "fewest from which a spread can be told."
         )
-    tally = ", ".join(f"{words}: {count[verdict]}" for verdict, words in _COUNTED.items() if count[verdict])
-    return f"Claims of {study.source}, on this data ({len(decisions)} in all): {tally}."
+    counts = ", ".join(f"{words}: {count[verdict]}" for verdict, words in _COUNTED.items() if count[verdict])
+    return f"Claims of {study.source}, on this data ({len(decisions)} in all): {counts}."
 
 
 def _sentence(study: Study, decision: Decision) -> str:

@@ -17,7 +17,7 @@ from ..jobs.label import label
 from ..jobs.train import run_job
 from ..labels.manifest import FILE as LABELS
 from ..labels.store import open_labels
-from ..teachers.preprocessing import SizeWish
+from ..teachers.preprocessing import InputSize
 from ..teachers.spec import check_spec, open_member, parse
 from .convnet import train_convnet
 from .description import Study
@@ -116,7 +116,7 @@ def _missing_teacher(spec: str) -> str | None:
         check_spec(spec)
         for member in parse(spec):
             if member.kind != "fitted":  # whose folder check_spec has looked at
-                open_member(member, SizeWish())
+                open_member(member, InputSize())
     except DeitkitError as error:
         return str(error)
     return None

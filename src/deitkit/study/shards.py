@@ -9,8 +9,9 @@ from .plan import PlannedRun
 
 
 def share_of(runs: Sequence[PlannedRun], index: int, count: int) -> list[PlannedRun]:
-    """The runs of shard `index` (from 1) of `count`: what needs or shares something stays together.
+    """The runs of shard `index` (from 1) of `count`.
 
+    Runs that depend on each other or share stored labels are in one shard.
     Chains of runs are dealt, the longest first, to the shard with the least to do. The result
     depends on nothing but the plan, so every process finds the same shares.
     """

@@ -13,12 +13,12 @@ from ..errors import DeitkitError
 from .backends import choose_engine, engines_of
 from .classes import choose_outputs, recognise
 from .finetune import FineTuneBatches, Network, finetune
-from .preprocessing import Preprocessing, SizeWish
-from .pretrained import Pretrained
+from .preprocessing import InputSize, Preprocessing
+from .pretrained import Pretrained, count_params
 from .probe import fit_probe, held_out_fifth
 from .saved import load_teacher
-from .spec import Member, open_member, parse
-from .teacher import MemberCard, Teacher, TeacherCard, Voice
+from .spec import MemberSpec, open_member, parse
+from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
 # Above so many training images a teacher's own head is taken without a probe, which would take long.
 _MOST_TO_COMPARE = 20_000
@@ -27,7 +27,7 @@ ViewBatches = Callable[[int], Iterable[Tensor]]  # view number -> batches (B, 3,
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FitData:
     """What a head is fitted on.
 
     views(v): batches of the v-th view of all training images, in order; view 0 is plain. labels: (N,)
@@ -42,9 +42,9 @@ class Lesson:
 
 
 def fit_teacher(
-    config: TeacherConfig, lesson: Lesson, *, student_size: tuple[int, int], device: torch.device
+    config: TeacherConfig, data: FitData, *, student_size: tuple[int, int], device: torch.device
 ) -> Teacher:
-    """The teacher that `config` names, for the lesson's classes.
+    """The teacher that `config` names, for the data's classes.
 
     A member whose own head knows the classes answers with it where `teacher.classes` or `fit="head"` asks
     for that. Left to itself (`fit="auto"`), a head that knows them by name is compared with a linear probe
@@ -53,23 +53,23 @@ def fit_teacher(
     half.
     Raises DeitkitError for what cannot be had, and for a head that would be random.
     """
-    voices: list[Voice] = []
-    for member in parse(config.spec):
-        if member.kind == "fitted":
-            taken = load_teacher(member.rest, config, device=device).for_classes(lesson.classes)
-            if taken.card.several != (lesson.labels.ndim == 2):
+    members: list[TeacherMember] = []
+    for spec in parse(config.spec):
+        if spec.kind == "fitted":
+            taken = load_teacher(spec.rest, config, device=device).for_classes(data.classes)
+            if taken.card.several != (data.labels.ndim == 2):
                 kinds = ("one class", "several labels")
                 raise DeitkitError(
-                    f"the teacher in {member.rest} was fitted to {kinds[taken.card.several]} an image, and "
+                    f"the teacher in {spec.rest} was fitted to {kinds[taken.card.several]} an image, and "
                     f"the data have {kinds[not taken.card.several]}; fit it to these data"
                 )
-            voices += _weighted(taken, member.weight)
+            members += _weighted(taken, spec.weight)
         else:
-            voices.append(
-                _fit_member(member, config, lesson, SizeWish(config.image_size, student_size), device)
+            members.append(
+                _fit_member(spec, config, data, InputSize(config.image_size, student_size), device)
             )
-    several = lesson.labels.ndim == 2
-    return Teacher(TeacherCard(lesson.classes, tuple(v.card for v in voices), several), voices)
+    several = data.labels.ndim == 2
+    return Teacher(TeacherCard(data.classes, tuple(m.card for m in members), several), members)
 
 
 def own_head_teacher(
@@ -85,19 +85,19 @@ def own_head_teacher(
     at the native size. Raises DeitkitError where a member has no such head, does not know the classes, or
     was fitted to several labels an image, of which no caller can take the answers.
     """
-    voices: list[Voice] = []
-    for member in parse(config.spec):
-        if member.kind == "fitted":
-            taken = load_teacher(member.rest, config, device=device)
+    members: list[TeacherMember] = []
+    for spec in parse(config.spec):
+        if spec.kind == "fitted":
+            taken = load_teacher(spec.rest, config, device=device)
             if taken.card.several:
                 raise DeitkitError(
-                    f"the teacher in {member.rest} was fitted to several labels an image, and one class an "
+                    f"the teacher in {spec.rest} was fitted to several labels an image, and one class an "
                     "image is asked for; give one that was fitted to classes"
                 )
             classes = classes or taken.card.classes
-            voices += _weighted(taken.for_classes(classes), member.weight)
+            members += _weighted(taken.for_classes(classes), spec.weight)
             continue
-        model, view = _open(member, config, SizeWish(config.image_size, student_size))
+        model, view = _open(spec, config, InputSize(config.image_size, student_size))
         if classes is None:
             if model.head is None or model.outputs is None:
                 raise DeitkitError(
@@ -111,39 +111,39 @@ def own_head_teacher(
                 f"the teacher {model.name} does not know the classes {', '.join(classes[:4])}...; say which "
                 "outputs they are (teacher.classes), or fit a head: deitkit teacher fit SPEC DATA --out DIR"
             )
-        voices.append(_own_voice(member, model, view, config, columns, device))
+        members.append(_own_head_member(spec, model, view, config, columns, device))
     assert classes is not None
-    return Teacher(TeacherCard(classes, tuple(v.card for v in voices)), voices)
+    return Teacher(TeacherCard(classes, tuple(m.card for m in members)), members)
 
 
-def _weighted(teacher: Teacher, weight: float) -> list[Voice]:
-    """The voices of a fitted teacher, which together weigh `weight`."""
-    total = sum(voice.card.weight for voice in teacher.voices)
-    return [v.with_card(weight=weight * v.card.weight / total) for v in teacher.voices]
+def _weighted(teacher: Teacher, weight: float) -> list[TeacherMember]:
+    """The members of a fitted teacher, which together weigh `weight`."""
+    total = sum(member.card.weight for member in teacher.members)
+    return [m.with_card(weight=weight * m.card.weight / total) for m in teacher.members]
 
 
-def _open(member: Member, config: TeacherConfig, wish: SizeWish) -> tuple[Pretrained, Preprocessing]:
+def _open(spec: MemberSpec, config: TeacherConfig, size: InputSize) -> tuple[Pretrained, Preprocessing]:
     """The model, and its preprocessing with what the settings change of it."""
-    model = open_member(member, wish)
+    model = open_member(spec, size)
     view = model.preprocessing
     return model, replace(view, mean=config.mean or view.mean, std=config.std or view.std)
 
 
 def _fit_member(
-    member: Member, config: TeacherConfig, lesson: Lesson, wish: SizeWish, device: torch.device
-) -> Voice:
-    model, view = _open(member, config, wish)
-    own, several = None, lesson.labels.ndim == 2
+    spec: MemberSpec, config: TeacherConfig, data: FitData, size: InputSize, device: torch.device
+) -> TeacherMember:
+    model, view = _open(spec, config, size)
+    own, several = None, data.labels.ndim == 2
     if config.fit == "head" or (config.fit == "auto" and (config.classes is not None or not several)):
-        columns = _own_columns(model, config, lesson.classes, view)
+        columns = _own_columns(model, config, data.classes, view)
         if columns is not None:
-            own = _own_voice(member, model, view, config, columns, device)
-            if config.fit == "head" or config.classes is not None or len(lesson.labels) > _MOST_TO_COMPARE:
+            own = _own_head_member(spec, model, view, config, columns, device)
+            if config.fit == "head" or config.classes is not None or len(data.labels) > _MOST_TO_COMPARE:
                 return own
         elif config.fit == "head":
             raise DeitkitError(
                 f"the own head of the teacher {model.name} does not know the classes "
-                f"{', '.join(lesson.classes[:4])}...; say which outputs they are (teacher.classes), or "
+                f"{', '.join(data.classes[:4])}...; say which outputs they are (teacher.classes), or "
                 "leave out teacher.fit head"
             )
     elif config.classes is not None:
@@ -151,14 +151,14 @@ def _fit_member(
             f"teacher.classes chooses outputs of the teacher's own head, and teacher.fit {config.fit} makes "
             "a new one; give one of the two"
         )
-    voice = own or _voice(member, model, view, config, nn.Identity(), device)
+    member = own or _member(spec, model, view, config, nn.Identity(), device)
     views = range(max(1, config.probe_views))
     features = torch.stack(
-        [torch.cat([voice.features(batch)[0].cpu() for batch in lesson.views(v)]) for v in views]
+        [torch.cat([member.features(batch)[0].cpu() for batch in data.views(v)]) for v in views]
     )
-    probe = fit_probe(features, lesson.labels, len(lesson.classes), lesson.seed)
+    probe = fit_probe(features, data.labels, len(data.classes), data.seed)
     if own is not None:
-        top1 = _top1_held_out(own, features[0], lesson)
+        top1 = _top1_held_out(own, features[0], data)
         if top1 >= probe.score:
             found = f"{top1:.1f} % on a held-out fifth, a linear probe {probe.score:.1f} %"
             return own.with_card(how=f"{own.card.how}: {found}")
@@ -166,44 +166,46 @@ def _fit_member(
     if own is not None:
         how += f", its own head {top1:.1f} %"
     if config.fit in ("finetune", "finetune-last"):
-        return _finetuned(voice, model, config, lesson, probe.head, device)
-    params = model.params + _size(probe.head) - (_size(model.head) if model.head is not None else 0)
-    card = replace(voice.card, how=how, head="linear", columns=None, params=params)
-    return Voice(card, voice.engine, probe.head)
+        return _finetuned(member, model, config, data, probe.head, device)
+    params = (
+        model.params + count_params(probe.head) - (count_params(model.head) if model.head is not None else 0)
+    )
+    card = replace(member.card, how=how, head="linear", columns=None, params=params)
+    return TeacherMember(card, member.engine, probe.head)
 
 
 @torch.no_grad()
-def _top1_held_out(voice: Voice, features: Tensor, lesson: Lesson) -> float:
+def _top1_held_out(member: TeacherMember, features: Tensor, data: FitData) -> float:
     """Percent of the held-out fifth that the own head names right; features (N, F) of plain views."""
-    held, _ = held_out_fifth(len(lesson.labels), lesson.seed)
-    answers = voice.of_classes(voice.head(features[held]))
-    return 100 * (answers.argmax(1) == lesson.labels[held]).double().mean().item()
+    held, _ = held_out_fifth(len(data.labels), data.seed)
+    answers = member.of_classes(member.head(features[held]))
+    return 100 * (answers.argmax(1) == data.labels[held]).double().mean().item()
 
 
 def _finetuned(
-    voice: Voice,
+    member: TeacherMember,
     model: Pretrained,
     config: TeacherConfig,
-    lesson: Lesson,
+    data: FitData,
     head: nn.Linear,
     device: torch.device,
-) -> Voice:
-    if model.body is None or lesson.finetune_batches is None:
+) -> TeacherMember:
+    if model.body is None or data.finetune_batches is None:
         raise DeitkitError(f"the teacher {model.name} cannot be trained here; use teacher.fit probe")
-    view = voice.card.preprocessing
+    view = member.card.preprocessing
     network, last = Network(model.body, head, view), config.fit == "finetune-last"
-    several = lesson.labels.ndim == 2
-    epochs = finetune(network, lesson.finetune_batches, device, last=last, several=several)
+    several = data.labels.ndim == 2
+    epochs = finetune(network, data.finetune_batches, device, last=last, several=several)
     what = "its last half " if last else ""
     card = replace(
-        voice.card,
+        member.card,
         how=f"{what}fine-tuned for {epochs} epochs from a linear probe",
         head="linear",
-        params=_size(network),
+        params=count_params(network),
         finetuned=True,
     )
-    engine = choose_engine(engines_of(model, view, device), view, device, voice.engine.name)
-    return Voice(card, engine, head, model.body)
+    engine = choose_engine(engines_of(model, view, device), view, device, member.engine.name)
+    return TeacherMember(card, engine, head, model.body)
 
 
 def _own_columns(
@@ -235,36 +237,36 @@ def _count_outputs(model: Pretrained, view: Preprocessing) -> int:
     return model.head(pooled).shape[1]
 
 
-def _own_voice(
-    member: Member,
+def _own_head_member(
+    spec: MemberSpec,
     model: Pretrained,
     view: Preprocessing,
     config: TeacherConfig,
     columns: tuple[int, ...],
     device: torch.device,
-) -> Voice:
+) -> TeacherMember:
     assert model.head is not None
-    voice = _voice(member, model, view, config, model.head, device)
-    outputs = voice.whole_answer(torch.zeros(2, 3, *view.image_size))[0].shape[1]
+    member = _member(spec, model, view, config, model.head, device)
+    outputs = member.whole_answer(torch.zeros(2, 3, *view.image_size))[0].shape[1]
     known = f", {len(columns)} of its {outputs} outputs" if outputs > len(columns) else ""
-    return voice.with_card(columns=columns, how=f"its own head{known}")
+    return member.with_card(columns=columns, how=f"its own head{known}")
 
 
-def _voice(
-    member: Member,
+def _member(
+    spec: MemberSpec,
     model: Pretrained,
     view: Preprocessing,
     config: TeacherConfig,
     head: nn.Module,
     device: torch.device,
-) -> Voice:
+) -> TeacherMember:
     """The member with an engine chosen."""
     engine = choose_engine(engines_of(model, view, device), view, device, config.backend)
     maps = engine(torch.zeros(2, 3, *view.image_size))[1:]
     card = MemberCard(
-        spec=member.settled().spec,
+        spec=spec.settled().spec,
         name=model.name,
-        weight=member.weight,
+        weight=spec.weight,
         preprocessing=view,
         head="own",
         columns=None,
@@ -274,8 +276,4 @@ def _voice(
         finetuned=False,
         backend=engine.name,
     )
-    return Voice(card, engine, head)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return TeacherMember(card, engine, head)

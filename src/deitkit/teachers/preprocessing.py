@@ -66,13 +66,13 @@ class Normalised(nn.Module):
 
 
 @dataclass(frozen=True)
-class SizeWish:
+class InputSize:
     """Which input size is wanted: the one in the settings, else what suits the student's."""
 
     configured: int | None = None  # pixels a side
     student: tuple[int, int] | None = None  # None: whole pictures come, and the native size is best
 
-    def settle(self, native: int) -> tuple[int, int]:
+    def resolve(self, native: int) -> tuple[int, int]:
         """For a model that takes any size and was trained at `native`.
 
         A convnet at 128 pixels costs a third of one at 224; fitted at that size, it loses little. So it is

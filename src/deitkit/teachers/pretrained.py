@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ..inference.engines import Engine
-from .preprocessing import Preprocessing, SizeWish
+from .preprocessing import InputSize, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Kind(Protocol):
     def check(self, rest: str) -> None:
         """Raises DeitkitError for a misspelt or missing `rest` (what follows the colon); loads nothing."""
 
-    def open_model(self, rest: str, wish: SizeWish) -> Pretrained:
+    def open_model(self, rest: str, wanted: InputSize) -> Pretrained:
         """The model with its weights; raises DeitkitError where there are none."""
 
 

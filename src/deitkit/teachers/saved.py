@@ -18,9 +18,9 @@ from ..config import TeacherConfig
 from ..errors import DeitkitError
 from ..files import read_json, write_json, write_tensors
 from .backends import choose_engine, engines_of
-from .preprocessing import Preprocessing, SizeWish
+from .preprocessing import InputSize, Preprocessing
 from .spec import CARD, open_member, parse_member
-from .teacher import MemberCard, Teacher, TeacherCard, Voice
+from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
 _WEIGHTS = "teacher.safetensors"
 
@@ -29,12 +29,12 @@ def save_teacher(folder: Path, teacher: Teacher) -> None:
     """Writes the heads that were fitted, the networks that were fine-tuned, and then the card."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {}
-    for i, voice in enumerate(teacher.voices):
-        if voice.card.head == "linear":
-            state |= {f"{i}.head.{k}": v for k, v in voice.head.state_dict().items()}
-        if voice.card.finetuned:
-            assert voice.body is not None
-            state |= {f"{i}.body.{k}": v for k, v in voice.body.state_dict().items()}
+    for i, member in enumerate(teacher.members):
+        if member.card.head == "linear":
+            state |= {f"{i}.head.{k}": v for k, v in member.head.state_dict().items()}
+        if member.card.finetuned:
+            assert member.body is not None
+            state |= {f"{i}.body.{k}": v for k, v in member.body.state_dict().items()}
     write_tensors(folder / _WEIGHTS, state)
     # Last, and whole: it says that the teacher is there.
     write_json(folder / CARD, dataclasses.asdict(teacher.card))
@@ -64,8 +64,8 @@ def load_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.dev
         raise DeitkitError(
             f"the teacher in {folder} cannot be read ({type(error).__name__}); fit it again"
         ) from None
-    voices = [_load(i, member, state, config, device) for i, member in enumerate(card.members)]
-    return Teacher(TeacherCard(card.classes, tuple(v.card for v in voices), card.several), voices)
+    members = [_load(i, member, state, config, device) for i, member in enumerate(card.members)]
+    return Teacher(TeacherCard(card.classes, tuple(m.card for m in members), card.several), members)
 
 
 def _read_card(saved: dict[str, Any]) -> TeacherCard:
@@ -79,12 +79,12 @@ def _read_card(saved: dict[str, Any]) -> TeacherCard:
 
 def _load(
     i: int, card: MemberCard, state: dict[str, Tensor], config: TeacherConfig, device: torch.device
-) -> Voice:
+) -> TeacherMember:
     """One member; its engine is the saved one where that can be had here, so that answers stay the same."""
     member = parse_member(card.spec)
     view = card.preprocessing
     # Fixed sizes come as they are; any other is the one that the head was fitted at.
-    model = open_member(member, SizeWish(view.image_size[0], view.image_size))
+    model = open_member(member, InputSize(view.image_size[0], view.image_size))
     head = model.head
     if card.head == "linear":
         fitted = _part(state, f"{i}.head.")
@@ -105,7 +105,7 @@ def _load(
         if config.backend != "auto":
             raise
         engine = choose_engine(makers, view, device, "auto")
-    return Voice(card, engine, head, model.body if card.finetuned else None)
+    return TeacherMember(card, engine, head, model.body if card.finetuned else None)
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

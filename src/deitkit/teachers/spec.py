@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DeitkitError, did_you_mean
 from .kinds import NAMES, kind
-from .preprocessing import SizeWish
+from .preprocessing import InputSize
 from .pretrained import Pretrained
 
 CARD = "teacher.json"  # what makes a folder a fitted teacher
@@ -24,7 +24,7 @@ _WEIGHTED = re.compile(r"(.*)\*(\d+(?:\.\d*)?|\.\d+)")
 
 
 @dataclass(frozen=True)
-class Member:
+class MemberSpec:
     """One teacher, alone or of an ensemble: `kind:rest` and its weight in the mean of probabilities."""
 
     kind: str  # one of kinds.NAMES, or "fitted"
@@ -35,16 +35,16 @@ class Member:
     def spec(self) -> str:
         return f"{self.kind}:{self.rest}"
 
-    def settled(self) -> Member:
+    def settled(self) -> MemberSpec:
         """With its files' paths made absolute, so that the name holds in any folder."""
         name, at, path = self.rest.partition("@")
         if self.kind in ("run", "onnx", "fitted") or (self.kind == "hf" and Path(self.rest).exists()):
-            return Member(self.kind, str(Path(self.rest).resolve()), self.weight)
+            return MemberSpec(self.kind, str(Path(self.rest).resolve()), self.weight)
         rest = f"{name}@{Path(path).resolve()}" if at else self.rest
-        return Member(self.kind, rest, self.weight)
+        return MemberSpec(self.kind, rest, self.weight)
 
 
-def parse(spec: str) -> tuple[Member, ...]:
+def parse(spec: str) -> tuple[MemberSpec, ...]:
     """The members that `spec` names: one, or several joined by commas, each with `*WEIGHT` if not 1.
 
     Raises DeitkitError, naming the kinds, for what cannot be read.
@@ -79,16 +79,16 @@ def _holds_teacher(folder: str) -> bool:
     return bool(folder) and (Path(folder) / CARD).is_file()
 
 
-def parse_member(text: str, weight: float = 1.0, of: str = "") -> Member:
+def parse_member(text: str, weight: float = 1.0, of: str = "") -> MemberSpec:
     """One member, commas and all; `of`: what it stands in. Raises DeitkitError as `parse` does."""
     short = _AUTO if text == "auto" else text
     if short in PACKAGED:
-        return Member("timm", _packaged(short), weight)
+        return MemberSpec("timm", _packaged(short), weight)
     name, colon, rest = text.partition(":")
     if colon and rest and name in (*NAMES, "fitted"):
-        return Member(name, rest, weight)
+        return MemberSpec(name, rest, weight)
     if _holds_teacher(text):
-        return Member("fitted", text, weight)
+        return MemberSpec("fitted", text, weight)
     also = ""
     if text and Path(text).is_dir():
         also = "; this folder holds no fitted teacher (deitkit teacher fit makes one)"
@@ -125,6 +125,6 @@ def check_spec(spec: str) -> None:
             kind(member.kind).check(member.rest)
 
 
-def open_member(member: Member, wish: SizeWish) -> Pretrained:
+def open_member(member: MemberSpec, wanted: InputSize) -> Pretrained:
     """The member's model with its weights; raises DeitkitError where it cannot be had."""
-    return kind(member.kind).open_model(member.rest, wish)
+    return kind(member.kind).open_model(member.rest, wanted)

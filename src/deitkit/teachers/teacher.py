@@ -84,7 +84,7 @@ class TeacherCard:
         return () if self.guide is None else self.members[self.guide].map_channels
 
 
-class Voice:
+class TeacherMember:
     """One member at work: views in, logits of the classes and maps out."""
 
     def __init__(self, card: MemberCard, engine: Engine, head: nn.Module, body: nn.Module | None = None):
@@ -93,9 +93,9 @@ class Voice:
         self.head = head.eval().requires_grad_(False)
         self.on_cpu = engine.name not in ("pytorch", "compiled", "python")
 
-    def with_card(self, **changes: Any) -> Voice:
+    def with_card(self, **changes: Any) -> TeacherMember:
         """The same member with other facts on its card."""
-        return Voice(dataclasses.replace(self.card, **changes), self.engine, self.head, self.body)
+        return TeacherMember(dataclasses.replace(self.card, **changes), self.engine, self.head, self.body)
 
     def features(self, views: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) float views in [0, 1] -> pooled features (B, F) and maps, on the views' device."""
@@ -124,13 +124,13 @@ class Voice:
 class Teacher:
     """Answers batches of views; an ensemble's probabilities are the members' weighted mean."""
 
-    def __init__(self, card: TeacherCard, voices: Sequence[Voice]):
-        self.card, self.voices = card, tuple(voices)
+    def __init__(self, card: TeacherCard, members: Sequence[TeacherMember]):
+        self.card, self.members = card, tuple(members)
 
     @property
     def backend(self) -> str:
         """The engines in use, such as "openvino"."""
-        return " + ".join(dict.fromkeys(v.engine.name for v in self.voices))
+        return " + ".join(dict.fromkeys(m.engine.name for m in self.members))
 
     def for_classes(self, classes: tuple[str, ...]) -> Teacher:
         """The same teacher with its answers in the order of `classes`, all or a part of those it knows.
@@ -146,20 +146,20 @@ class Teacher:
                 f"it knows {', '.join(self.card.classes[:8])}; fit it again"
             )
         places = [self.card.classes.index(name) for name in classes]
-        voices = []
-        for voice in self.voices:
-            columns = voice.card.columns or tuple(range(len(self.card.classes)))
-            voices.append(voice.with_card(columns=tuple(columns[i] for i in places)))
-        return Teacher(TeacherCard(classes, tuple(v.card for v in voices), self.card.several), voices)
+        members = []
+        for member in self.members:
+            columns = member.card.columns or tuple(range(len(self.card.classes)))
+            members.append(member.with_card(columns=tuple(columns[i] for i in places)))
+        return Teacher(TeacherCard(classes, tuple(m.card for m in members), self.card.several), members)
 
     def __call__(self, views: Tensor) -> TeacherAnswer:
         """(B, 3, H, W) float views in [0, 1] -> TeacherAnswer; resizes and normalises for itself."""
-        answers = [voice(views) for voice in self.voices]
+        answers = [member(views) for member in self.members]
         maps = answers[self.card.guide][1] if self.card.guide is not None else ()
         return TeacherAnswer(self.joined([logits for logits, _ in answers]), maps)
 
     def joined(self, logits: Sequence[Tensor]) -> Tensor:
-        """One answer (B, K) of the members' (B, K), in the order of `voices`."""
+        """One answer (B, K) of the members' (B, K), in the order of `members`."""
         return mean_of_probabilities(logits, [m.weight for m in self.card.members], self.card.several)
 
 

@@ -45,7 +45,7 @@ class Interrupted(Exception):
     """A signal stopped the run after its state was saved."""
 
 
-class Watcher(Protocol):
+class Callback(Protocol):
     """Is told how training goes."""
 
     def on_step(self, step: int, images: int) -> None: ...
@@ -66,8 +66,8 @@ class Trainer:
     device: torch.device
     folder: Path
     evaluate: Callable[[DeiT], dict[str, Any]]
-    name_of: Callable[[int], str]  # image index -> file, for a message
-    labels: LabelStore | None = None  # stored answers, in place of a live teacher's
+    path_of: Callable[[int], str]  # image index -> file, for a message
+    stored_labels: LabelStore | None = None  # a teacher's answers, in place of a live one's
     num_unlabeled: int = 0  # of images that follow the labelled ones
     num_val: int = 0  # images that `evaluate` measures on
     task: Task = "classes"
@@ -146,21 +146,21 @@ class Trainer:
             log.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.state.step))
         return self.state.step
 
-    def run(self, watchers: Sequence[Watcher]) -> None:
+    def run(self, callbacks: Sequence[Callback]) -> None:
         """Trains to the end.
 
         Raises Interrupted on SIGINT and SIGTERM, after saving; DeitkitError where the loss is not finite or
         the device's memory does not suffice.
         """
         try:
-            self._run(watchers)
+            self._run(callbacks)
         except torch.OutOfMemoryError:
             raise DeitkitError(
                 f"the memory of {self.device} does not hold {self.micro_batch_size} images at a time; give a "
                 "smaller train.micro_batch_size with --set, which changes no update, and another --out"
             ) from None
 
-    def _run(self, watchers: Sequence[Watcher]) -> None:
+    def _run(self, callbacks: Sequence[Callback]) -> None:
         self._saved_at = time.monotonic()
         with stop_requests() as stop:
             if self.state.step == 0:
@@ -176,8 +176,8 @@ class Trainer:
                     for k, v in parts.items():
                         sums[k] = sums.get(k, 0.0) + v * len(batch.indices)
                         counts[k] = counts.get(k, 0) + len(batch.indices)
-                    for watcher in watchers:
-                        watcher.on_step(self.state.step, len(batch.indices))
+                    for callback in callbacks:
+                        callback.on_step(self.state.step, len(batch.indices))
                     if self.state.step % self.steps_per_epoch == 0:
                         continue  # saved with the epoch's measurement, which a resumed run would not make
                     if stop():
@@ -186,7 +186,7 @@ class Trainer:
                     if self._checkpoint_is_due():
                         self._save()
                 seconds = time.monotonic() - started
-                self._end_epoch(epoch, {k: v / counts[k] for k, v in sums.items()}, seen, seconds, watchers)
+                self._end_epoch(epoch, {k: v / counts[k] for k, v in sums.items()}, seen, seconds, callbacks)
                 if stop():
                     self._save()
                     raise Interrupted
@@ -211,8 +211,8 @@ class Trainer:
         """What the teacher says of each micro-batch of update `step`; None where its loss reads nothing."""
         parts = batch.images.split(self.micro_batch_size)
         taught = self._taught(step)
-        if taught and self.labels is not None:
-            answer = self.labels.answer(*divmod(step, self.steps_per_epoch), self.device)
+        if taught and self.stored_labels is not None:
+            answer = self.stored_labels.answer(*divmod(step, self.steps_per_epoch), self.device)
             yield from (TeacherAnswer(logits, ()) for logits in answer.logits.split(self.micro_batch_size))
         elif taught and self.teacher is not None:
             yield from map(self.teacher, parts)
@@ -321,7 +321,7 @@ class Trainer:
         return parts
 
     def _end_epoch(
-        self, epoch: int, train: dict[str, float], seen: int, seconds: float, watchers: Sequence[Watcher]
+        self, epoch: int, train: dict[str, float], seen: int, seconds: float, callbacks: Sequence[Callback]
     ) -> None:
         line: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -343,8 +343,8 @@ class Trainer:
             log.write(json.dumps(line) + "\n")
         if "val" in line or self._checkpoint_is_due():
             self._save()
-        for watcher in watchers:
-            watcher.on_epoch(line)
+        for callback in callbacks:
+            callback.on_epoch(line)
 
     @contextmanager
     def holding(self, weights: dict[str, Tensor]) -> Iterator[None]:
@@ -370,7 +370,7 @@ class Trainer:
 
     def _refuse(self, batch: ViewBatch) -> None:
         files = self.folder / "not-finite.json"
-        write_json(files, [self.name_of(i) for i in batch.indices])
+        write_json(files, [self.path_of(i) for i in batch.indices])
         last = sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
         raise DeitkitError(
             f"the loss is not a finite number at step {self.state.step}; the batch's files are listed in "

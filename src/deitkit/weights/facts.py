@@ -1,4 +1,4 @@
-"""What stands beside weights: a run's, timm's or transformers' description of the model."""
+"""What stands beside a weights file: a run's, timm's or transformers' description of the model."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = Fals
     Each sentence of the result names one change; the list is empty where every tensor fitted. A
     distillation token that is missing starts, with its position and its head, as a copy of the
     class token's; one too many is left out. LayerScale's gains start at 1 where there are none. Heads
-    for another number of classes start afresh. Position embeddings and patch kernels are resized,
-    bicubic as published, `antialias` as the official code
-    (False) or timm (True) has it. The number of attention heads leaves no trace in weights and is not
-    checked. Raises DeitkitError for another width, depth, or kind of model.
+    for another number of classes start afresh. Position embeddings and patch kernels are resized, bicubic
+    as published, antialiased as in timm (True) or not as in the official code (False). The number of
+    attention heads leaves no trace in weights and is not checked. Raises DeitkitError for another width,
+    depth, or kind of model.
     """
     state = {k: v.to(model.pos_embed) for k, v in weights.items()}
     _check_body(model, state)

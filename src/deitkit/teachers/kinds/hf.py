@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ...errors import DeitkitError
-from ..preprocessing import INTERPOLATIONS, Preprocessing, SizeWish
+from ..preprocessing import INTERPOLATIONS, InputSize, Preprocessing
 from ..pretrained import Pretrained, as_map, count_params, pick_levels
 
 SYNTAX = "hf:NAME_OR_FOLDER"
@@ -72,12 +72,12 @@ def check(rest: str) -> None:
         )
 
 
-def open_model(rest: str, wish: SizeWish) -> Pretrained:
+def open_model(rest: str, wanted: InputSize) -> Pretrained:
     """The model with its trained weights; what the file lacks must be a head, which is then left out."""
     check(rest)
     config, model, missing = _load(rest)
     vision = getattr(config, "vision_config", config)
-    view = _preprocessing(rest, vision, wish)
+    view = _preprocessing(rest, vision, wanted)
     head, names = _take_head(model, missing), getattr(config, "id2label", None) or {}
     any_size = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     own = getattr(vision, "image_size", None)
@@ -146,7 +146,7 @@ def _outputs(names: dict[Any, str]) -> tuple[str, ...] | None:
     return listed
 
 
-def _preprocessing(rest: str, config: Any, wish: SizeWish) -> Preprocessing:
+def _preprocessing(rest: str, config: Any, wanted: InputSize) -> Preprocessing:
     """What the image processor beside the weights says."""
     import transformers
 
@@ -167,9 +167,9 @@ def _preprocessing(rest: str, config: Any, wish: SizeWish) -> Preprocessing:
     resample = says.get("resample")
     way = INTERPOLATIONS[[0, 2, 3, 4, 5, 1].index(int(resample))] if resample is not None else "bicubic"
     if hasattr(config, "num_attention_heads") or hasattr(config, "num_heads"):
-        side = wish.configured or native  # positions are of one size
+        side = wanted.configured or native  # positions are of one size
         return Preprocessing((side, side), mean, std, crop, way)
-    return Preprocessing(wish.settle(native), mean, std, crop, way)
+    return Preprocessing(wanted.resolve(native), mean, std, crop, way)
 
 
 def _side(size: Any) -> int | None:

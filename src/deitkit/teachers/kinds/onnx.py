@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import DeitkitError
 from ...inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed
-from ..preprocessing import Preprocessing, SizeWish
+from ..preprocessing import InputSize, Preprocessing
 from ..pretrained import Pretrained
 
 SYNTAX = "onnx:PATH"
@@ -48,7 +48,7 @@ def check(rest: str) -> None:
         raise DeitkitError('onnx: teachers need onnxruntime; install it with: pip install "deitkit[onnx]"')
 
 
-def open_model(rest: str, wish: SizeWish) -> Pretrained:
+def open_model(rest: str, wanted: InputSize) -> Pretrained:
     """The file's network; a teacher's own mean and deviation come from teacher.mean and teacher.std.
 
     Raises DeitkitError for a file that cannot be read, or whose input is not a batch of pictures.
@@ -58,7 +58,7 @@ def open_model(rest: str, wish: SizeWish) -> Pretrained:
         runtime = OnnxRuntimeEngine(Path(rest))
     except Exception as error:  # a runtime's own
         raise DeitkitError(f"the ONNX file {rest} cannot be read ({type(error).__name__})") from None
-    view, names = _describe(rest, runtime.session, wish)
+    view, names = _describe(rest, runtime.session, wanted)
     place, classes, probabilities = _find_answer(rest, runtime, view)
     if names is not None and len(names) != classes:
         raise DeitkitError(f"the ONNX file {rest} names {len(names)} classes and answers {classes}")
@@ -79,24 +79,24 @@ def open_model(rest: str, wish: SizeWish) -> Pretrained:
     )
 
 
-def _describe(rest: str, session: Any, wish: SizeWish) -> tuple[Preprocessing, tuple[str, ...] | None]:
+def _describe(rest: str, session: Any, wanted: InputSize) -> tuple[Preprocessing, tuple[str, ...] | None]:
     """How pictures go in, and what the outputs are called where the file says so."""
     inputs = session.get_inputs()
     shape = inputs[0].shape
-    wanted = "an ONNX teacher takes one input of floats (B, 3, H, W)"
+    takes = "an ONNX teacher takes one input of floats (B, 3, H, W)"
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].type != "tensor(float)":
         found = ", ".join(f"{i.name} {i.type} {list(i.shape)}" for i in inputs)
-        raise DeitkitError(f"the ONNX file {rest} takes {found}; {wanted}")
+        raise DeitkitError(f"the ONNX file {rest} takes {found}; {takes}")
     if isinstance(shape[1], int) and shape[1] != 3:
         last = ", channels last" if shape[3] == 3 else ""
-        raise DeitkitError(f"the ONNX file {rest} takes {list(shape)}{last}; {wanted}")
+        raise DeitkitError(f"the ONNX file {rest} takes {list(shape)}{last}; {takes}")
     if isinstance(shape[0], int):
         raise DeitkitError(
             f"the ONNX file {rest} takes exactly {shape[0]} pictures at a time; export it with a free batch"
         )
-    size = wish.settle(_NATIVE)
+    size = wanted.resolve(_NATIVE)
     if isinstance(shape[2], int) and isinstance(shape[3], int):
-        if wish.configured not in (None, shape[2]):
+        if wanted.configured not in (None, shape[2]):
             raise DeitkitError(
                 f"the ONNX file {rest} takes {shape[2]} x {shape[3]} pixels only; "
                 "leave out teacher.image_size"

@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ...errors import DeitkitError, did_you_mean
-from ..preprocessing import Preprocessing, SizeWish
+from ..preprocessing import InputSize, Preprocessing
 from ..pretrained import Pretrained, count_params
 
 SYNTAX = "python:MODULE:FUNCTION"
@@ -53,14 +53,14 @@ def check(rest: str) -> None:
     _find(rest)
 
 
-def open_model(rest: str, wish: SizeWish) -> Pretrained:
+def open_model(rest: str, wanted: InputSize) -> Pretrained:
     """The callable; it sees the student's views at their own size, unless teacher.image_size is set."""
     function = _find(rest)
     if isinstance(function, nn.Module):
         function.eval().requires_grad_(False)
-    size = wish.student or (_NATIVE, _NATIVE)
-    if wish.configured is not None:
-        size = (wish.configured, wish.configured)
+    size = wanted.student or (_NATIVE, _NATIVE)
+    if wanted.configured is not None:
+        size = (wanted.configured, wanted.configured)
     count = Call(function, rest)(torch.zeros(2, 3, *size))[0].shape[1]
     names = getattr(function, "classes", None)
     if names is not None and len(names) != count:

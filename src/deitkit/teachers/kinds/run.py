@@ -11,7 +11,7 @@ from ...errors import DeitkitError
 from ...model import DeiT, DeiTOutput, joint_probabilities
 from ...runs import read_run
 from ...tasks import Task
-from ..preprocessing import Preprocessing, SizeWish
+from ..preprocessing import InputSize, Preprocessing
 from ..pretrained import Pretrained, count_params, pick_levels
 
 SYNTAX = "run:RUN"
@@ -60,11 +60,11 @@ def check(rest: str) -> None:
         raise DeitkitError(f"{rest} holds no finished run; give the --out folder of a training that ended")
 
 
-def open_model(rest: str, wish: SizeWish) -> Pretrained:
+def open_model(rest: str, wanted: InputSize) -> Pretrained:
     """The run's student with both heads, at its own size."""
     check(rest)
     model, saved = read_run(Path(rest))
-    if wish.configured not in (None, *model.image_size):
+    if wanted.configured not in (None, *model.image_size):
         size = "x".join(map(str, model.image_size))
         raise DeitkitError(f"the run {rest} takes {size} pixels only; leave out teacher.image_size")
     view = saved["preprocessing"]

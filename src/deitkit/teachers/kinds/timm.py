@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import DeitkitError, did_you_mean
 from ...weights import read_state
-from ..preprocessing import Preprocessing, SizeWish
+from ..preprocessing import InputSize, Preprocessing
 from ..pretrained import Pretrained, as_map, count_params, pick_levels
 from ..state import load_by_name, split_path
 
@@ -50,13 +50,13 @@ def check(rest: str) -> None:
         raise DeitkitError(f"timm has no model {name!r}{did_you_mean(name, known)}")
 
 
-def open_model(rest: str, wish: SizeWish) -> Pretrained:
+def open_model(rest: str, wanted: InputSize) -> Pretrained:
     """The model with its trained weights; never with random ones."""
     check(rest)
     name, path = split_path(rest)
     model, has_head = _from_file(name, path) if path else _from_hub(name)
     config = model.default_cfg
-    size = _settle_size(model, name, int(config["input_size"][-1]), wish)
+    size = _settle_size(model, name, int(config["input_size"][-1]), wanted)
     head = model.get_classifier()
     has_head = has_head and isinstance(head, nn.Module) and not isinstance(head, nn.Identity)
     classes = model.num_classes
@@ -82,12 +82,12 @@ def _outputs(num_classes: int) -> tuple[str, ...] | None:
     return tuple(ImageNetInfo(subset).label_names()) if subset else None
 
 
-def _settle_size(model: Any, name: str, native: int, wish: SizeWish) -> tuple[int, int]:
+def _settle_size(model: Any, name: str, native: int, wanted: InputSize) -> tuple[int, int]:
     """The input size, set in the model where that has one of its own."""
     if not model.default_cfg.get("fixed_input_size"):
-        return wish.settle(native)
+        return wanted.resolve(native)
     resizable = hasattr(model, "set_input_size")
-    side = wish.configured or (min(native, _LARGEST_BY_ITSELF) if resizable else native)
+    side = wanted.configured or (min(native, _LARGEST_BY_ITSELF) if resizable else native)
     if side != native:
         if not resizable:
             raise DeitkitError(f"{name} takes {native} pixels a side only; leave out teacher.image_size")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import DeitkitError, did_you_mean
 from ...weights import read_state
-from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, SizeWish
+from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, InputSize, Preprocessing
 from ..pretrained import Pretrained, as_map, count_params, pick_levels
 from ..state import load_by_name, split_path
 
@@ -56,7 +56,7 @@ def check(rest: str) -> None:
         raise DeitkitError(f"torchvision has no classifier {name!r}{did_you_mean(name, known)}")
 
 
-def open_model(rest: str, wish: SizeWish) -> Pretrained:
+def open_model(rest: str, wanted: InputSize) -> Pretrained:
     """The model with its trained weights; never with random ones."""
     check(rest)
     name, path = split_path(rest)
@@ -64,10 +64,10 @@ def open_model(rest: str, wish: SizeWish) -> Pretrained:
     view = best.transforms()
     native, whole = view.crop_size[0], view.resize_size[0]
     model, has_head = _from_file(name, path) if path else (_from_hub(name, best), True)
-    size = wish.settle(native)
+    size = wanted.resolve(native)
     if hasattr(model, "image_size"):  # a ViT's positions are of one size
         size = (native, native)
-        if wish.configured not in (None, native):
+        if wanted.configured not in (None, native):
             raise DeitkitError(f"{name} takes {native} pixels a side only; leave out teacher.image_size")
     head = _take_head(model) if has_head else None
     body = TorchvisionBody(model.eval(), size)
