@@ -7,8 +7,9 @@ The same student (patches of 16 pixels), teacher (EfficientNet-Lite0 at the stud
 batch (64), optimizer, moving average, data and augmentation (crop, mirror, RandAugment 9/0.5, erasing,
 mixup, CutMix). timm's side is its loader, with workers that outlive an epoch, and its
 TokenDistillationTask; it decodes each image in each epoch, where deitkit decodes once before the first
-(`decode_seconds`, outside the figure). `memory_mb` is the most that the process held, libraries and mapped
-pixels included, timm's workers left out. The sides take turns, each round in a process of its own, so that
+(`decode_seconds`, outside the figure). `memory_mb` is the most that a side's process and its workers held of
+their own, libraries included; the files of decoded pixels, which are mapped and can be given back, are not
+in it. The sides take turns, each round in a process of its own, so that
 no side's workers run in another's time; a round is `batches` updates after a warm-up. `stages` are
 images/s of each of deitkit's stages alone, one after the other. Run it on a quiet machine. The table goes
 to stderr; the last line of stdout is JSON, with medians, extremes and the ratio of the medians.
@@ -19,11 +20,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,7 +45,6 @@ from torch.utils.data import DataLoader
 
 from deitkit import recipes
 from deitkit.data.loader import TrainingViews
-from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.jobs.measuring import normalise
 from deitkit.jobs.opening import find_splits, open_data
 from deitkit.jobs.student import build_model, choose_student
@@ -290,12 +292,37 @@ SIDES: dict[str, Callable[[Setting], Side]] = {
 }
 
 
-def measure(side: Side, batches: int) -> None:
+class OwnMemory(threading.Thread):
+    """Watches what this process and its workers hold that is no file's: `peak_mb`."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mb = 0.0
+
+    def run(self) -> None:
+        while True:
+            pids = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+            self.peak_mb = max(self.peak_mb, sum(map(own_memory_mb, pids)))
+            time.sleep(0.25)
+
+
+def own_memory_mb(pid: int | None) -> float:
+    """Anonymous and shared memory, what several processes share divided among them (Linux)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0.0
+    return sum(
+        int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem"))
+    )
+
+
+def measure(side: Side, batches: int, memory: OwnMemory) -> None:
     """Prints one side's images/s and memory as JSON, and leaves without waiting for anybody's workers."""
     side.steps(5)  # warms up, and uses up what a loader has decoded ahead
     started = time.perf_counter()
     images = side.steps(batches)
-    facts = {"images_per_s": images / (time.perf_counter() - started), "memory_mb": peak_memory_mb()}
+    facts = {"images_per_s": images / (time.perf_counter() - started), "memory_mb": memory.peak_mb}
     stages = {name: round(value, 1) for name, value in side.stages(batches).items()}
     print(json.dumps(facts | side.facts | {"stages": stages}), flush=True)
     os._exit(0)
@@ -314,7 +341,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.side is not None:
         setting = Setting(options.student, options.image_size, options.data, options.workers, options.out)
-        measure(SIDES[options.side](setting), options.batches)
+        memory = OwnMemory()
+        memory.start()
+        measure(SIDES[options.side](setting), options.batches, memory)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or generated(Path(folder) / "data")
