@@ -107,7 +107,7 @@ def row_of(name: str, arm: str, seed: int, found: dict[str, Any]) -> dict[str, A
         *(round(teacher["images_per_s"]) if teacher else None, teacher.get("backend")),
         *(found["machine"], f"deitkit {deitkit.__version__}, torch {torch.__version__}", found["date"]),
     )
-    rounded = (round(v, 2) if isinstance(v, float) else v for v in values)
+    rounded = (round(v, 4) if isinstance(v, float) else v for v in values)
     return dict(zip(FIELDS, rounded, strict=True))
 
 

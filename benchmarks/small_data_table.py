@@ -37,13 +37,13 @@ def by_arm(rows: Rows) -> dict[str, Rows]:
 
 
 def table(rows: Rows) -> list[str]:
-    """Mean and standard deviation over seeds, in percent."""
+    """Mean and standard deviation over seeds, in percent; speed at inference beside the teacher's."""
     first = rows[0]
     head = [
         f"{first['train_images']} training and {first['val_images']} validation images. "
         f"{first['machine']}, {first['versions']}, {' and '.join(sorted({r['date'] for r in rows}))}.\n",
-        "| arm | seeds | epochs | teacher | joint | class head | distillation head | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | seeds | epochs | teacher | joint | class head | distillation head | minutes | speed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines = []
     for arm, runs in by_arm(rows).items():
@@ -51,8 +51,18 @@ def table(rows: Rows) -> list[str]:
         values = ([float(r[key]) for r in runs if r[key]] for key in _ACCURACIES)
         heads = " | ".join(map(mean_and_spread, values))
         minutes = statistics.mean(float(r["seconds"]) for r in runs) / 60
-        lines.append(f"| {arm} | {len(runs)} | {epochs} | {heads} | {minutes:.1f} |")
+        lines.append(f"| {arm} | {len(runs)} | {epochs} | {heads} | {minutes:.1f} | {speed(runs)} |")
     return head + lines
+
+
+def speed(runs: Rows) -> str:
+    """How many times the teacher's images/s the student has, each on its own fastest engine; the median."""
+    ratios = [
+        float(r["student_images_per_s"]) / float(r["teacher_images_per_s"])
+        for r in runs
+        if r["teacher_images_per_s"]
+    ]
+    return f"{statistics.median(ratios):.1f}x" if ratios else ""
 
 
 def draw(tables: dict[str, Rows]) -> Figure:
