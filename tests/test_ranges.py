@@ -61,6 +61,7 @@ def test_every_number_has_a_range():
         ("optim.lr", -1e-3, "give 0 or more"),
         ("optim.weight_decay", -0.1, "give 0 or more"),
         ("train.budget_s", -5.0, "give more than 0"),
+        ("train.start_size", 0, r"is \[0, 0\]; give 1 or more"),
         ("teacher.std", (0.5, 0.0, 0.5), "give more than 0"),
         ("student.layer_scale", float("nan"), "give more than 0"),
         ("augment.color_jitter", -1.0, "give 0 or more"),

@@ -78,7 +78,6 @@ def test_a_share_of_the_validation_images_leaves_training_and_test_alone(tmp_pat
         ({"train.start_size": 20}, "train.start_size 20x20 does not fit.*multiple of the patch size 8x8"),
         ({"train.start_size": 32}, "below 32x24"),
         ({"train.start_size": "32,24"}, "below 32x24"),
-        ({"train.start_size": 0}, "train.start_size 0x0"),
         ({"train.start_size": 16, "train.start_share": 1.0}, "train.start_share is 1"),
     ],
 )

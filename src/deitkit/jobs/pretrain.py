@@ -92,7 +92,7 @@ def pretrain(
     )
     data = _answered(opened, teacher, device)
     refuse_other_images(out, data)
-    data.write_lists(out)
+    opened.write_lists(out)
     facts, _ = results.measure_teacher(teacher, data.val, device)
     trainer = create_trainer(out, config, data, teacher, device)
     epochs = planned_epochs(out, trainer, None, config, started)
