@@ -149,7 +149,7 @@ def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
         rows = list(csv.DictReader(file))
     paths = [pictures / row["path"] for row in rows]
     found = json.loads(run(capsys, "predict", out / "teacher", *paths, "--json"))
-    assert [answer["label"] for answer in found] == [row["teacher"] for row in rows]
+    assert [answer["label"] for answer in found] == [row["teacher_prediction"] for row in rows]
     assert all(answer["distill_label"] is None for answer in found)
     for verb in (["eval", out / "teacher", pictures], ["bench", out / "teacher"]):
         assert "holds a teacher and no student" in refused(capsys, *verb)
