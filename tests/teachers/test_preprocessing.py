@@ -13,11 +13,11 @@ from deitkit.teachers.preprocessing import InputSize, Preprocessing
 
 
 def test_sizes():
-    assert InputSize(None, (96, 96)).settle(224) == (128, 128)
-    assert InputSize(None, (160, 96)).settle(224) == (160, 160)
-    assert InputSize(None, (384, 384)).settle(224) == (224, 224)
-    assert InputSize(None, None).settle(240) == (240, 240)
-    assert InputSize(300, (96, 96)).settle(224) == (300, 300)
+    assert InputSize(None, (96, 96)).resolve(224) == (128, 128)
+    assert InputSize(None, (160, 96)).resolve(224) == (160, 160)
+    assert InputSize(None, (384, 384)).resolve(224) == (224, 224)
+    assert InputSize(None, None).resolve(240) == (240, 240)
+    assert InputSize(300, (96, 96)).resolve(224) == (300, 300)
 
 
 def test_a_view_of_the_right_size_is_left_alone():
