@@ -79,7 +79,12 @@ def training(found: dict[str, Any]) -> Iterator[str]:
     yield source(found)
     sides = {name: side for name, side in found.items() if isinstance(side, dict) and "median" in side}
     rows = [
-        [name, f"{side['median']:.1f}", f"{side['min']:.1f} to {side['max']:.1f}", str(side["memory_mb"])]
+        [
+            name,
+            f"{side['median']:.1f}",
+            f"{side['min']:.1f} to {side['max']:.1f}",
+            str(side.get("memory_mb", "")),
+        ]
         for name, side in sides.items()
     ]
     yield table(["images/s of the whole loop, EfficientNet-Lite0", "median", "rounds", "MB"], rows)
@@ -94,7 +99,10 @@ def training(found: dict[str, Any]) -> Iterator[str]:
         for what, ratio, goal in goals
     ]
     for what in ("teacher", "no teacher"):
-        ratio = sides[f"deitkit, {what}"]["memory_mb"] / sides[f"timm, {what}"]["memory_mb"]
+        ours, theirs = sides[f"deitkit, {what}"], sides[f"timm, {what}"]
+        if "memory_mb" not in ours:  # measured before memory was
+            continue
+        ratio = ours["memory_mb"] / theirs["memory_mb"]
         state = verdict(ratio, 1.0, at_most=True)
         lines.append([f"memory, {what}", "at most timm's", f"{ratio:.2f}x", state])
     yield table(["what", "goal", "measured", ""], lines)
