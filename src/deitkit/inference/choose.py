@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DeitkitError
 from .engines import (
+    EXTRAS,
     Engine,
     OnnxRuntimeEngine,
     OpenVINOEngine,
@@ -31,11 +32,12 @@ _CALLS = 5  # of each engine in a race
 
 
 def create_engine(
-    graph: JointClassifier, view_size: tuple[int, int], backend: Backend, device: torch.device
+    graph: JointClassifier, view_size: tuple[int, int], backend: str, device: torch.device
 ) -> Engine:
-    """The engine of that name for `graph`; raises DeitkitError for one that is unknown or not installed.
+    """The engine of that name (one of `Backend`) for `graph`.
 
-    Other engines than PyTorch's run on the CPU whatever `device` says.
+    Other engines than PyTorch's run on the CPU whatever `device` says. Raises DeitkitError for a name that
+    is unknown, and for an engine that is not installed.
     """
     if backend not in get_args(Backend):
         raise DeitkitError(f"there is no backend {backend!r}; choose one of {', '.join(get_args(Backend))}")
@@ -83,10 +85,7 @@ class FastestThatAgrees:
 
     def _fastest(self, views: Tensor) -> Engine:
         expected = self.eager(views)
-        backends: tuple[Backend, ...] = ("openvino", "onnxruntime")
-        for backend in backends:
-            if not installed(backend):
-                continue
+        for backend in filter(installed, EXTRAS):
             try:
                 engine = create_engine(self.graph, self.view_size, backend, self.eager.device)
                 agrees = disagreement(engine(views), expected) <= TOLERANCE

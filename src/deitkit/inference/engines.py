@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import DeitkitError
 
-EXTRAS = {"onnxruntime": "onnx", "openvino": "cpu"}  # engine -> the extra of deitkit that installs it
+# Engines that run a converted graph on the CPU, in the order in which they are tried, and the extra of
+# deitkit that installs each.
+EXTRAS = {"openvino": "cpu", "onnxruntime": "onnx"}
 
 
 class Engine(Protocol):

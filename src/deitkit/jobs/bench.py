@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,14 +23,15 @@ from ..delivery.images import calibration_views, run_splits
 from ..errors import DeitkitError
 from ..evaluation.accuracy import scores_of
 from ..evaluation.turns import take_turns
-from ..inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
+from ..inference.choose import Backend
+from ..inference.engines import EXTRAS, Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
 from ..inference.onnx_graph import to_onnx
 from ..inference.quantise import quantise
 from ..model import VARIANTS, create_model
 from ..tasks import SCORES
 from ..weights import export as export_weights
 
-Backend = Literal["pytorch", "compiled", "onnxruntime", "openvino"]
+BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")
 _MOST_MEASURED = 1000  # validation images, spread over the set: int8 loses points, not hundredths
 _RANDOM = {
     "image_size": [224, 224],
@@ -109,12 +110,10 @@ def bench(
 
 def _settle(backends: Sequence[str] | None) -> list[str]:
     if backends is None:
-        return [name for name in get_args(Backend) if installed(name)]
+        return [name for name in BACKENDS if installed(name)]
     for name in backends:
-        if name not in get_args(Backend):
-            raise DeitkitError(
-                f"there is no backend {name!r}; choose all, or some of {', '.join(get_args(Backend))}"
-            )
+        if name not in BACKENDS:
+            raise DeitkitError(f"there is no backend {name!r}; choose all, or some of {', '.join(BACKENDS)}")
         require(name)
     return list(backends)
 
@@ -158,12 +157,12 @@ def _sides(
 ) -> list[Side]:
     """What there is to measure; writes the ONNX graphs that the sides share."""
     if classifier.device.type != "cpu":
-        names = [name for name in backends if name in ("pytorch", "compiled")]
+        names = [name for name in backends if name not in EXTRAS]
         if not names:
             raise DeitkitError(f"{backends[0]} is measured on the CPU only; add --device cpu")
         return [Side(name, precision) for name in names for precision in ("fp32", "bf16")]
-    sides = [Side(name, "fp32") for name in backends if name in ("pytorch", "compiled")]
-    others = [name for name in backends if name not in ("pytorch", "compiled")]
+    sides = [Side(name, "fp32") for name in backends if name not in EXTRAS]
+    others = [name for name in backends if name in EXTRAS]
     if not others:
         return sides
     graph, size = classifier.graph, classifier.model.image_size

@@ -16,6 +16,7 @@ from .. import console
 from ..errors import DeitkitError
 from ..inference.choose import race
 from ..inference.engines import (
+    EXTRAS,
     Engine,
     OnnxRuntimeEngine,
     OpenVINOEngine,
@@ -29,7 +30,6 @@ from .pretrained import Pretrained
 
 Makers = Mapping[str, Callable[[], Engine]]
 
-_ON_CPU = ("openvino", "onnxruntime")  # in the order in which they are tried
 _BATCH = 8  # of the measurement
 # So much faster PyTorch must be than an engine made for inference: where they are close, chance must not
 # decide, since other roundings make two runs of one seed differ.
@@ -72,7 +72,7 @@ def choose_engine(makers: Makers, view: Preprocessing, device: torch.device, wan
         first = makers[reference]()
         if device.type != "cpu":
             return first
-        return _fastest(first, [n for n in _ON_CPU if n in makers and n != reference], makers, images)
+        return _fastest(first, [n for n in EXTRAS if n in makers and n != reference], makers, images)
     if wanted not in makers:
         if wanted == "pytorch":  # whoever asks for PyTorch asks for no conversion
             return makers[reference]()
