@@ -92,7 +92,7 @@ def update_of(model: nn.Module, batch: int, size: int) -> Callable[[], None]:
 def synthetic(name: str, options: argparse.Namespace, tflops: float) -> dict[str, float]:
     """Images/s of ours and timm's, and the share of the matrix rate that ours reaches."""
     ours = create_model(name, num_classes=CLASSES, image_size=options.size)
-    shape = {"img_size": options.size, "embed_dim": ours.embed_dim, "depth": len(ours.blocks)}
+    shape = {"img_size": options.size, "embed_dim": ours.embed_dim, "depth": ours.depth}
     theirs = timm.create_model(
         "deit_tiny_distilled_patch16_224", num_classes=CLASSES, num_heads=ours.num_heads, **shape
     )

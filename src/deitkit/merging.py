@@ -89,10 +89,16 @@ class TokenMerging(nn.Module):
             raise DeitkitError(f"{r} tokens cannot be merged; give 0 or more tokens a block")
         self.model, self.r = model, r
 
+    @property
+    def distilled(self) -> bool:
+        """Whether the model has a distillation token and its head."""
+        return self.model.distilled
+
     def forward(self, images: Tensor) -> DeiTOutput:
+        """(B, C, H, W) -> DeiTOutput with both heads' logits."""
         model, P = self.model, self.model.num_prefix_tokens
         x, size = model.embed(images), None
-        last = len(model.blocks) - 1
+        last = model.depth - 1
         for i, block in enumerate(model.blocks):
             assert isinstance(block, Block)
             queries = P if i == last else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -316,6 +316,42 @@ class DeiT(nn.Module):
         """Leaves a plain DeiT with the same outputs, in the published shape; without LayerScale, nothing."""
         for block in self.blocks:
             cast(Block, block).fold_layer_scale()
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def distilled(self) -> bool:
+        """Whether there are a distillation token and its head."""
+        return self.dist_token is not None
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes and shape in JSON's types, as a run's config.json has them; `from_description` reads them."""
+        return {
+            "image_size": list(self.image_size),
+            "patch_size": list(self.patch_embed.patch_size),
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": cast(Block, self.blocks[0]).mlp.fc1.out_features / self.embed_dim,
+            "distilled": self.distilled,
+        }
+
+    @classmethod
+    def from_description(cls, saved: dict[str, Any], num_classes: int) -> DeiT:
+        """A model of the described shape with random weights; the inverse of `describe`."""
+        return cls(
+            image_size=tuple(saved["image_size"]),
+            patch_size=tuple(saved["patch_size"]),
+            num_classes=num_classes,
+            embed_dim=saved["embed_dim"],
+            depth=saved["depth"],
+            num_heads=saved["num_heads"],
+            mlp_ratio=saved.get("mlp_ratio", 4.0),
+            distilled=saved["distilled"],
+        )
 
     @property
     def num_params(self) -> int:

@@ -38,16 +38,7 @@ def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
     student = saved["student"]
     if "patch_size" not in student:
         raise DeitkitError(f"{run} holds a {student['name']} and no DeiT; give the run of a student")
-    model = DeiT(
-        image_size=tuple(student["image_size"]),
-        patch_size=tuple(student["patch_size"]),
-        num_classes=len(saved["classes"]),
-        embed_dim=student["embed_dim"],
-        depth=student["depth"],
-        num_heads=student["num_heads"],
-        mlp_ratio=student.get("mlp_ratio", 4.0),
-        distilled=student["distilled"],
-    )
+    model = DeiT.from_description(student, len(saved["classes"]))
     try:
         model.load_state_dict(weights)
     except RuntimeError:

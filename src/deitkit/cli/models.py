@@ -60,7 +60,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
                 "depth": VARIANTS[name].depth,
                 "num_heads": VARIANTS[name].num_heads,
                 "image_size": size,
-                "distilled": model.head_dist is not None,
+                "distilled": model.distilled,
                 "params": model.num_params,
                 "multiply_adds": multiply_adds(model),
                 "top1": weights.top1 if weights else None,

@@ -179,11 +179,11 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = settle_device(device)
-    student, view, task = saved["student"], saved["preprocessing"], saved.get("task", "classes")
+    view, task = saved["preprocessing"], saved.get("task", "classes")
     mean, std = (torch.tensor(view[k], device=where).view(1, 3, 1, 1) for k in ("mean", "std"))
     model = model.to(where).eval()
     network = TokenMerging(model, merge) if merge else model
-    graph = JointClassifier(network, view["mean"], view["std"], distilled=student["distilled"], task=task)
+    graph = JointClassifier(network, view["mean"], view["std"], task=task)
     engine = create_engine(graph, model.image_size, backend, where)
     return Classifier(
         classes=tuple(saved["classes"]),

@@ -14,7 +14,8 @@ from ..tasks import Task
 class JointClassifier(nn.Module):
     """The joint classifier with its normalisation inside.
 
-    network: normalised images (B, 3, H, W) -> DeiTOutput. mean, std: of the three channels, in [0, 1].
+    network: normalised images (B, 3, H, W) -> DeiTOutput, with `distilled` saying whether that has a second
+    head's logits. mean, std: of the three channels, in [0, 1].
     task: whether probabilities are over classes (softmax) or each label's own (sigmoid).
     The input is views (B, 3, H, W), float in [0, 1]; the outputs are `output_names`, each (B, K).
     """
@@ -28,12 +29,13 @@ class JointClassifier(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         *,
-        distilled: bool,
         task: Task = "classes",
     ):
         super().__init__()
         self.network, self.task = network, task
-        self.output_names = ("probabilities", "class_logits", "distill_logits")[: 3 if distilled else 2]
+        self.output_names = ("probabilities", "class_logits", "distill_logits")[
+            : 3 if network.distilled else 2
+        ]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 

@@ -127,12 +127,12 @@ def look_inside(run: Path, student: Classifier, store: PixelStore) -> dict[str, 
     indices = evenly_spread(len(store), _LOOKED_INSIDE)
     cosines: dict[str, list[Tensor]] = {}
     spans: list[list[Tensor]] = [[] for _ in model.blocks]
-    names = ["input", *(str(i + 1) for i in range(len(model.blocks))), "norm"]
+    names = ["input", *(str(i + 1) for i in range(model.depth)), "norm"]
     with console.bar("looking inside", len(indices)) as advance:
         for first in range(0, len(indices), _BATCH):
             chosen = indices[first : first + _BATCH]
             for i, layer in enumerate(layers(model, student.normalise(store.fetch(chosen)))):
-                if model.dist_token is not None:
+                if model.distilled:
                     cosines.setdefault(names[i], []).append(token_cosines(layer.tokens).cpu())
                 if layer.attention is not None:
                     spans[i - 1].append(mean_distance(layer.attention, distances).cpu())

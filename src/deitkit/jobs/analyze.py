@@ -106,7 +106,7 @@ def _models_of(run: Path, config: Config, student: Classifier) -> tuple[Analysed
         control = load(run / "control")
     elif (run / "teacher").exists():
         notes.append("The run has no control: train with --control to see what the teacher changed.")
-    if student.model.head_dist is None:
+    if not student.model.distilled:
         notes.append(
             "The student has no distillation token: token cosines are left out, and its one head is "
             "the joint classifier."

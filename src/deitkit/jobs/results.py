@@ -106,7 +106,7 @@ def measure_student(
 
 def _fast_engine(model: DeiT, task: Task, batch: Tensor, device: torch.device) -> Engine:
     """What a deployed student would run on here, as a teacher is measured on its own fastest backend."""
-    graph = JointClassifier(model.eval(), MEAN, STD, distilled=model.head_dist is not None, task=task)
+    graph = JointClassifier(model.eval(), MEAN, STD, task=task)
     engine = create_engine(graph, model.image_size, "auto", device)
     if isinstance(engine, FastestThatAgrees):
         engine.look(batch)
@@ -166,12 +166,7 @@ def describe_run(
         },
         "student": {
             "name": student.name,
-            "image_size": list(model.image_size),
-            "patch_size": list(model.patch_embed.patch_size),
-            "embed_dim": model.embed_dim,
-            "depth": len(model.blocks),
-            "num_heads": model.num_heads,
-            "distilled": model.head_dist is not None,
+            **model.describe(),
             "params": model.num_params,
         },
         "versions": {

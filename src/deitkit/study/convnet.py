@@ -35,7 +35,7 @@ class Convnet(nn.Module):
 
     def __init__(self, name: str, num_classes: int, image_size: tuple[int, int]):
         super().__init__()
-        self.num_classes, self.image_size, self.head_dist = num_classes, image_size, None
+        self.num_classes, self.image_size, self.distilled = num_classes, image_size, False
         self.net = timm.create_model(name, num_classes=num_classes)
         for module in self.net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -51,7 +51,7 @@ class Convnet(nn.Module):
         """There are no tokens to compare."""
 
     def fold_layer_scale(self) -> None:
-        """There are no gains to merge."""
+        """There are no gains to fold."""
 
     @property
     def num_params(self) -> int:

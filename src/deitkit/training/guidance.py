@@ -25,7 +25,7 @@ class Guidance(nn.Module):
 
     def __init__(self, student: DeiT, map_channels: tuple[int, ...]):
         super().__init__()
-        depth = len(student.blocks)
+        depth = student.depth
         # The shallower map guides the block half way up, the deeper one that at five sixths.
         self.blocks = (depth // 2 - 1, depth * 5 // 6 - 1)
         self.projections = nn.ModuleList(nn.Linear(student.embed_dim, c) for c in map_channels)

@@ -77,33 +77,20 @@ def export(
     return files
 
 
-def _shape(model: DeiT) -> dict[str, Any]:
-    """The arguments that timm and deitkit name alike."""
-    block: Any = model.blocks[0]
-    return {
-        "patch_size": list(model.patch_embed.patch_size),
-        "embed_dim": model.embed_dim,
-        "depth": len(model.blocks),
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
-    }
-
-
 def _run(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str], task: Task) -> dict[str, Any]:
     """What a run's config.json says of its model; a run says more, of its data and settings."""
-    distilled = model.dist_token is not None
-    student = {"image_size": list(model.image_size), **_shape(model), "distilled": distilled}
-    return {"task": task, "classes": list(classes), "preprocessing": preprocessing, "student": student}
+    described = {"task": task, "classes": list(classes), "preprocessing": preprocessing}
+    return described | {"student": model.describe()}
 
 
 def _timm(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     size = {192: "tiny", 384: "small", 768: "base"}.get(model.embed_dim, "tiny")
-    distilled = model.dist_token is not None
+    shared = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # arguments named as ours
     return {
-        "architecture": f"deit_{size}{'_distilled' if distilled else ''}_patch16_224",
+        "architecture": f"deit_{size}{'_distilled' if model.distilled else ''}_patch16_224",
         "num_classes": model.num_classes,
         "num_features": model.embed_dim,
-        "model_args": {"img_size": list(model.image_size), **_shape(model)},
+        "model_args": {"img_size": list(model.image_size)} | {k: model.describe()[k] for k in shared},
         "label_names": list(classes),
         "pretrained_cfg": {
             "num_classes": model.num_classes,
@@ -115,13 +102,13 @@ def _timm(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) ->
             "crop_pct": preprocessing["crop"],
             "crop_mode": "center",
             "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if distilled else "head",
+            "classifier": ["head", "head_dist"] if model.distilled else "head",
         },
     }
 
 
 def _transformers(model: DeiT, classes: Sequence[str], task: Task) -> dict[str, Any]:
-    shape, distilled = _shape(model), model.dist_token is not None
+    shape, distilled = model.describe(), model.distilled
     name = "DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"
     return {
         "model_type": "deit" if distilled else "vit",

@@ -41,10 +41,10 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
     own = model.state_dict()
     depth = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
     width = state["cls_token"].shape[-1]
-    if (width, depth) != (model.embed_dim, len(model.blocks)):
+    if (width, depth) != (model.embed_dim, model.depth):
         raise DeitkitError(
             f"the weights are of a model {width} wide and {depth} deep, the student is "
-            f"{model.embed_dim} wide and {len(model.blocks)} deep; "
+            f"{model.embed_dim} wide and {model.depth} deep; "
             "choose the student that matches them, or other weights"
         )
     adapted = ("head", "dist_token", "pos_embed", "patch_embed.proj.weight")

@@ -25,7 +25,7 @@ class RunBody(nn.Module):
     def __init__(self, model: DeiT):
         super().__init__()
         self.model = model
-        self.levels = pick_levels([0] * len(model.blocks))
+        self.levels = pick_levels([0] * model.depth)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x, after, prefix = self.model.embed(images), [], self.model.num_prefix_tokens
