@@ -109,33 +109,34 @@ class PictureClassifier:
                 except UnreadableImage as error:
                     answers.append(error)
             readable = [a for a in answers if isinstance(a, np.ndarray)]
-            predictions = iter(self._predict_pixels(readable) if readable else [])
-            for picture, answer in zip(chunk, answers, strict=True):
-                if isinstance(answer, UnreadableImage):
-                    yield answer
-                else:
-                    source = str(picture) if isinstance(picture, str | Path) else "picture"
-                    yield Prediction(source=source, **next(predictions))
+            sources = [
+                str(picture) if isinstance(picture, str | Path) else "picture"
+                for picture, answer in zip(chunk, answers, strict=True)
+                if isinstance(answer, np.ndarray)
+            ]
+            predictions = iter(self._predict_pixels(sources, readable) if readable else [])
+            yield from (a if isinstance(a, UnreadableImage) else next(predictions) for a in answers)
 
-    def _predict_pixels(self, pixels: list[NDArray[np.uint8]]) -> list[dict]:
+    def _predict_pixels(self, sources: list[str], pixels: list[NDArray[np.uint8]]) -> list[Prediction]:
         answer = self._answer(torch.from_numpy(np.stack(pixels)))
         joint, output = answer[0].cpu(), as_output(answer)
         by_class = output.class_logits.argmax(1).tolist()
         by_distill = output.distill_logits.argmax(1).tolist() if output.distill_logits is not None else None
-        rows = []
-        for i, row in enumerate(joint):
+        predictions = []
+        for i, (source, row) in enumerate(zip(sources, joint, strict=True)):
             order = row.argsort(descending=True).tolist()
-            rows.append(
-                {
-                    "label": self.classes[order[0]],
-                    "probability": float(row[order[0]]),
-                    "labels": tuple(self.classes[k] for k in order[: self._held(row)]),
-                    "class_label": self.classes[by_class[i]],
-                    "distill_label": self.classes[by_distill[i]] if by_distill else None,
-                    "probabilities": {self.classes[k]: float(row[k]) for k in order},
-                }
+            predictions.append(
+                Prediction(
+                    source=source,
+                    label=self.classes[order[0]],
+                    probability=float(row[order[0]]),
+                    labels=tuple(self.classes[k] for k in order[: self._held(row)]),
+                    class_label=self.classes[by_class[i]],
+                    distill_label=self.classes[by_distill[i]] if by_distill else None,
+                    probabilities={self.classes[k]: float(row[k]) for k in order},
+                )
             )
-        return rows
+        return predictions
 
     def _held(self, probabilities: Tensor) -> int:
         """How many of the (K,) probabilities hold."""
