@@ -1,6 +1,7 @@
 """What token merging costs a trained model in accuracy, and gains it in speed, on each engine of a CPU.
 
     python benchmarks/merging.py RUN [RUN ...] [--merges 8 16 24 32] [--batch 32] [--rounds 3]
+        [--backends pytorch onnxruntime openvino]
 
 `deitkit bench RUN --merge R` for R = 0 and each of the merges, which take turns over the rounds, so that a
 machine that slows down slows all of them. Top-1 is the joint classifier's on the run's own validation images
@@ -25,13 +26,15 @@ from deitkit.jobs.bench import bench
 from deitkit.machine import describe_machine
 
 
-def measured(run: Path, merges: Sequence[int], batch: int, rounds: int) -> list[dict[str, Any]]:
+def measured(
+    run: Path, merges: Sequence[int], batch: int, rounds: int, backends: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row for each engine and number of merged tokens, in fp32."""
     speeds: dict[tuple[str, int], list[float]] = {}
     top1: dict[tuple[str, int], float] = {}
     for _ in range(rounds):
         for merge in merges:
-            for row in bench(str(run), batches=[batch], merge=merge, rounds=2):
+            for row in bench(str(run), batches=[batch], backends=backends, merge=merge, rounds=2):
                 if row["precision"] == "fp32":
                     side = (row["backend"], merge)
                     speeds.setdefault(side, []).append(row["images_per_s"])
@@ -60,11 +63,13 @@ def main() -> None:
     parser.add_argument("--merges", type=int, nargs="+", default=[8, 16, 24, 32])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backends", nargs="+", default=["pytorch", "onnxruntime", "openvino"])
     options = parser.parse_args()
     runs = []
     for run in options.runs:
         size = "x".join(str(side) for side in deitkit.load(run).model.image_size)
-        rows = measured(run, [0, *options.merges], options.batch, options.rounds)
+        merges = [0, *options.merges]
+        rows = measured(run, merges, options.batch, options.rounds, options.backends)
         runs.append({"run": run.name, "image_size": size, "batch": options.batch, "rows": rows})
         for row in rows:
             print(json.dumps(row), file=sys.stderr)
