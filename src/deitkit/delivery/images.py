@@ -72,8 +72,8 @@ def labelled_images(folder: Path, classifier: Classifier, part: str | None = Non
     """The images of `folder` with labels that index the run's classes; a part of these is enough.
 
     Of a folder with train/ and val/, those of val/. part: "train", "val" or "test", of a labels.csv that
-    says so; None for all. Raises DeitkitError
-    for a class that the run does not know, and for a folder that is not of the run's kind.
+    says so; None for all. Raises DeitkitError for a class that the run does not know, and for a folder that
+    is not of the run's kind.
     """
     if classifier.task == "classes":
         if part is not None:
