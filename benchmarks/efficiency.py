@@ -163,7 +163,12 @@ def main() -> None:
         "versions": versions,
         "command": command,
     }
-    found = {"data": options.out.name, "epochs": options.epochs, "arms": summary(rows)} | facts
+    found = {
+        "benchmark": "efficiency",
+        "data": options.out.name,
+        "epochs": options.epochs,
+        "arms": summary(rows),
+    } | facts
     (options.out / "efficiency.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 
