@@ -232,7 +232,7 @@ def merging(found: dict[str, Any]) -> Iterator[str]:
 
 
 def efficiency(found: dict[str, Any]) -> Iterator[str]:
-    yield f"## The same student for less work, {found['data']}, {found['epochs']} epochs from scratch"
+    yield f"## The same student for less work, {found['data']}, {found['epochs']} epochs"
     yield source(found)
     rows = [
         [
