@@ -96,10 +96,10 @@ def without_training_images(run: Path, images: ImageSet) -> tuple[ImageSet, list
     On images it was trained on, a model looks more accurate and better calibrated than it is. Raises
     DeitkitError where no image is left.
     """
-    root = Path(read_settings(run)["data"]["root"])
-    parts = _own_split(run)
-    if parts is None or not root.exists():
+    trained, parts = read_json(run / "config.json").get("data"), _own_split(run)  # weights alone have neither
+    if trained is None or parts is None or not Path(trained["root"]).exists():
         return images, ["The run's own images are not here: some of these may be among them."]
+    root = Path(trained["root"])
     trained_on = {str(root.resolve() / path) for path in parts["train"] + parts.get("unlabeled", [])}
     here = images.root.resolve()
     unseen = [i for i, path in enumerate(images.paths) if str(here / path) not in trained_on]
