@@ -72,16 +72,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
     Raises OSError, as any other writing would, where the disk is full or a quota is spent.
     """
-    side = path.with_suffix(".part")
-    try:
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, side, metadata)
+    with written_aside(path) as side:
+        try:
+            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, side, metadata)
+        except SafetensorError as error:
+            # safetensors tells an operating system's error in words only.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         with open(side, "rb") as written:
             os.fsync(written.fileno())
-        side.replace(path)
-    except SafetensorError as error:
-        side.unlink(missing_ok=True)
-        # safetensors tells an operating system's error in words only.
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None

@@ -11,13 +11,20 @@ from .errors import DeitkitError
 from .files import read_json
 from .model import DeiT
 
+TEACHER_CARD = "teacher.json"  # what makes a folder a fitted teacher's
+
+
+def holds_teacher(folder: Path) -> bool:
+    """Whether `folder` is a fitted teacher's: RUN/teacher, or what `deitkit teacher fit` wrote."""
+    return (folder / TEACHER_CARD).is_file()
+
 
 def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
     """The student on the CPU, and the content of `config.json`.
 
     Raises DeitkitError where the folder is not whole.
     """
-    if (run / "teacher.json").exists():
+    if holds_teacher(run):
         raise DeitkitError(
             f"{run} holds a teacher and no student; deitkit predict takes it, others a student"
         )

@@ -20,6 +20,7 @@ from deitkit.cli import main
 from deitkit.delivery.images import run_splits
 from deitkit.errors import DeitkitError
 from deitkit.jobs import budget
+from deitkit.jobs.convert import convert
 from deitkit.jobs.evaluate import evaluate_folder
 from tests.conftest import write_pictures
 
@@ -159,6 +160,12 @@ def test_eval_of_the_run_s_own_folder_leaves_the_training_images_out(run, data, 
     shutil.copytree(data / "cat", tmp_path / "train" / "cat")
     shutil.copytree(data / "dog", tmp_path / "Val" / "dog")
     assert evaluate_folder(run.folder, tmp_path)["images"] == 12  # of train/ and val/, val/
+
+
+def test_eval_of_weights_alone_measures_every_image(run, data, tmp_path):
+    convert(str(run.folder), tmp_path / "weights", "deitkit")
+    measured = evaluate_folder(tmp_path / "weights", data)
+    assert measured["images"] == 36 and "may be among them" in measured["notes"][0]
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(run, data, tmp_path, monkeypatch):

@@ -26,7 +26,8 @@ def predict(
     from ..data.decode import UnreadableImage
     from ..delivery import predict as delivery
     from ..delivery.classifier import load
-    from ..delivery.teacher import holds_teacher, load_teacher
+    from ..delivery.teacher import load_teacher
+    from ..runs import holds_teacher
 
     pictures = delivery.expand(paths)
     classifier = load_teacher(run) if holds_teacher(run) else load(run)

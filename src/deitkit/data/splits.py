@@ -54,7 +54,8 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
             parts = {name: table.part(name) for name in ("train", "val", "test")}
             return _given(parts, f"the column 'split' of {data / NAME}")
         return _held_out(table.images, data / NAME, split, val_fraction, seed)
-    train, val, test = (_part_folder(data, part) for part in ("train", "val", "test"))
+    folders = _part_folders(data)
+    train, val, test = (folders.get(part) for part in ("train", "val", "test"))
     if train is None or not (sub_folders(train) or val):  # a class may have a part's name
         return _held_out(scan(data, data), data, split, val_fraction, seed)
     if val is not None:
@@ -66,32 +67,36 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
     held = _held_out(scan(train, data), train, split, val_fraction, seed)
     if test is None:
         return held
-    _refuse_other_classes(held.train, scan(test, data), f"{train.name}/ and {test.name}/")
-    return replace(held, test=scan(test, data), how=f"{train.name}/ {held.how}; {test.name}/ as given")
+    tested = scan(test, data)
+    _refuse_other_classes(held.train, tested, f"{train.name}/ and {test.name}/")
+    return replace(held, test=tested, how=f"{train.name}/ {held.how}; {test.name}/ as given")
 
 
 def measured_folder(data: Path) -> Path:
     """What to measure on: val/ where `data` has one, else test/, else `data` itself."""
+    parts = _part_folders(data)
     for part in ("val", "test"):
-        folder = _part_folder(data, part)
-        if folder is not None and sub_folders(folder):  # a class may have a part's name
-            return folder
+        if part in parts and sub_folders(parts[part]):  # a class may have a part's name
+            return parts[part]
     return data
 
 
 def refuse_out_among_classes(data: Path, out: Path) -> None:
     """Raises DeitkitError where `out` would be taken for a class of `data`, or for images of one."""
     inside = out.resolve().is_relative_to(data.resolve())
-    if inside and data.is_dir() and not is_table(data) and _part_folder(data, "train") is None:
+    if inside and data.is_dir() and not is_table(data) and "train" not in _part_folders(data):
         raise DeitkitError(
             f"--out {out} lies inside {data}, whose folders are the classes; choose a folder outside of it"
         )
 
 
-def _part_folder(data: Path, part: str) -> Path | None:
-    """The folder in `data` that has one of the part's names, in any case."""
+def _part_folders(data: Path) -> dict[str, Path]:
+    """The folders in `data` that have one of a part's names, in any case; the first name counts."""
     folders = {name.lower(): path for name, path in sub_folders(data).items()}
-    return next((folders[name] for name in _PART_NAMES[part] if name in folders), None)
+    found = {
+        part: [folders[name] for name in names if name in folders] for part, names in _PART_NAMES.items()
+    }
+    return {part: candidates[0] for part, candidates in found.items() if candidates}
 
 
 def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:

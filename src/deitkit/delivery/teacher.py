@@ -10,17 +10,11 @@ from ..config import TeacherConfig
 from ..errors import DeitkitError
 from ..inference.device import settle_device
 from ..model import probabilities_of
-from ..runs import read_settings
+from ..runs import holds_teacher, read_settings
 from ..tasks import Task
 from ..teachers.saved import load_teacher as load_saved
-from ..teachers.spec import CARD
 from ..teachers.teacher import Teacher
 from .classifier import PictureClassifier
-
-
-def holds_teacher(folder: Path) -> bool:
-    """Whether `folder` is a fitted teacher's: RUN/teacher, or what `deitkit teacher fit` wrote."""
-    return (folder / CARD).is_file()
 
 
 def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:

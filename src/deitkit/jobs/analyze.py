@@ -20,9 +20,8 @@ from ..delivery.images import labelled_images, without_training_images
 from ..errors import DeitkitError
 from ..files import write_json
 from ..machine import describe_machine
-from ..runs import read_settings
+from ..runs import holds_teacher, read_settings
 from ..teachers.saved import load_teacher
-from ..teachers.spec import CARD
 from . import analysis
 from .analysis import AnalysedModels
 from .opening import Part
@@ -91,7 +90,7 @@ def _models_of(run: Path, config: Config, student: Classifier) -> tuple[Analysed
     """All that the run holds, and a sentence on each part that it does not."""
     notes = []
     teacher = control = None
-    if not (run / "teacher" / CARD).exists():
+    if not holds_teacher(run / "teacher"):
         notes.append("The run keeps no teacher: what compares with one is left out.")
     else:
         try:

@@ -61,9 +61,8 @@ def _seconds_per_epoch(trainer: Trainer) -> float:
     """
     # An epoch of few updates is no part of a run in which the teacher goes half way: many of them are.
     epochs = math.ceil(_UPDATES_OF_A_RUN / trainer.steps_per_epoch)
-    trainer.epochs = (
-        min(epochs, trainer.stored_labels.epochs()) if trainer.stored_labels is not None else epochs
-    )
+    stored = trainer.stored_labels
+    trainer.epochs = epochs if stored is None else min(epochs, stored.epochs())
     seconds = 0.0
     for steps in phases(trainer.total_steps, trainer.config):
         times: list[float] = []

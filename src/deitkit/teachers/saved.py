@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ..config import TeacherConfig
 from ..errors import DeitkitError
 from ..files import read_json, write_json, write_tensors
+from ..runs import TEACHER_CARD, holds_teacher
 from .backends import choose_engine, engines_of
 from .preprocessing import InputSize, Preprocessing
-from .spec import CARD, open_member, parse_member
+from .spec import open_member, parse_member
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
 _WEIGHTS = "teacher.safetensors"
@@ -37,14 +38,14 @@ def save_teacher(folder: Path, teacher: Teacher) -> None:
             state |= {f"{i}.body.{k}": v for k, v in member.body.state_dict().items()}
     write_tensors(folder / _WEIGHTS, state)
     # Last, and whole: it says that the teacher is there.
-    write_json(folder / CARD, dataclasses.asdict(teacher.card))
+    write_json(folder / TEACHER_CARD, dataclasses.asdict(teacher.card))
 
 
 def kept_teacher(
     folder: Path, config: TeacherConfig, device: torch.device, make: Callable[[], Teacher]
 ) -> Teacher:
     """The teacher in `folder`, engine included, or a new one that is kept there from now on."""
-    if (folder / CARD).exists():
+    if holds_teacher(folder):
         return load_teacher(folder, config, device=device)
     teacher = make()
     save_teacher(folder, teacher)
@@ -58,7 +59,7 @@ def load_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.dev
     """
     folder = Path(folder)
     try:
-        card = _read_card(read_json(folder / CARD))
+        card = _read_card(read_json(folder / TEACHER_CARD))
         state = load_file(folder / _WEIGHTS)
     except Exception as error:  # a cut file fails in many ways
         raise DeitkitError(

