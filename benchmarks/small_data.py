@@ -33,11 +33,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "control": {"distillation.mode": "none"},  # the same start, without a teacher
     "scratch": {"student.init": "none"},
     "scratch, control": {"student.init": "none", "distillation.mode": "none"},
-    # The paper's distillation: hard labels on the token, nothing else.
+    # The paper's distillation: hard labels on the token from the first update to the last, nothing else.
     "scratch, plain": {
         "student.init": "none",
         "student.start": "published",
         "distillation.mode": "hard",
+        "distillation.alpha_until": 1.0,
         "distillation.guidance": 0.0,
     },
     # One lever of the recipe, changed or taken away.

@@ -318,6 +318,7 @@ def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
         (["--set", "optim.lrr=1"], "did you mean 'optim.lr'"),
         (["--set", "optim.epochs=1"], "did you mean 'train.epochs'"),
         (["--set", "optim.learning_rate=1"], "the section optim has name, lr, "),
+        (["--set", "epochz=1"], "did you mean 'train.epochs'"),
         (["--set", "zzz.q=1"], "there is no setting 'zzz.q'"),
         (["--set", "optim.lr=fast"], "cannot be 'fast'"),
         (["--set", "optim.lr"], "has no value"),

@@ -15,7 +15,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .errors import DeitkitError, did_you_mean
+from .errors import DeitkitError, did_you_mean, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,11 @@ def _find_field(key: str) -> tuple[str, str, Any]:
     inside = [k.partition(".")[2] for k in known if k.startswith(f"{section}.")]
     if inside and not did_you_mean(name, inside):
         raise DeitkitError(f"there is no setting {key!r}; the section {section} has {', '.join(inside)}")
-    raise DeitkitError(f"there is no setting {key!r}{did_you_mean(key, known)}")
+    meant = key
+    if not section:  # of a bare name, as of --set epochz=3, only the name can be near
+        by_name = {k.partition(".")[2]: k for k in known}
+        meant = by_name.get(nearest(key, by_name) or "", key)
+    raise DeitkitError(f"there is no setting {key!r}{did_you_mean(meant, known)}")
 
 
 def _parse(key: str, value: Any, hint: Any) -> Any:

@@ -11,6 +11,7 @@ from .errors import DeitkitError
 from .files import read_json
 from .model import DeiT
 
+TEACHER_FOLDER = "teacher"  # in a run's folder, and in that of stored labels
 TEACHER_CARD = "teacher.json"  # what makes a folder a fitted teacher's
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from deitkit.data.folder import scan
 from deitkit.data.images import ImageSet
-from deitkit.data.splits import load_splits, measured_folder
+from deitkit.data.splits import load_splits, measured_folder, refuse_out_among_classes
 from deitkit.errors import DeitkitError
 
 
@@ -147,7 +147,43 @@ def test_train_without_val_is_split(tmp_path, names):
             split(tmp_path)
 
 
+@pytest.mark.parametrize("given", ["train", "train val"])
+def test_a_test_part_without_classes_is_left_out(tmp_path, given):
+    for part in given.split():
+        numbered(tmp_path / part, a=4, b=4)
+    touch(tmp_path / "test", "unknown-0.png")
+    splits = split(tmp_path)
+    assert splits.test is None and splits.train.classes == ("a", "b")
+    assert splits.how.endswith("; test/ has no folders of classes and is left out")
+
+
+def test_of_two_folders_for_a_part_the_one_with_classes_counts(tmp_path):
+    numbered(tmp_path / "training", a=4, b=4)
+    numbered(tmp_path / "val", a=4, b=4)
+    touch(tmp_path / "train", "all.csv")
+    assert split(tmp_path).train.paths[0].startswith("training/")
+
+
+def test_out_may_lie_beside_parts_only_where_it_changes_nothing(tmp_path):
+    data = tmp_path / "d"
+    numbered(data / "train", a=4, b=4)
+    with pytest.raises(DeitkitError, match="lies inside"):  # train/ beside another folder is a class
+        refuse_out_among_classes(data, data / "run")
+    touch(data / "test", "unknown.png")
+    with pytest.raises(DeitkitError, match="lies inside"):
+        refuse_out_among_classes(data, data / "run")
+    numbered(data / "val", a=4, b=4)
+    before = split(data).train.paths
+    refuse_out_among_classes(data, data / "run")
+    numbered(data / "run", checkpoints=1)
+    assert split(data).train.paths == before
+    with pytest.raises(DeitkitError, match="lies inside"):
+        refuse_out_among_classes(data, data / "train" / "run")
+
+
 def test_what_is_measured_of_a_folder_with_parts(tmp_path):
+    numbered(tmp_path / "alone" / "Train", a=1)
+    assert measured_folder(tmp_path / "alone").name == "Train"
     numbered(tmp_path / "plain", a=1, valid=1)
     assert measured_folder(tmp_path / "plain") == tmp_path / "plain"
     numbered(tmp_path / "parts" / "train", a=1)

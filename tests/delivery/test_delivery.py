@@ -192,6 +192,15 @@ def test_verdict_names_one_model_and_says_why(student, teacher, who, word):
     assert f"{student['top1']:.1f} %" in sentence and "400 images" in sentence
 
 
+def test_verdict_says_where_the_teacher_is():
+    sentences = [
+        verdict(model(top1=60), model(top1=90, speed=100) | kept, None, 400)
+        for kept in ({}, {"folder": "labels/teacher"})
+    ]
+    assert "predict takes teacher/ in the run's folder" in sentences[0]
+    assert "predict takes labels/teacher" in sentences[1]
+
+
 def test_verdict_tells_what_distillation_gave():
     sentence = verdict(model(top1=80), model(top1=90, speed=100), model(top1=70), 400)
     assert "lifted it from 70.0 %" in sentence and "--unlabeled" in sentence

@@ -171,6 +171,8 @@ def test_a_run_from_labels_says_so(stage, tmp_path, soft, capsys):
     assert described["config"]["train"]["epochs"] == EPOCHS and described["config"]["teacher"]["labels"]
     assert described["teacher"]["name"] == results["teacher"]["name"] == "test_efficientnet"
     assert not (tmp_path / "run" / "teacher").exists()
+    kept = Path(results["teacher"]["folder"])  # which sees pictures as the labelled views were made
+    assert kept == soft / "teacher" and deitkit.load_teacher(kept).image_size == (16, 16)
 
 
 def test_another_recipe_and_student_learn_from_the_same_labels(stage, tmp_path, soft, capsys):

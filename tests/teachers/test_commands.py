@@ -154,6 +154,7 @@ def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
     for verb in (["eval", out / "teacher", pictures], ["bench", out / "teacher"]):
         assert "holds a teacher and no student" in refused(capsys, *verb)
     run(capsys, "teacher", "fit", timm_file(tmp_path), pictures, "--out", tmp_path / "fitted", *SIZES)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')  # no run's, and not about the teacher
     alone = deitkit.load_teacher(tmp_path / "fitted", device="cpu")
     assert alone.classes == ("cat", "dog") and alone.predict(paths[:2])[1].label in alone.classes
     with pytest.raises(deitkit.DeitkitError, match="holds no fitted teacher"):

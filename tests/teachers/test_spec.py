@@ -25,12 +25,17 @@ def test_one_and_several_with_weights():
     )
 
 
-def test_commas_in_paths(tmp_path):
-    assert parse("run:a/lr=1,wd=2/run") == (MemberSpec("run", "a/lr=1,wd=2/run"),)
+def test_commas_in_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/lr=1,wd=2,x/run", "a,b/w.pth", "c,d/e.onnx"):
+        (tmp_path / name).mkdir(parents=True)
+    assert parse("run:a/lr=1,wd=2,x/run") == (MemberSpec("run", "a/lr=1,wd=2,x/run"),)
     assert parse("timm:resnet18@a,b/w.pth*2,onnx:c,d/e.onnx") == (
         MemberSpec("timm", "resnet18@a,b/w.pth", 2.0),
         MemberSpec("onnx", "c,d/e.onnx"),
     )
+    with pytest.raises(DeitkitError, match="cannot read the teacher 'lite9'"):  # no path swallows it
+        parse("timm:resnet18@a,b/w.pth,lite9*2")
     assert parse_member("run:x,lite0") == MemberSpec("run", "x,lite0")  # as a card has it
     fitted = tmp_path / "fitted"
     fitted.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from deitkit.config import AugmentConfig, Config
 from deitkit.data.loader import TrainingViews
 from deitkit.data.store import PixelStore
 from deitkit.errors import DeitkitError
+from deitkit.jobs.budget import planned_epochs
 from deitkit.model import create_model
 from deitkit.teachers.teacher import TeacherAnswer
 from deitkit.training import loop
@@ -240,6 +242,10 @@ def test_too_large_a_forward_pass_has_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "training_loss", no_memory)
     with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
         trainer(tmp_path / "run", {}).run([])
+    timed = trainer(tmp_path / "timed", {})
+    budget = timed.config.override({"train.budget_s": 60.0})
+    with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
+        planned_epochs(tmp_path, timed, None, budget, time.monotonic())
 
 
 def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):

@@ -15,8 +15,8 @@ def analyze(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Folder with one sub-folder per class, or with val/; images that the run was trained on are "
-            "left out."
+            help="Folder with one sub-folder per class, or with val/ (else test/, else train/); "
+            "images that the run was trained on are left out."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; RUN/analysis by default.")] = None,

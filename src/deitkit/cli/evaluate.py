@@ -15,8 +15,8 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Folder with one sub-folder per class, with val/, or with labels.csv; images that the run "
-            "was trained on are left out."
+            help="Folder with one sub-folder per class, with val/ (else test/, else train/), or with "
+            "labels.csv; images that the run was trained on are left out."
         ),
     ],
     part: Annotated[

@@ -51,52 +51,78 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
     if is_table(data):
         table = read_table(data)
         if table.parts is not None:
-            parts = {name: table.part(name) for name in ("train", "val", "test")}
-            return _given(parts, f"the column 'split' of {data / NAME}")
+            given = {name: table.part(name) for name in ("train", "val", "test")}
+            return _given(given, f"the column 'split' of {data / NAME}")
         return _held_out(table.images, data / NAME, split, val_fraction, seed)
-    folders = _part_folders(data)
-    train, val, test = (folders.get(part) for part in ("train", "val", "test"))
-    if train is None or not (sub_folders(train) or val):  # a class may have a part's name
+    parts = _part_folders(data)
+    if not _has_parts(data, parts):
         return _held_out(scan(data, data), data, split, val_fraction, seed)
+    train, val, test = (parts.get(part) for part in ("train", "val", "test"))
+    assert train is not None
+    tested = scan(test, data) if test is not None and sub_folders(test) else None
+    # As contests give them: pictures to be named, in one folder.
+    left_out = ""
+    if test is not None and tested is None:
+        left_out = f"; {test.name}/ has no folders of classes and is left out"
     if val is not None:
-        parts = {"train": scan(train, data), "val": scan(val, data)}
-        parts["test"] = scan(test, data) if test is not None else None
-        return _given(parts, f"{train.name}/ and {val.name}/")
-    if test is None and len(sub_folders(data)) > 1:
-        return _held_out(scan(data, data), data, split, val_fraction, seed)
+        given = {"train": scan(train, data), "val": scan(val, data), "test": tested}
+        splits = _given(given, f"{train.name}/ and {val.name}/")
+        return replace(splits, how=splits.how + left_out)
     held = _held_out(scan(train, data), train, split, val_fraction, seed)
-    if test is None:
-        return held
-    tested = scan(test, data)
+    if test is None or tested is None:
+        return replace(held, how=held.how + left_out)
     _refuse_other_classes(held.train, tested, f"{train.name}/ and {test.name}/")
     return replace(held, test=tested, how=f"{train.name}/ {held.how}; {test.name}/ as given")
 
 
 def measured_folder(data: Path) -> Path:
-    """What to measure on: val/ where `data` has one, else test/, else `data` itself."""
+    """What to measure on: val/ where `data` has one, else test/, else train/, else `data` itself."""
     parts = _part_folders(data)
     for part in ("val", "test"):
         if part in parts and sub_folders(parts[part]):  # a class may have a part's name
             return parts[part]
-    return data
+    return parts["train"] if _has_parts(data, parts) else data
 
 
 def refuse_out_among_classes(data: Path, out: Path) -> None:
     """Raises DeitkitError where `out` would be taken for a class of `data`, or for images of one."""
-    inside = out.resolve().is_relative_to(data.resolve())
-    if inside and data.is_dir() and not is_table(data) and "train" not in _part_folders(data):
+    if not out.resolve().is_relative_to(data.resolve()) or not data.is_dir() or is_table(data):
+        return
+    parts = _part_folders(data)
+    in_a_part = any(out.resolve().is_relative_to(part.resolve()) for part in parts.values())
+    if in_a_part or not _has_parts(data, parts, beside_others=True):
         raise DeitkitError(
-            f"--out {out} lies inside {data}, whose folders are the classes; choose a folder outside of it"
+            f"--out {out} lies inside {data}, where it would be taken for a class; "
+            "choose a folder outside of it"
         )
 
 
 def _part_folders(data: Path) -> dict[str, Path]:
-    """The folders in `data` that have one of a part's names, in any case; the first name counts."""
+    """The folders in `data` that have one of a part's names, in any case; of several, one with folders."""
     folders = {name.lower(): path for name, path in sub_folders(data).items()}
     found = {
         part: [folders[name] for name in names if name in folders] for part, names in _PART_NAMES.items()
     }
-    return {part: candidates[0] for part, candidates in found.items() if candidates}
+    return {
+        part: max(candidates, key=lambda path: bool(sub_folders(path)))
+        for part, candidates in found.items()
+        if candidates
+    }
+
+
+def _has_parts(data: Path, parts: dict[str, Path], beside_others: bool = False) -> bool:
+    """Whether `parts` are parts of a data set: a class may have a part's name.
+
+    beside_others: whether they still are once `data` holds another folder.
+    """
+    train, test = parts.get("train"), parts.get("test")
+    if train is None or "val" in parts:
+        return train is not None
+    if not sub_folders(train):
+        return False
+    if test is not None and sub_folders(test):
+        return True
+    return not beside_others and set(sub_folders(data).values()) <= {train, test}
 
 
 def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:

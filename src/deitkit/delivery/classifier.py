@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.decode import Extent, UnreadableImage, centre_view, open_for_view, to_rgb
 from ..errors import DeitkitError
 from ..inference.choose import Backend, create_engine
-from ..inference.device import settle_device
+from ..inference.device import settle_serving_device
 from ..inference.engines import EXTRAS, Engine
 from ..inference.graph import JointClassifier, as_output
 from ..merging import TokenMerging
@@ -177,9 +177,7 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
         if device not in ("auto", "cpu"):
             raise DeitkitError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
         device = "cpu"
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = settle_device(device)
+    where = settle_serving_device(device)
     view, task = saved["preprocessing"], saved.get("task", "classes")
     mean, std = (torch.tensor(view[k], device=where).view(1, 3, 1, 1) for k in ("mean", "std"))
     model = model.to(where).eval()

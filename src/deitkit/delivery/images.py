@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,16 +94,16 @@ def labelled_images(folder: Path, classifier: Classifier, part: str | None = Non
 def without_training_images(run: Path, images: ImageSet) -> tuple[ImageSet, list[str]]:
     """The images that the run was not trained on, and what to say of it.
 
-    On images it was trained on, a model looks more accurate and better calibrated than it is. Raises
-    DeitkitError where no image is left.
+    On images it was trained on, a model looks more accurate and better calibrated than it is. They are known
+    by their files, whichever link or folder leads there; a copy is another file. Raises DeitkitError where no
+    image is left.
     """
     trained, parts = read_json(run / "config.json").get("data"), _own_split(run)  # weights alone have neither
     if trained is None or parts is None or not Path(trained["root"]).exists():
         return images, ["The run's own images are not here: some of these may be among them."]
     root = Path(trained["root"])
-    trained_on = {str(root.resolve() / path) for path in parts["train"] + parts.get("unlabeled", [])}
-    here = images.root.resolve()
-    unseen = [i for i, path in enumerate(images.paths) if str(here / path) not in trained_on]
+    trained_on = {os.path.realpath(root / path) for path in parts["train"] + parts.get("unlabeled", [])}
+    unseen = [i for i in range(len(images)) if os.path.realpath(images.full_path(i)) not in trained_on]
     if not unseen:
         raise DeitkitError(
             f"the run was trained on every image of {images.root}; give images that it has not seen"

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ..config import TeacherConfig
 from ..errors import DeitkitError
-from ..inference.device import settle_device
+from ..inference.device import settle_serving_device
+from ..labels.manifest import FILE as MANIFEST
+from ..labels.manifest import read_manifest
 from ..model import probabilities_of
-from ..runs import holds_teacher, read_settings
+from ..runs import TEACHER_FOLDER, holds_teacher, read_settings
 from ..tasks import Task
 from ..teachers.saved import load_teacher as load_saved
 from ..teachers.teacher import Teacher
@@ -20,19 +22,17 @@ from .classifier import PictureClassifier
 def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:
     """The fitted teacher in `folder` as a classifier of pictures.
 
-    A run's teacher sees pictures as the run's validation measured it; one by itself takes its own input
-    size and crop (of an ensemble, the first member's). Raises DeitkitError where there is none.
+    A teacher kept by a run or by stored labels sees pictures as validation measured it there; one by itself
+    takes its own input size and crop (of an ensemble, the first member's). Raises DeitkitError where
+    there is none.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # of a link, and of ".", what is around it must be seen
     if not holds_teacher(folder):
         raise DeitkitError(f"{folder} holds no fitted teacher; give RUN/teacher of a run that kept one")
-    where = settle_device(device)
+    where = settle_serving_device(device)
     teacher = load_saved(folder, TeacherConfig(), device=where)
     own = teacher.card.members[0].preprocessing
-    image_size, crop = own.image_size, own.crop
-    if (folder.parent / "config.json").exists():
-        view = read_settings(folder.parent)["preprocessing"]
-        image_size, crop = tuple(view["image_size"]), view["crop"]
+    image_size, crop = _measured_view(folder) or (own.image_size, own.crop)
     task: Task = "multilabel" if teacher.card.several else "classes"
     return PictureClassifier(
         classes=teacher.card.classes,
@@ -42,6 +42,21 @@ def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:
         device=where,
         engine=_TeacherEngine(teacher, task),
     )
+
+
+def _measured_view(folder: Path) -> tuple[tuple[int, int], float] | None:
+    """Height and width, and crop, of the validation views of what keeps the teacher in `folder`."""
+    keeper = folder.parent
+    if folder.name != TEACHER_FOLDER:
+        return None
+    if (keeper / MANIFEST).exists():
+        config = read_manifest(keeper).config
+        assert config.student.image_size is not None, "a manifest's settings are settled"
+        return config.student.image_size, config.data.eval_crop
+    if not (keeper / "config.json").exists():  # a run that has not planned its epochs yet
+        return None
+    view = read_settings(keeper)["preprocessing"]
+    return tuple(view["image_size"]), view["crop"]
 
 
 class _TeacherEngine:

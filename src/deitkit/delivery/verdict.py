@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..runs import TEACHER_FOLDER
 from ..tasks import SCORES, Score
 
 
@@ -45,6 +46,7 @@ def verdict(
             f"Deploy the student: {found} is within chance of the teacher's {say(teacher[key])}, "
             f"and it runs at {pace}, {size}."
         )
+    kept = teacher.get("folder", f"{TEACHER_FOLDER}/ in the run's folder")  # stored labels keep their own
     # What brought students nearer to their teachers: docs/small-data.md.
     more = "train longer (--epochs or --budget)"
     if score is SCORES["classes"]:
@@ -53,6 +55,6 @@ def verdict(
     if control is not None and student[key] > control[key]:
         helped = f" (distillation lifted it from {say(control[key])})"
     return (
-        f"Deploy the teacher (predict takes teacher/ in the run's folder): with {say(teacher[key])} it is "
+        f"Deploy the teacher (predict takes {kept}): with {say(teacher[key])} it is "
         f"ahead of the student's {found}{helped}, which runs at {pace}; before choosing the student, {more}."
     )

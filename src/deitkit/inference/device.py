@@ -7,6 +7,13 @@ import torch
 from ..errors import DeitkitError
 
 
+def settle_serving_device(name: str) -> torch.device:
+    """As `settle_device`, but `auto` is a CUDA device or the CPU, whose engines suit few pictures better."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return settle_device(name)
+
+
 def settle_device(name: str) -> torch.device:
     """The named device, or the best one for `auto`; raises DeitkitError where it is not there."""
     has_mps = torch.backends.mps.is_available()

@@ -20,7 +20,7 @@ from ..delivery.images import labelled_images, without_training_images
 from ..errors import DeitkitError
 from ..files import write_json
 from ..machine import describe_machine
-from ..runs import holds_teacher, read_settings
+from ..runs import TEACHER_FOLDER, holds_teacher, read_settings
 from ..teachers.saved import load_teacher
 from . import analysis
 from .analysis import AnalysedModels
@@ -90,12 +90,12 @@ def _models_of(run: Path, config: Config, student: Classifier) -> tuple[Analysed
     """All that the run holds, and a sentence on each part that it does not."""
     notes = []
     teacher = control = None
-    if not holds_teacher(run / "teacher"):
+    if not holds_teacher(run / TEACHER_FOLDER):
         notes.append("The run keeps no teacher: what compares with one is left out.")
     else:
         try:
             teacher = load_teacher(
-                run / "teacher",
+                run / TEACHER_FOLDER,
                 config.teacher,
                 device=student.device,
             )
@@ -103,7 +103,7 @@ def _models_of(run: Path, config: Config, student: Classifier) -> tuple[Analysed
             notes.append(f"The teacher is left out: {error}.")
     if (run / "control" / "model.safetensors").exists():
         control = load(run / "control")
-    elif (run / "teacher").exists():
+    elif (run / TEACHER_FOLDER).exists():
         notes.append("The run has no control: train with --control to see what the teacher changed.")
     if not student.model.distilled:
         notes.append(

@@ -34,7 +34,8 @@ def planned_epochs(
         for each in (trainer, control):
             if each is not None:
                 probe = replace(each, model=copy.deepcopy(each.model))
-                per_epoch += _seconds_per_epoch(probe)
+                with probe.memory_explained():
+                    per_epoch += _seconds_per_epoch(probe)
         spent = time.monotonic() - started
         left = config.train.budget_s * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
         epochs = int(left / (per_epoch * 1.08))  # the rest for measuring after epochs

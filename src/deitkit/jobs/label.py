@@ -27,6 +27,7 @@ from ..labels.manifest import FILE, Manifest, fixed_settings, read_manifest, ref
 from ..labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
 from ..labels.settings import refuse_smaller_views
 from ..labels.store import SHARD_VIEWS, LabelStore, Place
+from ..runs import TEACHER_FOLDER
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from . import results
@@ -134,7 +135,7 @@ def _prepare(
         settled = flatten(config.to_dict())
         refuse_other_settings(out, manifest, {key: settled[key] for key in fixed_settings(manifest)})
         manifest.refuse_other_data(out, images.fingerprint(times=False), len(images), data.classes)
-        if _digest(out / "teacher") != manifest.teacher_sha256:
+        if _digest(out / TEACHER_FOLDER) != manifest.teacher_sha256:
             raise DeitkitError(
                 f"the teacher in {out / 'teacher'} is not the one that the labels there are from; "
                 "bring its files back, or label again into another folder"
@@ -144,7 +145,7 @@ def _prepare(
         teacher = prepare_teacher(out, config, data, device)
         assert teacher is not None
         return store, teacher
-    shutil.rmtree(out / "teacher", ignore_errors=True)  # of a process that was stopped; maybe another's
+    shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # of a process that was stopped; maybe another's
     teacher = prepare_teacher(out, config, data, device)
     assert teacher is not None, "labels need a teacher"
     facts, _ = results.measure_teacher(teacher, data.val, device)
@@ -158,7 +159,7 @@ def _prepare(
         labels=kind,
         shard_batches=max(1, SHARD_VIEWS // config.train.batch_size),
         teacher=facts,
-        teacher_sha256=_digest(out / "teacher"),
+        teacher_sha256=_digest(out / TEACHER_FOLDER),
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,

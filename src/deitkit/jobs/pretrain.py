@@ -20,6 +20,7 @@ from ..errors import DeitkitError
 from ..files import write_json
 from ..inference.device import settle_device
 from ..ranges import refuse_out_of_range
+from ..runs import TEACHER_FOLDER
 from ..teachers.fit import own_head_teacher
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
@@ -85,7 +86,7 @@ def pretrain(
     opened = open_data(splits, config)
     size = config.student.image_size
     teacher = kept_teacher(
-        out / "teacher",
+        out / TEACHER_FOLDER,
         config.teacher,
         device,
         lambda: own_head_teacher(config.teacher, None, student_size=size, device=device),

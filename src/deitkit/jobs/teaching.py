@@ -14,6 +14,7 @@ from .. import console
 from ..config import AugmentConfig, Config
 from ..data.loader import TrainingViews
 from ..data.plan import Batch, plan_epoch, view_keys
+from ..runs import TEACHER_FOLDER
 from ..teachers.fit import FitData, fit_teacher
 from ..teachers.saved import kept_teacher
 from ..teachers.teacher import Teacher
@@ -36,7 +37,9 @@ def prepare_teacher(out: Path, config: Config, data: Data, device: torch.device)
     """The fitted teacher, from `out` where it lies there already; None where none answers live."""
     if not config.taught_live:
         return None
-    return kept_teacher(out / "teacher", config.teacher, device, lambda: fit_to_data(config, data, device))
+    return kept_teacher(
+        out / TEACHER_FOLDER, config.teacher, device, lambda: fit_to_data(config, data, device)
+    )
 
 
 def fit_to_data(config: Config, data: Data, device: torch.device) -> Teacher:

@@ -20,6 +20,7 @@ from ..labels.replay import refuse_other_views
 from ..labels.settings import student_settings
 from ..labels.store import LabelStore, open_labels
 from ..model import DeiTOutput
+from ..runs import TEACHER_FOLDER
 from ..tasks import SCORES
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
@@ -86,8 +87,9 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
     labels = _open_labels(config, opened, device)
     teacher = prepare_teacher(out, config, opened, device)
-    teacher_facts = labels.manifest.teacher if labels is not None else None
-    by_teacher = None
+    teacher_facts, by_teacher = None, None
+    if labels is not None:
+        teacher_facts = labels.manifest.teacher | {"folder": str(labels.folder / TEACHER_FOLDER)}
     if teacher is not None:
         teacher_facts, by_teacher = results.measure_teacher(teacher, opened.val, device)
     if teacher_facts is not None:

@@ -60,23 +60,21 @@ def parse(spec: str) -> tuple[MemberSpec, ...]:
 
 
 def _between_commas(spec: str) -> list[str]:
-    """The parts of `spec`; a comma that no teacher follows belongs to a path, as in run:lr=1,wd=2/run."""
-    first, *others = spec.split(",")
-    parts = [first]
-    for text in others:
-        name, colon, _ = text.strip().partition(":")
-        bare = _WEIGHTED.sub(r"\1", text.strip())
-        starts = (
-            (colon and name in (*NAMES, "fitted"))
-            or bare in ("auto", *PACKAGED)
-            or (bare and holds_teacher(Path(bare)))
-        )
-        in_a_path = parts[-1].strip().partition(":")[0] in (*NAMES, "fitted") and "/" in parts[-1] + text
-        if starts or not in_a_path:
-            parts.append(text)
-        else:
-            parts[-1] += f",{text}"
+    """The parts of `spec`; a comma belongs to a path where a file or folder is called so."""
+    pieces, parts = spec.split(","), []
+    while pieces:
+        longest = next((n for n in range(len(pieces), 1, -1) if _names_a_path(",".join(pieces[:n]))), 1)
+        parts.append(",".join(pieces[:longest]))
+        del pieces[:longest]
     return parts
+
+
+def _names_a_path(text: str) -> bool:
+    """Whether the text of one member, as run:lr=1,wd=2/run or timm:NAME@a,b.pth*2, leads to a file."""
+    bare = _WEIGHTED.sub(r"\1", text.strip())
+    kind_of, _, rest = bare.partition(":")
+    path = rest if kind_of in (*NAMES, "fitted") else bare
+    return Path(path).exists() or Path(path.partition("@")[2] or path).exists()
 
 
 def parse_member(text: str, weight: float = 1.0, of: str = "") -> MemberSpec:

@@ -19,7 +19,7 @@ from ..config import Config
 from ..data.loader import ViewBatch, made_ahead
 from ..data.plan import Batch, plan_epoch
 from ..errors import DeitkitError
-from ..files import write_json
+from ..files import write_json, write_text
 from ..labels.store import LabelStore
 from ..model import DeiT
 from ..tasks import Task
@@ -143,7 +143,7 @@ class Trainer:
         if log.exists():  # lines of updates that the checkpoint does not know are made again
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = (line for line in lines if line.endswith("\n"))
-            log.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.state.step))
+            write_text(log, "".join(line for line in whole if json.loads(line)["step"] <= self.state.step))
         return self.state.step
 
     def run(self, callbacks: Sequence[Callback]) -> None:
@@ -152,17 +152,8 @@ class Trainer:
         Raises Interrupted on SIGINT and SIGTERM, after saving; DeitkitError where the loss is not finite or
         the device's memory does not suffice.
         """
-        try:
-            self._run(callbacks)
-        except torch.OutOfMemoryError:
-            raise DeitkitError(
-                f"the memory of {self.device} does not hold {self.micro_batch_size} images at a time; give a "
-                "smaller train.micro_batch_size with --set, which changes no update, and another --out"
-            ) from None
-
-    def _run(self, callbacks: Sequence[Callback]) -> None:
         self._saved_at = time.monotonic()
-        with stop_requests() as stop:
+        with stop_requests() as stop, self.memory_explained():
             if self.state.step == 0:
                 self.fit_guidance()
             while not self.finished:
@@ -190,6 +181,17 @@ class Trainer:
                 if stop():
                     self._save()
                     raise Interrupted
+
+    @contextmanager
+    def memory_explained(self) -> Iterator[None]:
+        """Raises DeitkitError inside where the device's memory does not suffice."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise DeitkitError(
+                f"the memory of {self.device} does not hold {self.micro_batch_size} images at a time; give a "
+                "smaller train.micro_batch_size with --set, which changes no update, and another --out"
+            ) from None
 
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, Answers]]:
         """The batches of an epoch after the first `done`, each with what the teacher says of it.
