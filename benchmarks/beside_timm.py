@@ -18,11 +18,9 @@ the machine meanwhile. The last line of stdout is JSON.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -41,8 +39,8 @@ from torch import Tensor, nn
 
 import deitkit
 from deitkit.files import write_json
-from deitkit.machine import describe_machine
 from deitkit.teachers.classes import recognise
+from provenance import provenance
 from train_throughput import BATCH, lite0, timm_loader, timm_mixup, timm_student
 
 RATE = 1e-3
@@ -203,11 +201,8 @@ def main() -> None:
         run["share_of_timms_seconds"] = round(run["seconds"] / full["seconds"], 3)
         found = {
             "benchmark": "beside timm",
-            "machine": describe_machine(),
-            "versions": {m.__name__: m.__version__ for m in (deitkit, torch, timm)},
-            "date": datetime.date.today().isoformat(),
             "data": options.data.name,
-            "command": shlex.join(["python", *sys.argv]),
+            **provenance(timm),
             "runs": [*found["runs"], run],
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)

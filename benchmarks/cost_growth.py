@@ -11,7 +11,6 @@ through the logarithms: 1 is linear, 0 is no growth.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -29,8 +28,8 @@ from PIL import Image
 from deitkit.data.folder import scan
 from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.jobs.train import train
-from deitkit.machine import describe_machine
 from deitkit.model import create_model
+from provenance import provenance
 
 SIDE = 40  # pixels of a generated picture
 
@@ -173,10 +172,7 @@ def main() -> None:
         "benchmark": "cost-growth",
         "series": series,
         "help_seconds": help_seconds(),
-        "machine": describe_machine(),
-        "versions": {"torch": torch.__version__},
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        **provenance(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     plot(series, options.out.with_suffix(".png"))

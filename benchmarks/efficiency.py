@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
 
 import deitkit
+from provenance import provenance
 
 # The same numbers give the same file.
 matplotlib.rcParams.update({"svg.hashsalt": "deitkit", "svg.fonttype": "none", "font.size": 9})
@@ -155,20 +155,13 @@ def main() -> None:
             write_table(options.out / "runs.csv", rows)
             write_table(options.out / "curves.csv", curves)
             draw(options.out / "efficiency.svg", curves, rows)
-    versions = {"torch": torch.__version__, "deitkit": deitkit.__version__}
-    command = " ".join(["python", *sys.argv])
-    facts = {
-        "machine": rows[-1]["machine"],
-        "date": rows[-1]["date"],
-        "versions": versions,
-        "command": command,
-    }
     found = {
         "benchmark": "efficiency",
         "data": options.out.name,
         "epochs": options.epochs,
         "arms": summary(rows),
-    } | facts
+        **provenance(),
+    }
     (options.out / "efficiency.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 

@@ -13,12 +13,9 @@ which only shows that it runs: give small numbers.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +31,7 @@ from cost_growth import write_images
 from deitkit.evaluation.throughput import wait_for_device
 from deitkit.jobs.train import train
 from deitkit.model import create_model
+from provenance import provenance
 
 CLASSES = 1000
 ON_GPU = torch.cuda.is_available()
@@ -156,10 +154,7 @@ def main() -> None:
         "synthetic": {name: synthetic(name, options, tflops) for name in names},
         "teacher": {"name": options.teacher, "images_per_s": teacher_images_per_s(options)},
         "loop": {names[0]: {"images_per_s": loop_images_per_s(names[0], options)}},
-        "machine": torch.cuda.get_device_name() if ON_GPU else f"{platform.machine()}, CPU only",
-        "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        **provenance(timm, on_gpu=ON_GPU),
     }
     print(json.dumps(found))
 

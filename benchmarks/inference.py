@@ -12,7 +12,6 @@ goes to stderr; the last line of stdout is JSON, with each model's ratio of our 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 import tempfile
@@ -24,13 +23,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import deitkit
 from deitkit.evaluation.turns import serve, take_turns
 from deitkit.inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine, to_openvino
 from deitkit.inference.onnx_graph import to_onnx
-from deitkit.machine import describe_machine
 from deitkit.merging import TokenMerging
 from deitkit.model import DeiT, create_model, joint_logits
+from provenance import provenance
 
 SIZE = 224
 BACKENDS = ("pytorch", "compiled", "onnxruntime", "openvino")
@@ -155,16 +153,12 @@ def main() -> None:
         return
     batches = [int(b) for b in options.batch.split(",")]
     names = options.models.split(",")
-    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
     found = {
         "benchmark": "inference",
         "merge": options.merge,
         "models": {name: measure(name, batches, options) for name in names},
         "logits_within": {name: differences(name) for name in names} if options.device == "cpu" else {},
-        "machine": gpu or describe_machine(),
-        "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__, "timm": timm.__version__},
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        **provenance(timm, on_gpu=options.device == "cuda"),
     }
     text = json.dumps(found)
     if options.out is not None:

@@ -14,7 +14,6 @@ the last line of stdout is JSON.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
@@ -38,13 +37,13 @@ from deitkit.jobs.teaching import training_views
 from deitkit.labels.codec import make_codec
 from deitkit.labels.manifest import fixed_settings
 from deitkit.labels.store import SHARD_VIEWS, LabelStore
-from deitkit.machine import describe_machine
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Preprocessing
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.saved import load_teacher
 from deitkit.training.loop import Trainer
+from provenance import provenance
 
 CPU = torch.device("cpu")
 STUDENTS = [
@@ -244,10 +243,7 @@ def main() -> None:
         "epochs": options.epochs,
         "image_size": options.image_size,
         "teacher": store.manifest.teacher,
-        "machine": describe_machine(),
-        "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        **provenance(timm),
     }
     print(json.dumps({"sweep": swept, "loop": speeds, "regnet": regnet, "paper": paper} | facts))
 

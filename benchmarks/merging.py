@@ -11,7 +11,6 @@ machine that slows down slows all of them. Top-1 is the joint classifier's on th
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
@@ -19,11 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import deitkit
 from deitkit.jobs.bench import bench
-from deitkit.machine import describe_machine
+from provenance import provenance
 
 
 def measured(
@@ -78,10 +75,7 @@ def main() -> None:
             {
                 "benchmark": "merging",
                 "runs": runs,
-                "machine": describe_machine(),
-                "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__},
-                "date": datetime.date.today().isoformat(),
-                "command": " ".join(["python", *sys.argv]),
+                **provenance(),
             }
         )
     )

@@ -20,7 +20,6 @@ stdout is JSON.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -37,11 +36,11 @@ import deitkit
 from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.evaluation.turns import serve, take_turns
 from deitkit.files import write_text
-from deitkit.machine import describe_machine
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Preprocessing
 from deitkit.teachers.pretrained import Pretrained
+from provenance import provenance
 
 BASELINE = "timm eager"
 BACKENDS = ("pytorch", "compiled", "onnxruntime", "openvino")
@@ -197,13 +196,9 @@ def main() -> None:
         print(json.dumps(one_training(json.loads(sys.argv[2]))))
         return
     options = parse()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about = {
         "benchmark": f"teachers {options.verb}",
-        "machine": gpu or describe_machine(),
-        "versions": {"deitkit": deitkit.__version__, "torch": torch.__version__, "timm": timm.__version__},
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        **provenance(timm, on_gpu=torch.cuda.is_available()),
     }
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ to stderr; the last line of stdout is JSON, with medians, extremes and the ratio
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import multiprocessing
 import os
@@ -48,7 +47,6 @@ from deitkit.data.loader import TrainingViews
 from deitkit.jobs.measuring import normalise
 from deitkit.jobs.opening import find_splits, open_data
 from deitkit.jobs.student import build_model, choose_student
-from deitkit.machine import describe_machine
 from deitkit.model import VARIANTS
 from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.preprocessing import InputSize
@@ -56,6 +54,7 @@ from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.spec import open_member, parse
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 from deitkit.training.loop import Trainer
+from provenance import provenance
 
 BATCH = 64
 
@@ -377,10 +376,7 @@ def main() -> None:
                 "student": f"{options.student} at {options.image_size} px",
                 "ratio_with_teacher": ratio("deitkit, teacher", "timm, teacher"),
                 "ratio_without_teacher": ratio("deitkit, no teacher", "timm, no teacher"),
-                "machine": describe_machine(),
-                "versions": {"torch": torch.__version__, "timm": timm.__version__},
-                "date": datetime.date.today().isoformat(),
-                "command": " ".join(["python", *sys.argv]),
+                **provenance(timm),
             }
         )
     )
