@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("losses", "weights", "merging", "inference", "runs"),
     ("model",),
     ("recipes", "ranges"),
-    ("config", "positions"),
+    ("config", "positions", "blocks"),
     ("files", "console", "machine"),
     ("errors", "tasks"),
 )

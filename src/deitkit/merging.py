@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import Attention, Block, scaled
 from .errors import DeitkitError
-from .model import Attention, Block, DeiT, DeiTOutput, scaled
+from .model import DeiT, DeiTOutput
 
 
 class Matching(NamedTuple):
