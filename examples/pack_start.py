@@ -4,7 +4,7 @@
     python examples/pack_start.py RUN
 
 Writes half-precision weights and, beside them, how they came about as JSON (docs/pretraining.md is the
-model card).
+model card), with the card of the packed weights that the run itself started from.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def main() -> None:
         "versions": config["versions"],
         "date": results["date"],
     }
-    write_text(file.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    packed = file.with_suffix(".json")
+    if config["config"]["student"]["init"] == f"deitkit:{config['student']['name']}":
+        card["started_from"] = json.loads(packed.read_text(encoding="utf-8"))
+    write_text(packed, json.dumps(card, indent=1) + "\n")
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
