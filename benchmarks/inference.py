@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side is not None:
-        serve(lambda: side(json.loads(options.side)))
+        serve(lambda: side(json.loads(options.side)), options.device)
         return
     batches = [int(b) for b in options.batch.split(",")]
     names = options.models.split(",")

@@ -41,7 +41,7 @@ from deitkit.teachers.backends import choose_engine, engines_of
 from deitkit.teachers.kinds.timm import TimmBody
 from deitkit.teachers.preprocessing import Preprocessing
 from deitkit.teachers.pretrained import Pretrained
-from deitkit.teachers.saved import load_teacher
+from deitkit.teachers.saved import read_teacher
 from deitkit.training.loop import Trainer
 from provenance import provenance
 
@@ -144,7 +144,7 @@ def loop_speeds(store: LabelStore, data: Path, rounds: int) -> dict[str, Any]:
         TO_THE_END | {"student.name": "nano", "student.patch_size": None, "student.init": "none"}
     )
     config, images = opened(config, data)
-    teacher = load_teacher(store.folder / "teacher", config.teacher, device=CPU)
+    teacher = read_teacher(store.folder / "teacher", config.teacher, device=CPU)
     sides = {
         "live teacher": trainer_of(config, images, store.folder, teacher=teacher),
         "stored labels": trainer_of(config, images, store.folder, stored_labels=store),

@@ -138,7 +138,8 @@ def beside_timm(found: dict[str, Any]) -> Iterator[str]:
         points = [f"{p['top1']:.1f} % after {p['seconds']:.0f} s" for p in full["curve"]]
         yield f"{name}: {', '.join(points)}."
         same = [r for r in runs if all(r[key] == full[key] for key in ("size", "seed"))]
-        ours = [r for r in same if r["side"] == "deitkit"]
+        # A start that has seen the pictures is what a user gets, and no match for a side without one.
+        ours = [r for r in same if r["side"] == "deitkit" and "student.init=none" in r["how"]]
         if not ours:
             continue
         reached = [r for r in ours if r["top1"] >= full["top1"]]

@@ -126,7 +126,7 @@ def one_training(spec: dict[str, Any]) -> dict[str, Any]:
         "student_top1": student["top1"],
         "interval": student["interval"],
         "seconds": round(time.monotonic() - started, 1),
-        "memory_mb": round(peak_memory_mb()),
+        "memory_mb": round(peak_memory_mb(torch.device("cuda" if torch.cuda.is_available() else "cpu"))),
     }
 
 
@@ -190,7 +190,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     if sys.argv[1:2] == ["--side"]:
-        serve(lambda: side(json.loads(sys.argv[2])))
+        spec = json.loads(sys.argv[2])
+        serve(lambda: side(spec), spec["device"])
         return
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(one_training(json.loads(sys.argv[2]))))

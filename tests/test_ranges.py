@@ -72,6 +72,15 @@ def test_a_number_out_of_its_range(tmp_path, key, value, words):
         find_splits(Path("no folder is looked at"), Config().override({key: value}))
 
 
+@pytest.mark.parametrize(("alpha", "head"), [(0.0, "distillation"), (1.0, "class")])
+def test_no_head_is_left_untaught(alpha, head):
+    config = RECIPES["small-data"]().override({"distillation.alpha": alpha})
+    with pytest.raises(DeitkitError, match=f"leave the {head} head at its random values"):
+        refuse_out_of_range(config)
+    refuse_out_of_range(config.override({"distillation.token": "class"}))
+    refuse_out_of_range(config.override({"distillation.mode": "none"}))
+
+
 def test_momentum_of_zero():
     with pytest.raises(DeitkitError, match="takes its momentum"):
         refuse_out_of_range(Config().override({"optim.name": "sgd", "optim.betas": "0,0.9"}))

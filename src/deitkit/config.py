@@ -104,6 +104,10 @@ class DistillationConfig:
         """Of so many epochs, those in which the teacher's answers are read at all."""
         return math.ceil(self.alpha_until * epochs - 1e-9)  # 0.07 x 100 is 7, whatever its last bit
 
+    def longest_run(self, answered: int) -> int:
+        """Epochs of the longest run that reads the teacher's answers in no more than `answered` of them."""
+        return int(answered / self.alpha_until)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:

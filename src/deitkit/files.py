@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,8 @@ def refuse_occupied(out: Path, *, without: str | None = None, own: Collection[st
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when all went well and is removed when it did not."""
-    side = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
+    # Others may write the same file, and in containers several processes have one number.
+    side = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield side
         side.replace(path)
@@ -81,5 +83,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-        with open(side, "rb") as written:
+        with open(side, "r+b") as written:  # Windows flushes only what may be written
             os.fsync(written.fileno())

@@ -95,6 +95,13 @@ def refuse_out_of_range(config: Config) -> None:
         numbers = value if isinstance(value, list) else [value]
         if any(number is not None and number not in allowed for number in numbers):
             raise DeitkitError(f"{key} is {value}; give {allowed.wanted}")
+    distillation = config.distillation
+    if distillation.mode != "none" and distillation.token == "distill" and distillation.alpha in (0, 1):
+        head = "distillation" if distillation.alpha == 0 else "class"
+        raise DeitkitError(
+            f"distillation.alpha {distillation.alpha:g} would leave the {head} head at its random values, "
+            "and both heads answer; give a value between 0 and 1, or distillation.token=class"
+        )
     if config.optim.name == "sgd" and config.optim.betas[0] == 0:
         raise DeitkitError(
             "optim.name sgd takes its momentum from the first of optim.betas; give more than 0"

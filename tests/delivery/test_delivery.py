@@ -192,6 +192,12 @@ def test_verdict_names_one_model_and_says_why(student, teacher, who, word):
     assert f"{student['top1']:.1f} %" in sentence and "400 images" in sentence
 
 
+def test_verdict_names_the_control_only_beyond_chance():
+    student, teacher = model(top1=90), model(top1=80, speed=100)
+    assert verdict(student, teacher, model(top1=90.2), 400).startswith("Deploy the student")
+    assert verdict(student, teacher, model(top1=98), 400).startswith("Deploy the control")
+
+
 def test_verdict_says_where_the_teacher_is():
     sentences = [
         verdict(model(top1=60), model(top1=90, speed=100) | kept, None, 400)

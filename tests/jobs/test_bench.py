@@ -32,6 +32,14 @@ def test_rows_of_a_run(random_run, backends, capsys, monkeypatch):
         assert 0 <= row["top1"] <= 100 and row["memory_mb"] >= 0
 
 
+def test_openvino_alone_needs_no_onnx(random_run, capsys, monkeypatch):
+    monkeypatch.setattr("deitkit.jobs.bench.missing_for_onnx", lambda: "onnxscript")
+    rows = bench(str(random_run), batches=[1], backends=["openvino"], device="cpu", rounds=1, seconds=0.01)
+    [row] = rows
+    assert (row["backend"], row["precision"]) == ("openvino", "fp32") and 0 <= row["top1"] <= 100
+    assert 'onnxscript is not installed; pip install "deitkit[onnx]"' in capsys.readouterr().err
+
+
 def test_what_was_found_before_every_side_died_is_kept(random_run, capsys, monkeypatch):
     row = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s", "memory_mb"), 12.5)
 

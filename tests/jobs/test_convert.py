@@ -19,6 +19,7 @@ from deitkit.delivery.classifier import load
 from deitkit.errors import DeitkitError
 from deitkit.jobs.convert import convert
 from deitkit.model import DeiT, joint_logits
+from deitkit.positions import resize_positions
 from tests.parity.test_preprocessing import photograph
 from tests.test_bad_input import refusal
 from tests.weights.models import assert_agrees, images_for, little
@@ -148,9 +149,9 @@ def test_another_size_not_square_and_other_patches(antialias, tmp_path, capsys):
     assert "the patch kernels were resized from 8x8 to 12x8 pixels" in said.err
     assert str(tmp_path / "b" / "model.safetensors") in said.out
     written = load_file(tmp_path / "b" / "model.safetensors")
-    expected = weights.resize_positions(source.pos_embed, 2, (4, 4), (2, 6), antialias)
+    expected = resize_positions(source.pos_embed, 2, (4, 4), (2, 6), antialias)
     torch.testing.assert_close(written["pos_embed"], expected.detach())
-    other = weights.resize_positions(source.pos_embed, 2, (4, 4), (2, 6), not antialias)
+    other = resize_positions(source.pos_embed, 2, (4, 4), (2, 6), not antialias)
     assert (written["pos_embed"] - other).abs().max() > 1e-3
     loaded = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True).eval()
     assert loaded(torch.zeros(1, 3, 24, 48)).shape == (1, 5)

@@ -323,6 +323,27 @@ def test_what_the_labels_cannot_serve_is_refused(stage, tmp_path, soft, settings
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_inside_out_is_not_written_over(stage, tmp_path):
+    write = tmp_path / "work" / "teacher"
+    write.mkdir(parents=True)
+    (write / "teacher.json").write_text("{}")
+    with pytest.raises(DeitkitError, match="lies inside --out"):
+        deitkit.label(stage / "pictures", tmp_path / "work", epochs=1, **VIEWS | {"teacher.spec": str(write)})
+    assert (write / "teacher.json").exists()
+
+
+def test_labels_that_no_epoch_would_read_are_not_made(stage, tmp_path):
+    with pytest.raises(DeitkitError, match="no answer would ever be read"):
+        label(stage, tmp_path / "labels", **{"distillation.alpha_until": 0})
+
+
+def test_a_table_is_no_stored_answers(stage, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,labels\n")
+    for path in (tmp_path, tmp_path / "labels.csv"):
+        with pytest.raises(DeitkitError, match="found by itself"):
+            train(stage, tmp_path / "run", **{"teacher.labels": str(path)})
+
+
 def test_labels_of_no_whole_epoch_say_how_to_append(stage, tmp_path, soft):
     shutil.copytree(soft, tmp_path / "labels")
     for shard in (tmp_path / "labels").glob("epoch-*"):

@@ -170,6 +170,20 @@ def test_eval_of_the_run_s_own_folder_leaves_the_training_images_out(run, data, 
     assert evaluate_folder(run.folder, tmp_path)["images"] == 12  # of train/ and val/, val/
 
 
+def test_what_was_trained_is_written_down(run):
+    saved = json.loads((run.folder / "config.json").read_text())["config"]
+    assert saved["distillation"]["mode"] == "none" and saved["distillation"]["guidance"] == 0  # no teacher
+
+
+def test_a_finished_run_without_checkpoints_is_left_alone(run, data, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(DeitkitError, match="nothing to resume"):
+        deitkit.train(data, tmp_path / "run", resume=True, **SMALL | {"teacher__spec": "none"})
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def test_eval_of_weights_alone_measures_every_image(run, data, tmp_path):
     convert(str(run.folder), tmp_path / "weights", "deitkit")
     measured = evaluate_folder(tmp_path / "weights", data)

@@ -111,7 +111,7 @@ def test_every_kind_teaches(tmp_path, pictures, random_run, capsys, kind):
 def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pictures, capsys, monkeypatch):
     """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
     from deitkit.config import TeacherConfig
-    from deitkit.teachers.saved import load_teacher
+    from deitkit.teachers.saved import read_teacher
     from deitkit.training import loop
 
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -133,7 +133,7 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
     more = ["--set=teacher.image_size=32", "--set=distillation.alpha_until=1"]  # in every update
     run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)
     monkeypatch.undo()
-    alone = load_teacher(out / "teacher", TeacherConfig(backend="pytorch"), device=torch.device("cpu"))
+    alone = read_teacher(out / "teacher", TeacherConfig(backend="pytorch"), device=torch.device("cpu"))
     assert len(learnt) >= 2 and not torch.equal(learnt[0], learnt[1])
     for logits in learnt:
         # The first views are asked about twice: guidance begins fitted to them.
@@ -151,11 +151,17 @@ def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
     found = json.loads(run(capsys, "predict", out / "teacher", *paths, "--json"))
     assert [answer["label"] for answer in found] == [row["teacher_prediction"] for row in rows]
     assert all(answer["distill_label"] is None for answer in found)
+    seen = json.loads(run(capsys, "teacher", "eval", out / "teacher", pictures, "--device=cpu", "--json"))
+    assert seen["images"] == len(paths) and "trained on are left out" in seen["notes"][0]
     for verb in (["eval", out / "teacher", pictures], ["bench", out / "teacher"]):
         assert "holds a teacher and no student" in refused(capsys, *verb)
     run(capsys, "teacher", "fit", timm_file(tmp_path), pictures, "--out", tmp_path / "fitted", *SIZES)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')  # no run's, and not about the teacher
     alone = deitkit.load_teacher(tmp_path / "fitted", device="cpu")
+    warned = json.loads(
+        run(capsys, "teacher", "eval", tmp_path / "fitted", pictures, "--device=cpu", "--json")
+    )
+    assert "may have been fitted on some of these" in warned["notes"][0]
     assert alone.classes == ("cat", "dog") and alone.predict(paths[:2])[1].label in alone.classes
     with pytest.raises(deitkit.DeitkitError, match="holds no fitted teacher"):
         deitkit.load_teacher(out)

@@ -14,7 +14,7 @@ from deitkit.config import TeacherConfig
 from deitkit.errors import DeitkitError
 from deitkit.teachers.finetune import last_half
 from deitkit.teachers.fit import FitData, fit_teacher, own_head_teacher
-from deitkit.teachers.saved import load_teacher, save_teacher
+from deitkit.teachers.saved import read_teacher, save_teacher
 from deitkit.teachers.teacher import mean_of_probabilities
 
 from .models import onnx_file, timm_file
@@ -140,7 +140,7 @@ def test_the_settings_change_mean_and_deviation(tmp_path):
 def test_what_was_fitted_comes_back(tmp_path, how):
     teacher = fit(timm_file(tmp_path), fit=how)
     save_teacher(tmp_path / "t", teacher)
-    again = load_teacher(tmp_path / "t", config("none"), device=CPU)
+    again = read_teacher(tmp_path / "t", config("none"), device=CPU)
     assert again.card == teacher.card
     images = views(5)[0]
     a, b = teacher(images), again(images)
@@ -170,7 +170,7 @@ def test_the_last_half_holds_half_of_the_weights_and_ends_at_the_output():
 
 def test_a_fitted_teacher_serves_a_part_of_its_classes_in_any_order(tmp_path):
     save_teacher(tmp_path / "t", fit(timm_file(tmp_path), fit="probe"))
-    loaded = load_teacher(tmp_path / "t", config("none"), device=CPU)
+    loaded = read_teacher(tmp_path / "t", config("none"), device=CPU)
     images = views(5)[0]
     part = loaded.for_classes(("green", "blue"))
     torch.testing.assert_close(part(images).logits, loaded(images).logits[:, [2, 0]])
@@ -193,7 +193,7 @@ def test_a_damaged_teacher_is_refused(tmp_path):
     save_teacher(tmp_path / "t", fit(CALL, fit="head"))
     (tmp_path / "t" / "teacher.json").write_text('{"members": [{}]}')
     with pytest.raises(DeitkitError, match=r"teacher in .* cannot be read \(KeyError\); fit it again"):
-        load_teacher(tmp_path / "t", config("none"), device=CPU)
+        read_teacher(tmp_path / "t", config("none"), device=CPU)
 
 
 def test_an_ensembles_probabilities_are_the_weighted_mean(tmp_path):
@@ -229,9 +229,9 @@ def test_the_saved_engine_is_taken_again(tmp_path):
     pytest.importorskip("openvino")
     teacher = fit(timm_file(tmp_path), fit="probe", backend="openvino")
     save_teacher(tmp_path / "t", teacher)
-    again = load_teacher(tmp_path / "t", config("none", backend="auto"), device=CPU)
+    again = read_teacher(tmp_path / "t", config("none", backend="auto"), device=CPU)
     assert again.backend == "openvino"
-    forced = load_teacher(tmp_path / "t", config("none", backend="pytorch"), device=CPU)
+    forced = read_teacher(tmp_path / "t", config("none", backend="pytorch"), device=CPU)
     assert forced.backend == "pytorch"
     images = views(5)[0]
     torch.testing.assert_close(again(images).logits, forced(images).logits, rtol=1e-3, atol=1e-3)

@@ -53,6 +53,10 @@ def test_short_names_take_the_packages_weights_where_installed(monkeypatch, tmp_
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(spec, "PACKAGED", {"lite1": ("tf_efficientnet_lite1", "lite_for_test")})
     assert parse("lite1*3") == (MemberSpec("timm", f"tf_efficientnet_lite1@{weights}", 3.0),)
+    # What is written down holds where the package lies elsewhere; a file of the user's stays that file.
+    assert parse_member("lite1").settled() == "lite1"
+    own = parse_member(f"timm:tf_efficientnet_lite1@{tmp_path / 'own.pth'}")
+    assert own.settled() == f"timm:tf_efficientnet_lite1@{tmp_path / 'own.pth'}"
 
 
 def test_a_path_to_a_fitted_teacher_is_enough(tmp_path):

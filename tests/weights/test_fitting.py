@@ -9,6 +9,7 @@ from timm.layers import resample_abs_pos_embed
 
 from deitkit import weights
 from deitkit.errors import DeitkitError
+from deitkit.positions import resize_positions
 
 from .models import assert_agrees, assert_same, images_for, little, weights_of
 
@@ -58,7 +59,7 @@ def test_the_grid_counts_even_where_the_number_of_patches_agrees():
     source, target = little(0), little(1, image_size=(8, 64))
     [sentence] = weights.load_into(target, weights_of(source))
     assert sentence == "the position embeddings were resized from 4x4 to 2x8 patches"
-    expected = weights.resize_positions(source.pos_embed, 2, (4, 4), (2, 8))
+    expected = resize_positions(source.pos_embed, 2, (4, 4), (2, 8))
     torch.testing.assert_close(target.pos_embed, expected)
 
 
@@ -77,7 +78,7 @@ def test_resize_positions_as_timm_does(new_grid, antialias):
     expected = resample_abs_pos_embed(
         positions, list(new_grid), [14, 14], num_prefix_tokens=2, antialias=antialias
     )
-    actual = weights.resize_positions(positions, 2, (14, 14), new_grid, antialias)
+    actual = resize_positions(positions, 2, (14, 14), new_grid, antialias)
     assert_agrees(actual, expected)
 
 
@@ -102,7 +103,7 @@ def test_resize_positions_of_a_non_square_grid(new_grid):
     positions = torch.randn(1, 1 + 4 * 6, 5)
     grid = positions[0, 1:].double().numpy().reshape(4, 6, 5)
     expected = bicubic(bicubic(grid, new_grid[0]).swapaxes(0, 1), new_grid[1]).swapaxes(0, 1)
-    resized = weights.resize_positions(positions, 1, (4, 6), new_grid)
+    resized = resize_positions(positions, 1, (4, 6), new_grid)
     torch.testing.assert_close(resized[:, 0], positions[:, 0])
     assert_agrees(resized[0, 1:], expected.reshape(-1, 5))
 

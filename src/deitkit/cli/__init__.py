@@ -68,15 +68,8 @@ app.command("study")(study)
 app.add_typer(teacher, name="teacher")
 app.command("models")(list_models)
 
-_CANNOT_WRITE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EROFS,
-    errno.EPERM,
-    errno.ENOTDIR,
-}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,13 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeitkitError as error:
         print(f"deitkit: {error}", file=sys.stderr)
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in _NO_SPACE | _NO_RIGHT:
             raise
         where = f" at {error.filename}" if error.filename else ""
+        what, remedy = "cannot write", "free space and give the command again (train with --resume)"
+        if error.errno in _NO_RIGHT:
+            what, remedy = "cannot write or read", "check the rights"
         print(
-            f"deitkit: cannot write{where} ({error.strerror}); "
-            "free space and give the command again (train with --resume), or choose another --out",
-            file=sys.stderr,
+            f"deitkit: {what}{where} ({error.strerror}); {remedy}, or choose another --out", file=sys.stderr
         )
     else:
         return

@@ -63,5 +63,5 @@ def label(
         print(f"to train from them: deitkit train {data} --labels {out} --out RUN")
         distillation = store.manifest.config.distillation
         if (read := distillation.answered_epochs(stored)) < stored:
-            longer = int(stored / distillation.alpha_until)
+            longer = distillation.longest_run(stored)
             print(f"a run of {stored} epochs reads the first {read} of them, one of --epochs {longer} all")

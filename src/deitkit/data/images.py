@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class ImageSet:
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         outside = [path for path in self.paths if os.path.isabs(path)]
-        apart = os.path.commonpath(outside) if outside and not times else None
+        apart = _common_folder(outside) if outside and not times else None
         for path, row in zip(self.paths, self.labels, strict=True):
             size, changed = _size_and_time(self.root / path)
             label = row if self.task == "classes" else _indices(row).tolist()
@@ -99,6 +100,14 @@ class ImageSet:
             facts = f"{name}\0{label}\0{size}\0{changed if times else ''}\n"
             digest.update(facts.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
+
+
+def _common_folder(paths: Sequence[str]) -> str | None:
+    """The deepest folder that holds all `paths`; None on several drives."""
+    try:
+        return os.path.commonpath(paths)
+    except ValueError:
+        return None
 
 
 def evenly_spread(total: int, most: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from ..data.decode import Extent, UnreadableImage, centre_view, open_for_view, t
 from ..errors import DeitkitError
 from ..inference.choose import Backend, create_engine
 from ..inference.device import settle_serving_device
-from ..inference.engines import EXTRAS, Engine
+from ..inference.engines import CONVERTED, Engine
 from ..inference.graph import JointClassifier, as_output
 from ..merging import TokenMerging
 from ..model import DeiT, DeiTOutput
@@ -173,7 +173,7 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
     """
     run = Path(run)
     model, saved = read_run(run)
-    if backend in EXTRAS:
+    if backend in CONVERTED:
         if device not in ("auto", "cpu"):
             raise DeitkitError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
         device = "cpu"

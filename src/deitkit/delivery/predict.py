@@ -62,7 +62,7 @@ def write_csv(answers: Answers, top: int | None) -> None:
 
     Without `top`, all labels that hold stand in one cell, as a labels.csv has them.
     """
-    writer = csv.writer(sys.stdout)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
     if top is None:
         writer.writerow(["path", "labels", "probabilities", "error"])
         for a in answers:

@@ -14,7 +14,7 @@ from ..labels.manifest import read_manifest
 from ..model import probabilities_of
 from ..runs import TEACHER_FOLDER, holds_teacher, read_settings
 from ..tasks import Task
-from ..teachers.saved import load_teacher as load_saved
+from ..teachers.saved import read_teacher
 from ..teachers.teacher import Teacher
 from .classifier import PictureClassifier
 
@@ -30,7 +30,7 @@ def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:
     if not holds_teacher(folder):
         raise DeitkitError(f"{folder} holds no fitted teacher; give RUN/teacher of a run that kept one")
     where = settle_serving_device(device)
-    teacher = load_saved(folder, TeacherConfig(), device=where)
+    teacher = read_teacher(folder, TeacherConfig(), device=where)
     own = teacher.card.members[0].preprocessing
     image_size, crop = _measured_view(folder) or (own.image_size, own.crop)
     task: Task = "multilabel" if teacher.card.several else "classes"

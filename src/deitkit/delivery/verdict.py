@@ -31,7 +31,7 @@ def verdict(
     pace = f"{speed:.1f}x its speed" if speed >= 1 else f"{speed:.2f}x its speed"
     # Of the difference, as if other images had measured each: on the same ones it is smaller still.
     margin = math.hypot((high - low) / 2, (teacher["interval"][1] - teacher["interval"][0]) / 2)
-    if control is not None and control[key] > max(student[key], teacher[key]):
+    if control is not None and control[key] > max(student[key] + margin, teacher[key]):
         return (
             f"Deploy the control: trained without a teacher it reaches {say(control[key])}, more than "
             f"the student's {found} and the teacher's {say(teacher[key])}; it is control/ of the run."

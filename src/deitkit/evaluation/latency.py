@@ -13,6 +13,7 @@ import torch
 from .throughput import wait_for_device
 
 _FEWEST_CALLS = 3
+_CPU = torch.device("cpu")
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> list[float]:
@@ -39,9 +40,9 @@ def summarise(times: Sequence[float], batch_size: int) -> dict[str, float]:
     return latencies | {"images_per_s": batch_size / percentile(50), "calls": len(times)}
 
 
-def peak_memory_mb() -> float:
-    """The most memory this process has held: on the GPU where there is one, else resident, in MB."""
-    if torch.cuda.is_available():
+def peak_memory_mb(device: torch.device = _CPU) -> float:
+    """The most memory this process has held, in MB: on that GPU, else resident."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # getrusage also counts what the parent held when it started this process

@@ -14,16 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
 from .latency import peak_memory_mb, summarise, time_calls
 
 
-def serve(create: Callable[[], Callable[[int], Callable[[], object]]]) -> None:
+def serve(create: Callable[[], Callable[[int], Callable[[], object]]], device: str = "cpu") -> None:
     """Answers `take_turns` over stdin and stdout until there are no more questions.
 
     create: makes the side ready, and gives a function from batch size to one pass of such a batch.
-    Memory is told from before `create` on, so that libraries loaded by then do not count.
+    Memory, that of `device`, is told from before `create` on, so that libraries loaded by then do not count.
     """
-    before = peak_memory_mb()
+    where = torch.device(device)
+    before = peak_memory_mb(where)
     passes = create()
     warm: dict[int, Callable[[], object]] = {}
     print(json.dumps({"ready": True}), flush=True)
@@ -35,7 +38,7 @@ def serve(create: Callable[[], Callable[[int], Callable[[], object]]]) -> None:
             for _ in range(2):
                 warm[batch_size]()
         times = time_calls(warm[batch_size], question["seconds"])
-        print(json.dumps({"times": times, "memory_mb": peak_memory_mb() - before}), flush=True)
+        print(json.dumps({"times": times, "memory_mb": peak_memory_mb(where) - before}), flush=True)
 
 
 def take_turns(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DeitkitError
 from .engines import (
-    EXTRAS,
+    CONVERTED,
     Engine,
     OnnxRuntimeEngine,
     OpenVINOEngine,
@@ -85,7 +85,7 @@ class FastestThatAgrees:
 
     def _fastest(self, views: Tensor) -> Engine:
         expected = self.eager(views)
-        for backend in filter(installed, EXTRAS):
+        for backend in filter(installed, CONVERTED):
             try:
                 engine = create_engine(self.graph, self.view_size, backend, self.eager.device)
                 agrees = disagreement(engine(views), expected) <= TOLERANCE

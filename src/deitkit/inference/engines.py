@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import DeitkitError
 
-# Engines that run a converted graph on the CPU, in the order in which they are tried, and the extra of
-# deitkit that installs each.
-EXTRAS = {"openvino": "cpu", "onnxruntime": "onnx"}
+# Engines that run a converted graph on the CPU, in the order in which they are tried.
+CONVERTED = ("openvino", "onnxruntime")
+_EXTRA_OF = {"openvino": "cpu", "onnxruntime": "onnx"}  # of deitkit, which installs the engine
 
 
 class Engine(Protocol):
@@ -31,14 +31,14 @@ class Engine(Protocol):
 
 def installed(engine: str) -> bool:
     """Whether the package behind an engine is there; PyTorch always is."""
-    return engine not in EXTRAS or importlib.util.find_spec(engine) is not None
+    return engine not in CONVERTED or importlib.util.find_spec(engine) is not None
 
 
 def require(engine: str) -> None:
     """Raises DeitkitError where the package behind an engine is missing."""
     if not installed(engine):
         raise DeitkitError(
-            f'{engine} is not installed; install it with: pip install "deitkit[{EXTRAS[engine]}]"'
+            f'{engine} is not installed; install it with: pip install "deitkit[{_EXTRA_OF[engine]}]"'
         )
 
 
@@ -128,6 +128,14 @@ def to_openvino(network: nn.Module, view_size: tuple[int, int]) -> Any:
         model = openvino.convert_model(network.cpu().eval(), example_input=example)
     model.reshape([-1, 3, *view_size])
     return model
+
+
+def write_openvino(network: nn.Module, view_size: tuple[int, int], file: Path) -> None:
+    """Writes what `to_openvino` gives as OpenVINO's own format, an .xml file with a .bin beside it."""
+    model = to_openvino(network, view_size)
+    import openvino
+
+    openvino.save_model(model, os.fspath(file), compress_to_fp16=False)
 
 
 def disagreement(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> float:

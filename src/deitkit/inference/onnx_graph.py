@@ -20,12 +20,17 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _OPSET = 18
 
 
+def missing_for_onnx() -> str | None:
+    """The first package that ONNX needs and that is not installed; None where all are."""
+    return next((name for name in _NEEDED if importlib.util.find_spec(name) is None), None)
+
+
 def require_onnx() -> None:
     """Raises DeitkitError where a package that ONNX needs is missing."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    missing = missing_for_onnx()
+    if missing is not None:
         raise DeitkitError(
-            f'{missing[0]} is not installed, and ONNX needs it; install it with: pip install "deitkit[onnx]"'
+            f'{missing} is not installed, and ONNX needs it; install it with: pip install "deitkit[onnx]"'
         )
 
 

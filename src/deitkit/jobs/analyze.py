@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from .. import console
 from ..config import Config
 from ..data.images import ImageSet
-from ..data.store import Decoder, default_cache_dir, open_store, refuse_many_unreadable
+from ..data.store import Decoder, refuse_many_unreadable
 from ..delivery.analysis_report import write_analysis
 from ..delivery.classifier import Classifier, load
 from ..delivery.images import labelled_images, without_training_images
@@ -21,10 +20,10 @@ from ..errors import DeitkitError
 from ..files import write_json
 from ..machine import describe_machine
 from ..runs import TEACHER_FOLDER, holds_teacher, read_settings
-from ..teachers.saved import load_teacher
+from ..teachers.saved import read_teacher
 from . import analysis
 from .analysis import AnalysedModels
-from .opening import Part
+from .opening import Part, open_pixels
 
 
 def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None) -> dict[str, Any]:
@@ -72,14 +71,8 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
 def _open_images(images: ImageSet, student: Classifier, config: Config) -> tuple[Part, list[dict[str, str]]]:
     """The pixels as validation saw them, and the unreadable images with the reason."""
     with console.bar("decoding", len(images)) as advance:
-        store, unreadable = open_store(
-            images,
-            Decoder(student.model.image_size, "centre", student.crop),
-            cache_dir=default_cache_dir(),
-            limit_bytes=int(config.data.cache_gb * 1e9),
-            workers=config.data.workers or os.cpu_count() or 1,
-            on_progress=advance,
-        )
+        decoder = Decoder(student.model.image_size, "centre", student.crop)
+        store, unreadable = open_pixels(images, decoder, config, advance)
     refuse_many_unreadable([(str(images.full_path(i)), why) for i, why in unreadable], len(images))
     kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
     skipped = [{"path": images.paths[i], "reason": why} for i, why in unreadable]
@@ -94,7 +87,7 @@ def _models_of(run: Path, config: Config, student: Classifier) -> tuple[Analysed
         notes.append("The run keeps no teacher: what compares with one is left out.")
     else:
         try:
-            teacher = load_teacher(
+            teacher = read_teacher(
                 run / TEACHER_FOLDER,
                 config.teacher,
                 device=student.device,

@@ -24,8 +24,16 @@ from ..errors import DeitkitError
 from ..evaluation.accuracy import scores_of
 from ..evaluation.turns import take_turns
 from ..inference.choose import Backend
-from ..inference.engines import EXTRAS, Engine, OnnxRuntimeEngine, OpenVINOEngine, installed, require
-from ..inference.onnx_graph import to_onnx
+from ..inference.engines import (
+    CONVERTED,
+    Engine,
+    OnnxRuntimeEngine,
+    OpenVINOEngine,
+    installed,
+    require,
+    write_openvino,
+)
+from ..inference.onnx_graph import missing_for_onnx, to_onnx
 from ..inference.quantise import quantise
 from ..model import VARIANTS, create_model
 from ..tasks import SCORES
@@ -157,15 +165,20 @@ def _sides(
 ) -> list[Side]:
     """What there is to measure; writes the ONNX graphs that the sides share."""
     if classifier.device.type != "cpu":
-        names = [name for name in backends if name not in EXTRAS]
+        names = [name for name in backends if name not in CONVERTED]
         if not names:
             raise DeitkitError(f"{backends[0]} is measured on the CPU only; add --device cpu")
         return [Side(name, precision) for name in names for precision in ("fp32", "bf16")]
-    sides = [Side(name, "fp32") for name in backends if name not in EXTRAS]
-    others = [name for name in backends if name in EXTRAS]
+    sides = [Side(name, "fp32") for name in backends if name not in CONVERTED]
+    others = [name for name in backends if name in CONVERTED]
     if not others:
         return sides
     graph, size = classifier.graph, classifier.model.image_size
+    missing = missing_for_onnx()
+    if missing is not None and "openvino" in others:
+        console.say(f'without ONNX Runtime and int8: {missing} is not installed; pip install "deitkit[onnx]"')
+        write_openvino(graph, size, folder / "fp32.xml")
+        return [*sides, Side("openvino", "fp32", folder / "fp32.xml")]
     console.say("writing the ONNX graphs")
     models = {"fp32": to_onnx(graph, size, graph.output_names, metadata(classifier))}
     if splits is not None:

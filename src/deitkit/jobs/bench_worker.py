@@ -40,4 +40,5 @@ def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
 
 
 if __name__ == "__main__":
-    serve(lambda: create_side(json.loads(sys.argv[1])))
+    asked = json.loads(sys.argv[1])
+    serve(lambda: create_side(asked), asked["device"])

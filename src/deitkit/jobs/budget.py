@@ -48,7 +48,7 @@ def planned_epochs(
         console.say(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
         distillation, labels = config.distillation, trainer.stored_labels
         if labels is not None and distillation.answered_epochs(epochs) > labels.epochs():
-            epochs = int(labels.epochs() / distillation.alpha_until)
+            epochs = distillation.longest_run(labels.epochs())
             console.say(f"labels are stored for {labels.epochs()} epochs, so {epochs} are trained")
     write_json(saved, {"epochs": epochs})
     return epochs

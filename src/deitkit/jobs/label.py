@@ -28,7 +28,7 @@ from ..labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
 from ..labels.settings import refuse_smaller_views
 from ..labels.store import SHARD_VIEWS, LabelStore, Place
 from ..runs import TEACHER_FOLDER
-from ..teachers.spec import check_spec
+from ..teachers.spec import check_spec, parse
 from ..teachers.teacher import Teacher
 from . import results
 from .opening import Data, find_splits, open_data, refuse_several_labels
@@ -92,7 +92,15 @@ def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: di
     if teacher.spec == "none" or teacher.labels is not None or config.distillation.mode == "none":
         raise DeitkitError("labels need a live teacher; give --teacher, and no distillation.mode none")
     refuse_smaller_views(config)
+    if config.distillation.alpha_until == 0:
+        raise DeitkitError("distillation.alpha_until is 0: no answer would ever be read; give more")
     check_spec(teacher.spec)  # a misspelt teacher is refused before hours of decoding
+    fitted = [Path(member.rest) for member in parse(teacher.spec) if member.kind == "fitted"]
+    if any(folder.resolve().parent == out.resolve() for folder in fitted):
+        raise DeitkitError(
+            f"the teacher {teacher.spec} lies inside --out {out}, where the labels keep their own; "
+            "choose another --out"
+        )
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,6 +123,20 @@ def _used_share(splits: Splits, config: Config) -> Splits:
     return replace(splits, train=train, val=val, how=how)
 
 
+def open_pixels(
+    images: ImageSet, decoder: Decoder, config: Config, on_progress: Callable[[int], None]
+) -> tuple[PixelStore, list[tuple[int, str]]]:
+    """The images decoded, from the user's cache where they are there; and which cannot be read, and why."""
+    return open_store(
+        images,
+        decoder,
+        cache_dir=default_cache_dir(),
+        limit_bytes=int(config.data.cache_gb * 1e9),
+        workers=config.data.workers or os.cpu_count() or 1,
+        on_progress=on_progress,
+    )
+
+
 def open_data(splits: Splits, config: Config) -> Data:
     """Decodes every split once; unreadable images are dropped up to 1 % of all, beyond that refused."""
     size = config.student.image_size
@@ -134,14 +149,7 @@ def open_data(splits: Splits, config: Config) -> Data:
     with console.bar("decoding", total) as advance:
 
         def part(images: ImageSet, decoder: Decoder) -> Part:
-            store, unreadable = open_store(
-                images,
-                decoder,
-                cache_dir=default_cache_dir(),
-                limit_bytes=int(config.data.cache_gb * 1e9),
-                workers=config.data.workers or os.cpu_count() or 1,
-                on_progress=advance,
-            )
+            store, unreadable = open_pixels(images, decoder, config, advance)
             kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
             skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
             return Part(images, store).subset(kept)

@@ -14,15 +14,18 @@ from .. import console
 from ..config import Config, dotted
 from ..data.decode import UnreadableImage, centre_view, open_rgb
 from ..data.folder import scan
+from ..data.images import ImageSet
 from ..data.splits import measured_folder
 from ..data.store import refuse_many_unreadable
 from ..data.table import is_table
+from ..delivery.images import without_training_images
 from ..errors import DeitkitError
 from ..evaluation.metrics import top_k, wilson_interval
 from ..evaluation.throughput import images_per_s
 from ..inference.device import settle_device
+from ..runs import TEACHER_FOLDER
 from ..teachers.fit import own_head_teacher
-from ..teachers.spec import check_spec
+from ..teachers.spec import check_spec, parse
 from ..teachers.teacher import Teacher, TeacherMember
 
 _SPEED_BATCH = 32
@@ -46,7 +49,9 @@ def evaluate_teacher(
             f"teacher eval needs one class an image, and {folder} has several labels; "
             "deitkit teacher fit measures a teacher on such images"
         )
-    images = scan(measured_folder(folder), folder, at_least=1)
+    images, notes = _unseen(scan(measured_folder(folder), folder, at_least=1), config.spec)
+    for note in notes:
+        console.say(note)
     where = settle_device(device)
     teacher = own_head_teacher(config, images.classes, student_size=None, device=where)
     logits: list[Tensor] = []
@@ -86,7 +91,20 @@ def evaluate_teacher(
         "params": teacher.card.params,
         "preprocessing": [vars(member.preprocessing) for member in teacher.card.members],
         "skipped": [path for path, _ in skipped],
+        "notes": notes,
     }
+
+
+def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:
+    """The images that a run did not fit its teacher on; of other fitted teachers a word of warning."""
+    for member in parse(spec):
+        if member.kind != "fitted":
+            continue
+        folder = Path(member.rest).resolve()
+        if folder.name == TEACHER_FOLDER and (folder.parent / "config.json").exists():
+            return without_training_images(folder.parent, images)
+        return images, [f"{member.rest} may have been fitted on some of these images."]
+    return images, []
 
 
 def _pixels(member: TeacherMember, pictures: list[Image.Image], device: torch.device) -> Tensor:

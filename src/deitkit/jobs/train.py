@@ -102,7 +102,8 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     epochs = planned_epochs(out, trainer, control, config, started)
     plan = {"epochs": epochs, "steps": epochs * trainer.steps_per_epoch, "why_student": why}
     write_json(
-        out / "config.json", results.describe_run(config, opened, trainer.model, teacher_facts, plan, data)
+        out / "config.json",
+        results.describe_run(trainer.config, opened, trainer.model, teacher_facts, plan, data),
     )
     student_facts, output = train_one(trainer, epochs, opened, device, resume, "training")
     if control is not None:
@@ -121,7 +122,10 @@ def run_job(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
 
 def _check_teacher(config: Config) -> None:
-    """Refuses a misspelt teacher, and one that nothing would be asked of, before hours of decoding."""
+    """Refuses a misspelt teacher, and one that nothing would be asked of, before hours of decoding.
+
+    Says where a control has nothing to be compared with.
+    """
     if config.taught_live:
         check_spec(config.teacher.spec)
     if config.distillation.mode == "none" and config.teacher.spec not in ("auto", "none"):
@@ -129,6 +133,8 @@ def _check_teacher(config: Config) -> None:
             f"the teacher {config.teacher.spec!r} would teach nothing, since distillation is off; "
             "add --distillation hard or soft, or leave the teacher out"
         )
+    if config.train.control and not config.taught_live and not config.teacher.labels:
+        console.say("without a teacher the control is the same training once more: leave out --control")
 
 
 def begun_run(out: Path, resume: bool) -> Config | None:
@@ -138,6 +144,8 @@ def begun_run(out: Path, resume: bool) -> Config | None:
         return None
     if not resume:
         raise DeitkitError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
+    if (out / "results.json").exists() and not (out / "checkpoints").exists():
+        raise DeitkitError(f"the run in {out} is done, and without checkpoints there is nothing to resume")
     return Config.from_dict(read_json(settings))
 
 

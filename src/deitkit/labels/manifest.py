@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, flatten
+from ..data.table import is_table
 from ..errors import DeitkitError
 from ..files import read_json, write_json
 
@@ -67,6 +68,11 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a label folder; raises DeitkitError where there is none that can be read."""
+    if folder.is_file() or is_table(folder):
+        raise DeitkitError(
+            f"{folder} holds no answers of a teacher, which --labels takes; a labels.csv is found by "
+            "itself in the folder of images that is trained on"
+        )
     if not (folder / FILE).exists():
         raise DeitkitError(
             f"{folder} holds no labels (there is no {FILE}); make them with: "

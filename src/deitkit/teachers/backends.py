@@ -16,7 +16,7 @@ from .. import console
 from ..errors import DeitkitError
 from ..inference.choose import race
 from ..inference.engines import (
-    EXTRAS,
+    CONVERTED,
     Engine,
     OnnxRuntimeEngine,
     OpenVINOEngine,
@@ -72,7 +72,7 @@ def choose_engine(makers: Makers, view: Preprocessing, device: torch.device, wan
         first = makers[reference]()
         if device.type != "cpu":
             return first
-        return _fastest(first, [n for n in EXTRAS if n in makers and n != reference], makers, images)
+        return _fastest(first, [n for n in CONVERTED if n in makers and n != reference], makers, images)
     if wanted not in makers:
         if wanted == "pytorch":  # whoever asks for PyTorch asks for no conversion
             return makers[reference]()

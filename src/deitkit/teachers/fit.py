@@ -16,7 +16,7 @@ from .finetune import FineTuneBatches, Network, finetune
 from .preprocessing import InputSize, Preprocessing
 from .pretrained import Pretrained, count_params
 from .probe import fit_probe, held_out_fifth
-from .saved import load_teacher
+from .saved import read_teacher
 from .spec import MemberSpec, open_member, parse
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
@@ -56,7 +56,7 @@ def fit_teacher(
     members: list[TeacherMember] = []
     for spec in parse(config.spec):
         if spec.kind == "fitted":
-            taken = load_teacher(spec.rest, config, device=device).for_classes(data.classes)
+            taken = read_teacher(spec.rest, config, device=device).for_classes(data.classes)
             if taken.card.several != (data.labels.ndim == 2):
                 kinds = ("one class", "several labels")
                 raise DeitkitError(
@@ -88,7 +88,7 @@ def own_head_teacher(
     members: list[TeacherMember] = []
     for spec in parse(config.spec):
         if spec.kind == "fitted":
-            taken = load_teacher(spec.rest, config, device=device)
+            taken = read_teacher(spec.rest, config, device=device)
             if taken.card.several:
                 raise DeitkitError(
                     f"the teacher in {spec.rest} was fitted to several labels an image, and one class an "
@@ -133,24 +133,10 @@ def _fit_member(
     spec: MemberSpec, config: TeacherConfig, data: FitData, size: InputSize, device: torch.device
 ) -> TeacherMember:
     model, view = _open(spec, config, size)
-    own, several = None, data.labels.ndim == 2
-    if config.fit == "head" or (config.fit == "auto" and (config.classes is not None or not several)):
-        columns = _own_columns(model, config, data.classes, view)
-        if columns is not None:
-            own = _own_head_member(spec, model, view, config, columns, device)
-            if config.fit == "head" or config.classes is not None or len(data.labels) > _MOST_TO_COMPARE:
-                return own
-        elif config.fit == "head":
-            raise DeitkitError(
-                f"the own head of the teacher {model.name} does not know the classes "
-                f"{', '.join(data.classes[:4])}...; say which outputs they are (teacher.classes), or "
-                "leave out teacher.fit head"
-            )
-    elif config.classes is not None:
-        raise DeitkitError(
-            f"teacher.classes chooses outputs of the teacher's own head, and teacher.fit {config.fit} makes "
-            "a new one; give one of the two"
-        )
+    own = _own_head(spec, model, view, config, data, device)
+    told = config.fit == "head" or config.classes is not None
+    if own is not None and (told or len(data.labels) > _MOST_TO_COMPARE):
+        return own
     member = own or _member(spec, model, view, config, nn.Identity(), device)
     views = range(max(1, config.probe_views))
     features = torch.stack(
@@ -237,6 +223,37 @@ def _count_outputs(model: Pretrained, view: Preprocessing) -> int:
     return model.head(pooled).shape[1]
 
 
+def _own_head(
+    spec: MemberSpec,
+    model: Pretrained,
+    view: Preprocessing,
+    config: TeacherConfig,
+    data: FitData,
+    device: torch.device,
+) -> TeacherMember | None:
+    """With the model's own head, where that is asked for or may know the classes; None where it may not.
+
+    Raises DeitkitError where it is asked for and does not, and where the settings contradict each other.
+    """
+    one_class_an_image = data.labels.ndim == 1
+    if config.fit == "head" or (config.fit == "auto" and (config.classes is not None or one_class_an_image)):
+        columns = _own_columns(model, config, data.classes, view)
+        if columns is not None:
+            return _own_head_member(spec, model, view, config, columns, device)
+        if config.fit == "head":
+            raise DeitkitError(
+                f"the own head of the teacher {model.name} does not know the classes "
+                f"{', '.join(data.classes[:4])}...; say which outputs they are (teacher.classes), or "
+                "leave out teacher.fit head"
+            )
+    elif config.classes is not None:
+        raise DeitkitError(
+            f"teacher.classes chooses outputs of the teacher's own head, and teacher.fit {config.fit} makes "
+            "a new one; give one of the two"
+        )
+    return None
+
+
 def _own_head_member(
     spec: MemberSpec,
     model: Pretrained,
@@ -264,7 +281,7 @@ def _member(
     engine = choose_engine(engines_of(model, view, device), view, device, config.backend)
     maps = engine(torch.zeros(2, 3, *view.image_size))[1:]
     card = MemberCard(
-        spec=spec.settled().spec,
+        spec=spec.settled(),
         name=model.name,
         weight=spec.weight,
         preprocessing=view,

@@ -53,8 +53,12 @@ def pick_levels(strides: Sequence[float]) -> list[int]:
     """
     if 8 in strides and 16 in strides:
         return [len(strides) - 1 - list(reversed(strides)).index(stride) for stride in (8, 16)]
-    depth = len(strides)
-    return [max(depth // 2 - 1, 0), max(depth * 5 // 6 - 1, 0)]
+    return list(middle_levels(len(strides)))
+
+
+def middle_levels(depth: int) -> tuple[int, int]:
+    """Of so many levels, the indices of those half way and five sixths up."""
+    return max(depth // 2 - 1, 0), max(depth * 5 // 6 - 1, 0)
 
 
 def as_map(features: Tensor) -> Tensor:

@@ -46,13 +46,13 @@ def kept_teacher(
 ) -> Teacher:
     """The teacher in `folder`, engine included, or a new one that is kept there from now on."""
     if holds_teacher(folder):
-        return load_teacher(folder, config, device=device)
+        return read_teacher(folder, config, device=device)
     teacher = make()
     save_teacher(folder, teacher)
     return teacher
 
 
-def load_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.device) -> Teacher:
+def read_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.device) -> Teacher:
     """The teacher that `save_teacher` wrote, with the networks' weights from where they came from.
 
     Of `config` the backend counts only. Raises DeitkitError where something is missing or damaged.

@@ -35,13 +35,15 @@ class MemberSpec:
     def spec(self) -> str:
         return f"{self.kind}:{self.rest}"
 
-    def settled(self) -> MemberSpec:
-        """With its files' paths made absolute, so that the name holds in any folder."""
+    def settled(self) -> str:
+        """A name that holds in any folder: paths made absolute, a package's weights by their short name."""
         name, at, path = self.rest.partition("@")
+        short = next((s for s, (model, _) in PACKAGED.items() if model == name), None)
+        if at and short is not None and self.rest == _packaged(short):
+            return short  # on another machine, or in another environment, the package lies elsewhere
         if self.kind in ("run", "onnx", "fitted") or (self.kind == "hf" and Path(self.rest).exists()):
-            return MemberSpec(self.kind, str(Path(self.rest).resolve()), self.weight)
-        rest = f"{name}@{Path(path).resolve()}" if at else self.rest
-        return MemberSpec(self.kind, rest, self.weight)
+            return f"{self.kind}:{Path(self.rest).resolve()}"
+        return f"{self.kind}:{name}@{Path(path).resolve()}" if at else self.spec
 
 
 def parse(spec: str) -> tuple[MemberSpec, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DeitkitError
-from ..inference.engines import EXTRAS, Engine
+from ..inference.engines import CONVERTED, Engine
 from .preprocessing import Preprocessing
 
 
@@ -91,7 +91,7 @@ class TeacherMember:
         self.card, self.engine = card, engine
         self.body = body  # kept where it was fine-tuned, to be saved
         self.head = head.eval().requires_grad_(False)
-        self.on_cpu = engine.name in EXTRAS
+        self.on_cpu = engine.name in CONVERTED
 
     def with_card(self, **changes: Any) -> TeacherMember:
         """The same member with other facts on its card."""

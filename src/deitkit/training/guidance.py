@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import losses
 from ..model import DeiT, DeiTOutput
+from ..teachers.pretrained import middle_levels
 from ..teachers.teacher import TeacherAnswer
 
 _RIDGE = 1e-3  # of the tokens' mean square
@@ -25,9 +26,7 @@ class Guidance(nn.Module):
 
     def __init__(self, student: DeiT, map_channels: tuple[int, ...]):
         super().__init__()
-        depth = student.depth
-        # The shallower map guides the block half way up, the deeper one that at five sixths.
-        self.blocks = (depth // 2 - 1, depth * 5 // 6 - 1)
+        self.blocks = middle_levels(student.depth)  # the shallower map guides the lower one
         self.projections = nn.ModuleList(nn.Linear(student.embed_dim, c) for c in map_channels)
 
     def forward(self, output: DeiTOutput, answer: TeacherAnswer) -> Tensor:

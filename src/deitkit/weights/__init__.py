@@ -4,7 +4,6 @@
 it changed; `export` writes what timm, transformers and the official code load.
 """
 
-from ..positions import resize_positions
 from .exporting import Format, export
 from .fitting import load_into
 from .keys import published_keys, transformers_keys
@@ -23,7 +22,6 @@ __all__ = [
     "published_keys",
     "read",
     "read_state",
-    "resize_positions",
     "shipped_file",
     "transformers_keys",
 ]
