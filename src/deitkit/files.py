@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import DeitkitError
+
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 def refuse_occupied(out: Path, *, without: str | None = None, own: Collection[str] = ()) -> None:
@@ -33,7 +37,14 @@ def refuse_occupied(out: Path, *, without: str | None = None, own: Collection[st
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when all went well and is removed when it did not."""
+    """A path to write to, which becomes `path` when all went well and is removed when it did not.
+
+    What a killed process left of the same file goes too, once nobody has touched it for a day.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
     # Others may write the same file, and in containers several processes have one number.
     side = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
