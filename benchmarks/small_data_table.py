@@ -24,7 +24,7 @@ def main() -> None:
     tables = {path.stem: list(csv.DictReader(path.open(newline=""))) for path in sorted(FOLDER.glob("*.csv"))}
     for name, rows in tables.items():
         parts += [f"## {name}\n", *table(rows), ""]
-    reported = {name: rows for name, rows in tables.items() if not name.endswith("-inside")}
+    reported = {name: rows for name, rows in tables.items() if not name.endswith(("-inside", "-start"))}
     if reported:
         draw(reported).savefig(FOLDER / "figure.svg")
         parts.insert(1, "![top-1 of each arm and seed beside the teacher's](figure.svg)\n")
