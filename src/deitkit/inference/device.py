@@ -14,6 +14,11 @@ def settle_serving_device(name: str) -> torch.device:
     return settle_device(name)
 
 
+def fast_precision(device: torch.device) -> torch.dtype:
+    """What a network is run in where two of them are compared or one only answers: bfloat16 on CUDA."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def settle_device(name: str) -> torch.device:
     """The named device, or the best one for `auto`; raises DeitkitError where it is not there."""
     has_mps = torch.backends.mps.is_available()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import DeitkitError
 
-# Engines that run a converted graph on the CPU, in the order in which they are tried.
-CONVERTED = ("openvino", "onnxruntime")
 _EXTRA_OF = {"openvino": "cpu", "onnxruntime": "onnx"}  # of deitkit, which installs the engine
+# Engines that run a converted graph on the CPU, in the order in which they are tried.
+CONVERTED = tuple(_EXTRA_OF)
 
 
 class Engine(Protocol):

@@ -60,7 +60,7 @@ def label(
     changes = dotted(settings)
     if not (out / FILE).exists():
         # These are of a process that was stopped before it wrote the manifest.
-        refuse_occupied(out, without="labels", own={"teacher", "lock", FIRST_VIEWS})
+        refuse_occupied(out, without="labels", own={TEACHER_FOLDER, "lock", FIRST_VIEWS})
     known = read_manifest(out) if (out / FILE).exists() else None
     config = _settings(out, known, recipe, changes)
     device = settle_device(config.train.device)
@@ -145,7 +145,7 @@ def _prepare(
         manifest.refuse_other_data(out, images.fingerprint(times=False), len(images), data.classes)
         if _digest(out / TEACHER_FOLDER) != manifest.teacher_sha256:
             raise DeitkitError(
-                f"the teacher in {out / 'teacher'} is not the one that the labels there are from; "
+                f"the teacher in {out / TEACHER_FOLDER} is not the one that the labels there are from; "
                 "bring its files back, or label again into another folder"
             )
         store = LabelStore(out, manifest)

@@ -21,6 +21,7 @@ from ..evaluation.multilabel import per_class
 from ..evaluation.throughput import images_per_s
 from ..files import write_tensors
 from ..inference.choose import FastestThatAgrees, create_engine
+from ..inference.device import fast_precision
 from ..inference.engines import Engine, PyTorchEngine
 from ..inference.graph import JointClassifier
 from ..machine import describe_machine
@@ -108,7 +109,7 @@ def _fast_engine(model: DeiT, task: Task, batch: Tensor, device: torch.device) -
     """What a deployed student would run on here, as a teacher is measured on its own fastest backend."""
     graph = JointClassifier(model.eval(), MEAN, STD, task=task)
     if device.type == "cuda":  # at a teacher's precision, or the two speeds would say little
-        return PyTorchEngine(graph, device, precision=torch.bfloat16)
+        return PyTorchEngine(graph, device, precision=fast_precision(device))
     engine = create_engine(graph, model.image_size, "auto", device)
     if isinstance(engine, FastestThatAgrees):
         engine.look(batch)

@@ -140,7 +140,7 @@ def _check_teacher(config: Config) -> None:
 def begun_run(out: Path, resume: bool) -> Config | None:
     """The settings of the run that `out` holds already; None where there is none yet."""
     settings = out / "settings.json"
-    if not settings.exists() or not any((out / name).exists() for name in ("teacher", "plan.json")):
+    if not settings.exists() or not any((out / name).exists() for name in (TEACHER_FOLDER, "plan.json")):
         return None
     if not resume:
         raise DeitkitError(f"{out} holds a run already; add --resume to continue it, or choose another --out")

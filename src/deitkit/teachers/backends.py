@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import console
 from ..errors import DeitkitError
 from ..inference.choose import race
+from ..inference.device import fast_precision
 from ..inference.engines import (
     CONVERTED,
     Engine,
@@ -43,8 +44,7 @@ def engines_of(model: Pretrained, view: Preprocessing, device: torch.device) -> 
         return {name: partial(make, view) for name, make in model.engines.items()}
     assert model.body is not None
     network, size = Normalised(model.body, view.mean, view.std), view.image_size
-    precision = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pytorch = partial(PyTorchEngine, network, device, precision=precision, channels_last=True)
+    pytorch = partial(PyTorchEngine, network, device, precision=fast_precision(device), channels_last=True)
 
     def onnxruntime() -> Engine:
         outputs = len(pytorch()(torch.zeros(2, 3, *size)))
