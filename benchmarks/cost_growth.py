@@ -97,7 +97,7 @@ def help_seconds() -> float:
     times = []
     for _ in range(7):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "deitkit.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "deitkit", "--help"], check=True, stdout=subprocess.DEVNULL)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 

@@ -15,6 +15,7 @@ PACKAGE = Path(deitkit.__file__).parent
 
 # From the top down; a part may import those of lower layers only, never a neighbour of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("__main__",),
     ("cli",),
     ("study",),
     ("jobs.label", "jobs.pretrain"),
@@ -100,3 +101,8 @@ def test_loads_nothing_heavy(code: str):
     check = f"{code}\nimport sys\nfound = {heavy} & set(sys.modules)\nassert not found, found"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "deitkit", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, f"deitkit {deitkit.__version__}"), done.stderr
