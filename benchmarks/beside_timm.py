@@ -1,7 +1,7 @@
 """Accuracy against seconds: timm's own token distillation, and `deitkit train`, side by side.
 
     python benchmarks/beside_timm.py --data FOLDER --out FILE.json [--timm-epochs 8]
-        [--ours "4" "2 student.init=none"] [--image-size 128] [--seed 0]
+        [--ours "4" "2 student.init=none"] [--image-size 128] [--seeds 0 1 2]
 
 The same student (nano in patches of 16 pixels), data and teacher (EfficientNet-Lite0, of which the
 folder's classes must be ImageNet's, called by their WordNet ids). timm's side is its loader, its
@@ -10,7 +10,7 @@ cosine that ends at zero; of the lighter views (crop and mirror) and the publish
 mixup, CutMix, erasing) `--timm-views` chooses. Its seconds are those of the updates alone. Each of
 `--ours` is a whole `deitkit.train` of so many epochs with settings beside it, and its seconds are those
 of the whole job: decoding into an empty cache, fitting the teacher, training, measuring, the report.
-`share_of_timms_seconds` is of the timm run of the same call. FILE is written after each run, and one that
+`share_of_timms_seconds` is of the timm run of the same seed. FILE is written after each run, and one that
 is there already is not made again. The sides run one after the other, so nothing else may start or end on
 the machine meanwhile. The last line of stdout is JSON.
 """
@@ -155,10 +155,11 @@ def in_its_own_process(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def wanted(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    shared = {"data": str(options.data.resolve()), "size": options.image_size, "seed": options.seed}
-    yield shared | {"side": "timm", "how": f"{options.timm_epochs} {options.timm_views}"}
-    for how in options.ours:
-        yield shared | {"side": "deitkit", "how": how}
+    for seed in options.seeds:
+        shared = {"data": str(options.data.resolve()), "size": options.image_size, "seed": seed}
+        yield shared | {"side": "timm", "how": f"{options.timm_epochs} {options.timm_views}"}
+        for how in options.ours:
+            yield shared | {"side": "deitkit", "how": how}
 
 
 def key_of(one: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--timm-views", choices=["light", "published"], default="light")
     parser.add_argument("--ours", nargs="+", default=["4", "2 student.init=none"])
     parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -190,10 +191,10 @@ def main() -> None:
     if options.data is None or options.out is None:
         parser.error("give --data and --out")
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": []}
-    asked = list(wanted(options))
-    timms = key_of(asked[0])
-    for one in asked:
+    for one in wanted(options):
         key = key_of(one)
+        if one["side"] == "timm":
+            timms = key
         if any(key.items() <= run.items() for run in found["runs"]):
             continue
         run = key | in_its_own_process(one)
