@@ -5,6 +5,7 @@ python benchmarks/small_data_table.py
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
 from pathlib import Path
@@ -20,6 +21,7 @@ Rows = list[dict[str, str]]
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     parts = ["# Students on little data\n"]
     tables = {path.stem: list(csv.DictReader(path.open(newline=""))) for path in sorted(FOLDER.glob("*.csv"))}
     for name, rows in tables.items():

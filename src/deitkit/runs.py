@@ -20,6 +20,25 @@ def holds_teacher(folder: Path) -> bool:
     return (folder / TEACHER_CARD).is_file()
 
 
+def run_of_teacher(folder: Path) -> Path | None:
+    """The run that keeps the teacher in `folder` and was fitted on the same images; None of any other teacher.
+
+    Also None for a run that was stopped before it had planned its epochs, and so wrote nothing of itself yet.
+    Raises DeitkitError where what describes the run is damaged.
+    """
+    folder = folder.resolve()  # of a link, and of ".", what is around it must be seen
+    described = folder.parent / "config.json"
+    if folder.name != TEACHER_FOLDER or not described.is_file():
+        return None
+    try:
+        saved = read_json(described)
+    except ValueError:
+        raise DeitkitError(
+            f"{described}, beside the teacher, cannot be read; move the teacher elsewhere"
+        ) from None
+    return folder.parent if isinstance(saved, dict) and {"data", "student"} <= saved.keys() else None
+
+
 def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
     """The student on the CPU, and the content of `config.json`.
 

@@ -155,14 +155,17 @@ def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
     assert seen["images"] == len(paths) and "trained on are left out" in seen["notes"][0]
     for verb in (["eval", out / "teacher", pictures], ["bench", out / "teacher"]):
         assert "holds a teacher and no student" in refused(capsys, *verb)
-    run(capsys, "teacher", "fit", timm_file(tmp_path), pictures, "--out", tmp_path / "fitted", *SIZES)
+    run(capsys, "teacher", "fit", timm_file(tmp_path), pictures, "--out", tmp_path / "teacher", *SIZES)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')  # no run's, and not about the teacher
-    alone = deitkit.load_teacher(tmp_path / "fitted", device="cpu")
+    alone = deitkit.load_teacher(tmp_path / "teacher", device="cpu")
     warned = json.loads(
-        run(capsys, "teacher", "eval", tmp_path / "fitted", pictures, "--device=cpu", "--json")
+        run(capsys, "teacher", "eval", tmp_path / "teacher", pictures, "--device=cpu", "--json")
     )
     assert "may have been fitted on some of these" in warned["notes"][0]
     assert alone.classes == ("cat", "dog") and alone.predict(paths[:2])[1].label in alone.classes
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(deitkit.DeitkitError, match=r"config\.json, beside the teacher, cannot be read"):
+        deitkit.load_teacher(tmp_path / "teacher")
     with pytest.raises(deitkit.DeitkitError, match="holds no fitted teacher"):
         deitkit.load_teacher(out)
 

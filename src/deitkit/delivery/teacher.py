@@ -12,7 +12,7 @@ from ..inference.device import settle_serving_device
 from ..labels.manifest import FILE as MANIFEST
 from ..labels.manifest import read_manifest
 from ..model import probabilities_of
-from ..runs import TEACHER_FOLDER, holds_teacher, read_settings
+from ..runs import TEACHER_FOLDER, holds_teacher, read_settings, run_of_teacher
 from ..tasks import Task
 from ..teachers.saved import read_teacher
 from ..teachers.teacher import Teacher
@@ -26,7 +26,7 @@ def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:
     takes its own input size and crop (of an ensemble, the first member's). Raises DeitkitError where
     there is none.
     """
-    folder = Path(folder).resolve()  # of a link, and of ".", what is around it must be seen
+    folder = Path(folder).resolve()
     if not holds_teacher(folder):
         raise DeitkitError(f"{folder} holds no fitted teacher; give RUN/teacher of a run that kept one")
     where = settle_serving_device(device)
@@ -47,15 +47,14 @@ def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:
 def _measured_view(folder: Path) -> tuple[tuple[int, int], float] | None:
     """Height and width, and crop, of the validation views of what keeps the teacher in `folder`."""
     keeper = folder.parent
-    if folder.name != TEACHER_FOLDER:
-        return None
-    if (keeper / MANIFEST).exists():
+    if folder.name == TEACHER_FOLDER and (keeper / MANIFEST).exists():
         config = read_manifest(keeper).config
         assert config.student.image_size is not None, "a manifest's settings are settled"
         return config.student.image_size, config.data.eval_crop
-    if not (keeper / "config.json").exists():  # a run that has not planned its epochs yet
+    run = run_of_teacher(folder)
+    if run is None:
         return None
-    view = read_settings(keeper)["preprocessing"]
+    view = read_settings(run)["preprocessing"]
     return tuple(view["image_size"]), view["crop"]
 
 

@@ -23,7 +23,7 @@ from ..errors import DeitkitError
 from ..evaluation.metrics import top_k, wilson_interval
 from ..evaluation.throughput import images_per_s
 from ..inference.device import settle_device
-from ..runs import TEACHER_FOLDER
+from ..runs import run_of_teacher
 from ..teachers.fit import own_head_teacher
 from ..teachers.spec import check_spec, parse
 from ..teachers.teacher import Teacher, TeacherMember
@@ -100,9 +100,9 @@ def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:
     for member in parse(spec):
         if member.kind != "fitted":
             continue
-        folder = Path(member.rest).resolve()
-        if folder.name == TEACHER_FOLDER and (folder.parent / "config.json").exists():
-            return without_training_images(folder.parent, images)
+        run = run_of_teacher(Path(member.rest))
+        if run is not None:
+            return without_training_images(run, images)
         return images, [f"{member.rest} may have been fitted on some of these images."]
     return images, []
 

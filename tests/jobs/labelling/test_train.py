@@ -1,107 +1,20 @@
-"""One pass of a teacher, many students: the same weights as under the live teacher, or a refusal."""
+"""Students of stored labels: the same weights as under the live teacher, or a refusal."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import deitkit
-from deitkit import DeitkitError, files
-from deitkit.jobs import results
-from deitkit.jobs import train as job
-from deitkit.labels.store import open_labels
+from deitkit import DeitkitError
 from deitkit.training import loop
 from tests.conftest import write_pictures
-
-# Every kind of randomness that a view or a student can have.
-VIEWS = {
-    "student.image_size": 16,
-    "train.batch_size": 8,
-    "train.micro_batch_size": 3,
-    "data.repeats": 3,
-    "augment.mixup": 0.8,
-    "augment.cutmix": 1.0,
-    "augment.randaugment_ops": 2,
-    "augment.erasing": 0.25,
-    "train.device": "cpu",
-}
-STUDENT = {
-    "student.init": "none",
-    "student.patch_size": 8,
-    "student.drop_path_rate": 0.2,
-    "train.micro_batch_size": 3,
-    "optim.lr": 1e-2,
-    "distillation.alpha_until": 1.0,
-}
-EPOCHS = 3
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    """Pictures of three classes, and a small convnet's weights as the teacher."""
-    folder = tmp_path_factory.mktemp("labelling")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_efficientnet").state_dict(), folder / "teacher.safetensors")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEITKIT_CACHE", str(folder / "cache"))
-        write_pictures(folder / "pictures", ("cat", "dog", "bird"))
-        yield folder
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(stage, own_cache, monkeypatch):
-    monkeypatch.setenv("DEITKIT_CACHE", str(stage / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Without what takes long and is tested elsewhere."""
-    monkeypatch.setattr(results, "images_per_s", lambda run, images: 1.0)
-    monkeypatch.setattr(job, "write_report", lambda folder: None)
-
-
-def taught(stage: Path) -> dict:
-    return {
-        "teacher.spec": f"timm:test_efficientnet@{stage / 'teacher.safetensors'}",
-        "teacher.image_size": 32,
-        "teacher.probe_views": 1,
-        "teacher.backend": "pytorch",
-    }
-
-
-def label(stage: Path, out: Path, epochs: int = EPOCHS, **more):
-    return deitkit.label(stage / "pictures", out, epochs=epochs, **VIEWS, **taught(stage), **more)
-
-
-def train(stage: Path, out: Path, **settings) -> dict[str, torch.Tensor]:
-    """The weights after the last update, not the better of two."""
-    deitkit.train(stage / "pictures", out, **STUDENT | settings)
-    last = sorted((out / "checkpoints").glob("*.safetensors"))[-1]
-    return {k: v for k, v in load_file(last).items() if k.startswith("model.")}
-
-
-@pytest.fixture(scope="module")
-def soft(stage) -> Path:
-    label(stage, stage / "soft")
-    return stage / "soft"
-
-
-@pytest.fixture(scope="module")
-def hard(stage) -> Path:
-    label(stage, stage / "hard", hard=True)
-    return stage / "hard"
+from tests.jobs.labelling.conftest import EPOCHS, STUDENT, VIEWS, label, taught, train
 
 
 def live(stage: Path, out: Path, mode: str) -> dict[str, torch.Tensor]:
@@ -127,14 +40,6 @@ def test_labels_serve_as_many_epochs_as_read_them(stage, tmp_path, soft):
     assert all(torch.equal(found[k], v) for k, v in expected.items())
     with pytest.raises(DeitkitError, match=rf"the first 4 of {2 * EPOCHS + 1} .* --epochs 4"):
         train(stage, tmp_path / "more", **stored | settings | {"train.epochs": 2 * EPOCHS + 1})
-
-
-def test_smaller_views_at_first_need_a_live_teacher(stage, tmp_path, soft):
-    settings = VIEWS | {"train.start_size": 8, "student.patch_size": 8}
-    with pytest.raises(DeitkitError, match=r"train\.start_size needs a live teacher"):
-        train(stage, tmp_path / "stored", **{"teacher.labels": str(soft), "train.start_size": 8})
-    with pytest.raises(DeitkitError, match=r"train\.start_size needs a live teacher"):
-        deitkit.label(stage / "pictures", tmp_path / "labels", epochs=1, **settings | taught(stage))
 
 
 def test_images_without_labels_are_answered_too(stage, tmp_path):
@@ -207,102 +112,6 @@ def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 
 
-def shards(folder: Path) -> dict[str, list]:
-    """The rows of every shard, checked."""
-    if not (folder / "manifest.json").exists():
-        return {}
-    store = open_labels(folder)
-    places = [place for place in store.places(10) if store.path(place).exists()]
-    return {store.path(place).name: store.read(place).tolist() for place in places}
-
-
-def test_appended_is_labelled_at_once(stage, tmp_path, soft):
-    label(stage, tmp_path / "grown", epochs=1)
-    deitkit.label(stage / "pictures", tmp_path / "grown", epochs=EPOCHS)  # all else is remembered
-    assert shards(tmp_path / "grown") == shards(soft)
-
-
-def test_fewer_epochs_leave_all_there(stage, soft):
-    before = shards(soft)
-    assert label(stage, soft, epochs=1).epochs() == EPOCHS
-    assert shards(soft) == before
-
-
-# Labels as the command line does, slowly enough to share the epochs; dies at the write after so many.
-CHILD = """
-import os, signal, sys, time, json
-import deitkit
-from deitkit.labels.store import LabelStore
-write, left = LabelStore.write, int(sys.argv[4])
-def slow(*arguments):
-    global left
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    time.sleep(0.6)
-    write(*arguments)
-LabelStore.write = slow
-deitkit.label(sys.argv[1], sys.argv[2], epochs=3, **json.loads(sys.argv[3]))
-"""
-
-
-def start(stage: Path, out: Path, whole_writes: int) -> subprocess.Popen[bytes]:
-    settings = json.dumps(VIEWS | taught(stage))
-    command = [sys.executable, "-c", CHILD, str(stage / "pictures"), str(out), settings, str(whole_writes)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
-
-
-def test_killed_and_gone_on(stage, tmp_path, soft):
-    assert start(stage, tmp_path / "killed", whole_writes=1).wait() == -signal.SIGKILL
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("epoch-*.safetensors")}
-    assert len(kept) == 1
-    label(stage, tmp_path / "killed")
-    assert all(p.stat().st_mtime_ns == written for p, written in kept.items())
-    assert shards(tmp_path / "killed") == shards(soft)
-
-
-@pytest.mark.slow
-def test_processes_share_the_work(stage, tmp_path, soft):
-    children = [start(stage, tmp_path / "shared", EPOCHS) for _ in range(3)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0, 0]
-    assert shards(tmp_path / "shared") == shards(soft)
-
-
-def test_killed_before_the_manifest(stage, tmp_path, soft):
-    """A teacher that was fitted under settings nobody knows any more is fitted again."""
-    out = tmp_path / "early"
-    shutil.copytree(soft / "teacher", out / "teacher")
-    (out / "teacher" / "teacher.json").write_text("{")
-    label(stage, out)
-    assert shards(out) == shards(soft)
-
-
-def test_full_disk_half_way(stage, tmp_path, soft, monkeypatch):
-    real, written = files.save_file, []
-
-    def full(tensors, path, metadata):
-        written.append(path)
-        if sum("epoch-" in p.name for p in written) == 2:
-            raise SafetensorError(f"Error: I/O error: {os.strerror(errno.ENOSPC)} (os error {errno.ENOSPC})")
-        real(tensors, path, metadata)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", full)
-        with pytest.raises(DeitkitError, match=r"the 1 whole epochs there are safe.*same command"):
-            label(stage, tmp_path / "full")
-    assert shards(tmp_path / "full").items() < shards(soft).items()
-    label(stage, tmp_path / "full")
-    assert shards(tmp_path / "full") == shards(soft)
-
-
-def test_too_little_space_is_said_first(stage, tmp_path, soft, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(DeitkitError, match="are free"):
-        label(stage, tmp_path / "small", epochs=1000)
-    assert not shards(tmp_path / "small")
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -323,20 +132,6 @@ def test_what_the_labels_cannot_serve_is_refused(stage, tmp_path, soft, settings
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_inside_out_is_not_written_over(stage, tmp_path):
-    write = tmp_path / "work" / "teacher"
-    write.mkdir(parents=True)
-    (write / "teacher.json").write_text("{}")
-    with pytest.raises(DeitkitError, match="lies inside --out"):
-        deitkit.label(stage / "pictures", tmp_path / "work", epochs=1, **VIEWS | {"teacher.spec": str(write)})
-    assert (write / "teacher.json").exists()
-
-
-def test_labels_that_no_epoch_would_read_are_not_made(stage, tmp_path):
-    with pytest.raises(DeitkitError, match="no answer would ever be read"):
-        label(stage, tmp_path / "labels", **{"distillation.alpha_until": 0})
-
-
 def test_a_table_is_no_stored_answers(stage, tmp_path):
     (tmp_path / "labels.csv").write_text("path,labels\n")
     for path in (tmp_path, tmp_path / "labels.csv"):
@@ -351,13 +146,6 @@ def test_labels_of_no_whole_epoch_say_how_to_append(stage, tmp_path, soft):
     for asked in ({}, {"train.epochs": "auto"}):
         with pytest.raises(DeitkitError, match=r"holds labels for 0 whole epochs.*--epochs 1"):
             train(stage, tmp_path / "run", **{"teacher.labels": str(tmp_path / "labels")}, **asked)
-
-
-def test_the_same_command_again_is_no_other_setting(stage, tmp_path):
-    as_typed = VIEWS | {"train.batch_size": 1024, "student.image_size": "auto"}
-    for _ in range(2):
-        store = deitkit.label(stage / "pictures", tmp_path / "labels", epochs=1, **as_typed | taught(stage))
-    assert store.epochs() == 1 and store.manifest.config.train.batch_size < 1024
 
 
 def test_hard_labels_for_a_soft_loss_are_refused(stage, tmp_path, hard):
@@ -407,47 +195,6 @@ def test_a_damaged_store_is_refused_before_training(stage, tmp_path, soft):
     last.write_bytes(last.read_bytes()[:-3])
     with pytest.raises(DeitkitError, match=last.name):
         train(stage, tmp_path / "run", **{"teacher.labels": str(labels)})
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ({"train.seed": 1}, "train.seed 0, and 1"),
-        ({"recipe": "deit-distilled", "student.image_size": 16}, "augment.crop_scale"),
-        ({"hard": True}, "top-3 labels, and hard"),
-        ({"top_k": 2}, "top-3 labels, and top-2"),
-        ({"top_k": 2, "hard": True}, "give one of them"),
-        ({"teacher.spec": "none"}, "teacher.spec timm:.*, and none"),
-    ],
-)
-def test_labels_are_not_mixed(stage, soft, more, words):
-    before = shards(soft)
-    with pytest.raises(DeitkitError, match=words):
-        deitkit.label(stage / "pictures", soft, epochs=EPOCHS + 1, **more)
-    assert shards(soft) == before
-
-
-def test_another_teacher_in_the_folder_is_refused(stage, tmp_path, soft):
-    shutil.copytree(soft, tmp_path / "labels")
-    head = load_file(tmp_path / "labels" / "teacher" / "teacher.safetensors")
-    changed = {k: v + 1 for k, v in head.items()}
-    save_file(changed, tmp_path / "labels" / "teacher" / "teacher.safetensors")
-    with pytest.raises(DeitkitError, match="is not the one"):
-        deitkit.label(stage / "pictures", tmp_path / "labels", epochs=EPOCHS + 1)
-
-
-def test_labels_need_a_teacher(stage, tmp_path):
-    for settings in ({"teacher.spec": "none"}, {"distillation.mode": "none"}):
-        with pytest.raises(DeitkitError, match="need a live teacher"):
-            deitkit.label(stage / "pictures", tmp_path / "labels", epochs=1, **settings)
-
-
-def test_a_folder_with_other_things_is_left_alone(stage, tmp_path):
-    (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(DeitkitError, match="is not empty"):
-        label(stage, tmp_path)
-    with pytest.raises(DeitkitError, match="is a file"):
-        label(stage, tmp_path / "thesis.txt")
 
 
 @pytest.mark.slow
