@@ -22,7 +22,10 @@ fi
 part() {
   local name=$1 limit=$2
   shift 2
-  if ! timeout "$limit" "$python" "$@" >"$here/$name.out" 2>"$here/$name.err"; then
+  local status=0
+  timeout "$limit" "$python" "$@" >"$here/$name.out" 2>"$here/$name.err" || status=$?
+  if ((status)); then
+    if ((status == 124)); then echo "ran longer than $limit s" >>"$here/$name.err"; fi
     tail -n 5 "$here/$name.err" >&2
     "$python" -c 'import json, sys; print(json.dumps({"failed": sys.stdin.read()[-2000:]}))' \
       <"$here/$name.err" >"$here/$name.out"

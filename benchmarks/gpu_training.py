@@ -151,6 +151,7 @@ def main() -> None:
     found = {
         "benchmark": "gpu-training",
         "matrix_tflops": tflops,
+        "forward_gflops": {n: forward_flops(n, options.size) / 1e9 for n in ("tiny", "small", "base")},
         "synthetic": {name: synthetic(name, options, tflops) for name in names},
         "teacher": {"name": options.teacher, "images_per_s": teacher_images_per_s(options)},
         "loop": {names[0]: {"images_per_s": loop_images_per_s(names[0], options)}},

@@ -22,7 +22,7 @@ PUBLISHED = [
 ]
 GOAL_INFERENCE, GOAL_LOGITS, GOAL_HELP = 0.97, 1e-3, 0.3
 GOAL_MERGED, GOAL_MERGED_LOSS = 1.6, 0.5  # times, points of top-1
-GOAL_GPU_TRAINING, GOAL_GPU_LOOP = 0.45, 0.9
+GOAL_GPU_TRAINING, GOAL_GPU_LOOP, GOAL_GPU_INFERENCE = 0.45, 0.9, 0.4
 GOAL_TRAINING = {"nano": 2.0, "tiny": 1.4}  # with the teacher, over timm; by student
 GOAL_WITHOUT_TEACHER, GOAL_FIRST_EPOCH = 1.15, 1.3
 GOAL_SHARE_OF_TIMMS_SECONDS = 1 / 3  # for timm's full accuracy
@@ -277,7 +277,7 @@ def gpu(found: dict[str, Any]) -> Iterator[str]:
     yield "## One GPU"
     for name in ("training", "inference"):
         if "failed" in found[name]:
-            yield f"{name}: not measured: `{found[name]['failed'].splitlines()[-1:]}`"
+            yield f"{name}: not measured: `{found[name]['failed'].splitlines()[-1]}`"
     if "failed" not in found["training"]:
         training = found["training"]
         yield source(training)
@@ -297,6 +297,30 @@ def gpu(found: dict[str, Any]) -> Iterator[str]:
             yield f"Whole loop with JPEGs, {name}: {speed} ({state})."
     if "failed" not in found["inference"]:
         yield from inference(found["inference"])
+    if all("failed" not in found[name] for name in ("training", "inference")):
+        yield from gpu_inference_share(found["training"], found["inference"])
+
+
+def gpu_inference_share(training: dict[str, Any], inference: dict[str, Any]) -> Iterator[str]:
+    """What each model's fastest forward passes reach of the matrix rate."""
+    rows = []
+    for name, model in inference["models"].items():
+        speed = max(r["images_per_s"] for r in model["rows"] if r["side"].startswith("deitkit"))
+        share = speed * training["forward_gflops"][name] / (1000 * training["matrix_tflops"])
+        rows.append([name, f"{speed:.0f}", f"{100 * share:.0f} %", verdict(share, GOAL_GPU_INFERENCE)])
+    goal = f"{100 * GOAL_GPU_INFERENCE:.0f} %"
+    yield table(["forward passes", "images/s", "of the matrix rate", goal], rows)
+
+
+def gpu_not_measured() -> Iterator[str]:
+    yield "## One GPU"
+    goals = [
+        ["small and base, distilled training", f"{GOAL_GPU_TRAINING:.0%} of the measured bf16 matrix rate"],
+        ["whole loop with JPEGs", f"at least {GOAL_GPU_LOOP}x the rate on synthetic images"],
+        ["base at 224 px, inference", f"{GOAL_GPU_INFERENCE:.0%} of the measured matrix rate"],
+    ]
+    reason = "not measured: no GPU was at hand (`benchmarks/gpu.sh`)"
+    yield table(["what", "goal", "measured"], [[*goal, reason] for goal in goals])
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
@@ -317,14 +341,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     parts = ["# Performance", "Made by `python benchmarks/performance.py` from the JSON files beside it."]
+    on_gpu = False
     for path in sorted(options.results.rglob("*.json")):
         found = json.loads(path.read_text())
         section = SECTIONS.get(found.get("benchmark", path.stem)) if isinstance(found, dict) else None
         if section is not None:
+            on_gpu |= section is gpu
             parts += section(found)
             for picture in (path.with_suffix(end) for end in (".png", ".svg")):
                 if picture.exists():
                     parts.append(f"![{path.stem}]({picture.relative_to(options.results)})")
+    parts += [] if on_gpu else gpu_not_measured()
     parts += [*accuracy_against_throughput(options.results), *published()]
     (options.results / "performance.md").write_text("\n\n".join(parts) + "\n")
     print(options.results / "performance.md")

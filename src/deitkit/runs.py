@@ -21,7 +21,7 @@ def holds_teacher(folder: Path) -> bool:
 
 
 def run_of_teacher(folder: Path) -> Path | None:
-    """The run that keeps the teacher in `folder` and was fitted on the same images; None of any other teacher.
+    """The run that keeps the teacher in `folder`, fitted on the same images; None of any other teacher.
 
     Also None for a run that was stopped before it had planned its epochs, and so wrote nothing of itself yet.
     Raises DeitkitError where what describes the run is damaged.
