@@ -26,7 +26,7 @@ def load_teacher(folder: str | Path, device: str = "auto") -> PictureClassifier:
     takes its own input size and crop (of an ensemble, the first member's). Raises DeitkitError where
     there is none.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder).resolve()  # of a link, and of ".", what is around it must be seen
     if not holds_teacher(folder):
         raise DeitkitError(f"{folder} holds no fitted teacher; give RUN/teacher of a run that kept one")
     where = settle_serving_device(device)
