@@ -25,7 +25,11 @@ part() {
   local status=0
   timeout "$limit" "$python" "$@" >"$here/$name.out" 2>"$here/$name.err" || status=$?
   if ((status)); then
-    if ((status == 124)); then echo "ran longer than $limit s" >>"$here/$name.err"; fi
+    if ((status == 124)); then
+      echo "ran longer than $limit s" >>"$here/$name.err"
+    elif [[ ! -s $here/$name.err ]]; then
+      echo "ended with status $status" >"$here/$name.err"
+    fi
     tail -n 5 "$here/$name.err" >&2
     "$python" -c 'import json, sys; print(json.dumps({"failed": sys.stdin.read()[-2000:]}))' \
       <"$here/$name.err" >"$here/$name.out"

@@ -307,7 +307,8 @@ def gpu_inference_share(training: dict[str, Any], inference: dict[str, Any]) -> 
     for name, model in inference["models"].items():
         speed = max(r["images_per_s"] for r in model["rows"] if r["side"].startswith("deitkit"))
         share = speed * training["forward_gflops"][name] / (1000 * training["matrix_tflops"])
-        rows.append([name, f"{speed:.0f}", f"{100 * share:.0f} %", verdict(share, GOAL_GPU_INFERENCE)])
+        state = verdict(share, GOAL_GPU_INFERENCE) if name == "base" else ""  # the goal is base's alone
+        rows.append([name, f"{speed:.0f}", f"{100 * share:.0f} %", state])
     goal = f"{100 * GOAL_GPU_INFERENCE:.0f} %"
     yield table(["forward passes", "images/s", "of the matrix rate", goal], rows)
 
@@ -315,9 +316,12 @@ def gpu_inference_share(training: dict[str, Any], inference: dict[str, Any]) -> 
 def gpu_not_measured() -> Iterator[str]:
     yield "## One GPU"
     goals = [
-        ["small and base, distilled training", f"{GOAL_GPU_TRAINING:.0%} of the measured bf16 matrix rate"],
+        [
+            "small and base, distilled training",
+            f"{100 * GOAL_GPU_TRAINING:.0f} % of the measured bf16 matrix rate",
+        ],
         ["whole loop with JPEGs", f"at least {GOAL_GPU_LOOP}x the rate on synthetic images"],
-        ["base at 224 px, inference", f"{GOAL_GPU_INFERENCE:.0%} of the measured matrix rate"],
+        ["base at 224 px, inference", f"{100 * GOAL_GPU_INFERENCE:.0f} % of the measured matrix rate"],
     ]
     reason = "not measured: no GPU was at hand (`benchmarks/gpu.sh`)"
     yield table(["what", "goal", "measured"], [[*goal, reason] for goal in goals])
