@@ -149,8 +149,10 @@ def our_run(data: Path, how: str, size: int, seed: int) -> dict[str, Any]:
 
 def in_its_own_process(one: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, __file__, "--one", json.dumps(one)], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, __file__, "--one", json.dumps(one)], stdout=subprocess.PIPE, text=True
     )
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
 
 
