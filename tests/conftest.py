@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -111,7 +112,9 @@ def as_user() -> Iterator[Path]:
         pytest.skip("rights of this kind are POSIX's")
     folder, own = Path(tempfile.mkdtemp()), os.geteuid()
     if own == 0:
-        Image.init()  # Pillow's modules may lie where only root can read
+        # What is imported at its first use may lie where only root can read.
+        Image.init()
+        importlib.import_module("numpy.random")
         os.chown(folder, 65534, -1)
         os.seteuid(65534)
     try:

@@ -113,28 +113,35 @@ def test_nothing_held_out(pictures, tmp_path, capsys, split):
     assert "data.val_fraction is 0" in train(capsys, pictures, tmp_path / "run", *more)
 
 
-def test_folder_without_the_right_to_read(as_user, capsys):
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """What `train` imports at its first use has been, while root can still read it."""
+    folder = tmp_path_factory.mktemp("imported")
+    main(["train", str(write_pictures(folder / "d")), "--out", str(folder / "run"), *TINY])
+
+
+def test_folder_without_the_right_to_read(imported, as_user, capsys):
     data = write_pictures(as_user / "d")
     (data / "cat").chmod(0)
     sentence = train(capsys, data, as_user / "run")
     assert "cannot be read" in sentence and "check its rights" in sentence
 
 
-def test_files_without_the_right_to_read(as_user, capsys, monkeypatch):
+def test_files_without_the_right_to_read(imported, as_user, capsys, monkeypatch):
     monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "cache"))
     data = write_pictures(as_user / "d")
     (data / "cat" / "0.png").chmod(0)
     assert "0.png (no right to read the file)" in train(capsys, data, as_user / "run")
 
 
-def test_output_without_the_right_to_write(as_user, capsys, monkeypatch):
+def test_output_without_the_right_to_write(imported, as_user, capsys, monkeypatch):
     monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "cache"))
     data = write_pictures(as_user / "d")
     (as_user / "locked").mkdir(mode=0o500)
     assert "cannot write" in train(capsys, data, as_user / "locked" / "run")
 
 
-def test_cache_without_the_right_to_write(as_user, capsys, monkeypatch):
+def test_cache_without_the_right_to_write(imported, as_user, capsys, monkeypatch):
     (as_user / "locked").mkdir(mode=0o500)
     monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "locked" / "cache"))
     assert "DEITKIT_CACHE" in train(capsys, write_pictures(as_user / "d"), as_user / "run")

@@ -247,7 +247,8 @@ def _find_field(key: str) -> tuple[str, str, Any]:
     if not section:  # of a bare name, as of --set epochz=3, only the name can be near
         by_name = {k.partition(".")[2]: k for k in known}
         meant = by_name.get(nearest(key, by_name) or "", key)
-    raise DeitkitError(f"there is no setting {key!r}{did_you_mean(meant, known)}")
+    hint = did_you_mean(meant, known) or "; deitkit recipes small-data prints all settings"
+    raise DeitkitError(f"there is no setting {key!r}{hint}")
 
 
 def _parse(key: str, value: Any, hint: Any) -> Any:

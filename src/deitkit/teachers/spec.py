@@ -99,8 +99,8 @@ def parse_member(text: str, weight: float = 1.0, of: str = "") -> MemberSpec:
 
 def syntaxes() -> str:
     """All ways to name a teacher, as the user writes them."""
-    kinds = "timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, run:RUN, python:MODULE:FUNCTION"
-    return f"auto, {', '.join(PACKAGED)}, {kinds}, or a folder with a fitted teacher"
+    ways = ["auto", *PACKAGED, *(kind(name).SYNTAX for name in NAMES)]
+    return f"{', '.join(ways)}, or a folder with a fitted teacher"
 
 
 def _packaged(name: str) -> str:
