@@ -10,6 +10,7 @@ import csv
 import statistics
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from deitkit.study.summary import mean_and_spread
@@ -68,7 +69,9 @@ def speed(runs: Rows) -> str:
 
 
 def draw(tables: dict[str, Rows]) -> Figure:
-    """A panel a data set: a dot for each seed of each arm, a line for the teacher."""
+    """A panel a data set: a dot for each seed of each arm, of one colour in all; a line for the teacher."""
+    known = dict.fromkeys(row["arm"] for rows in tables.values() for row in rows)
+    colour = dict(zip(known, colormaps["tab20"].colors, strict=False))
     columns = min(len(tables), _COLUMNS)
     lines = -(-len(tables) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.2 * lines), layout="constrained")
@@ -77,15 +80,15 @@ def draw(tables: dict[str, Rows]) -> Figure:
         unused.set_axis_off()
     for axes, (name, rows) in zip(panels, tables.items(), strict=False):
         arms = by_arm(rows)
-        for place, runs in enumerate(arms.values()):
+        for place, (arm, runs) in enumerate(arms.items()):
             tops = [float(run["student"]) for run in runs]
-            axes.plot(tops, [place] * len(tops), "o", alpha=0.7)
+            axes.plot(tops, [place] * len(tops), "o", color=colour[arm], alpha=0.7)
         teachers = {row["teacher"] for row in rows if row["teacher"]}
         for top in teachers:
             axes.axvline(float(top), color="black", linestyle=":", linewidth=1)
         axes.set_yticks(range(len(arms)), arms)
         axes.invert_yaxis()
-        axes.set_title(f"{name} ({rows[0]['train_images']} images)", fontsize=10)
+        axes.set_title(f"{name}\n{rows[0]['train_images']} images", fontsize=10)
         axes.set_xlabel("top-1, %; dotted: teacher", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
     return figure
