@@ -1,7 +1,7 @@
 """Accuracy against seconds: timm's own token distillation, and `deitkit train`, side by side.
 
     python benchmarks/beside_timm.py --data FOLDER --out FILE.json [--timm-epochs 8]
-        [--ours "4" "2 student.init=none"] [--image-size 128] [--seeds 0 1 2]
+        [--ours "4" "2 student.initial_weights=none"] [--image-size 128] [--seeds 0 1 2]
 
 The same student (nano in patches of 16 pixels), data and teacher (EfficientNet-Lite0, of which the
 folder's classes must be ImageNet's, called by their WordNet ids). timm's side is its loader, its
@@ -38,7 +38,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import deitkit
-from deitkit.files import write_json
+from deitkit.io import write_json
 from deitkit.teachers.classes import recognise
 from provenance import provenance
 from train_throughput import BATCH, lite0, timm_loader, timm_mixup, timm_student
@@ -102,7 +102,7 @@ def timm_run(data: Path, epochs: int, views: str, size: int, seed: int) -> dict[
 
 @torch.no_grad()
 def accuracy(student: nn.Module, data: Path, size: int) -> float:
-    """Top-1 in % on the folder's val/, whole pictures at `size` pixels."""
+    """Top-1 in % on the folder's val/, whole images at `size` pixels."""
     loader = create_loader(
         create_dataset("", root=str(data), split="val"),
         input_size=(3, size, size),
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--timm-epochs", type=int, default=8)
     parser.add_argument("--timm-views", choices=["light", "published"], default="light")
-    parser.add_argument("--ours", nargs="+", default=["4", "2 student.init=none"])
+    parser.add_argument("--ours", nargs="+", default=["4", "2 student.initial_weights=none"])
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--one", help=argparse.SUPPRESS)

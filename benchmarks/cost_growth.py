@@ -3,7 +3,7 @@
     python benchmarks/cost_growth.py [--images 1000,3000,10000] [--classes 10,100,1000] [--files 200000]
         [--batches 8,16,32,64] [--sizes 64,128,224] [--out results/throughput/cost-growth]
 
-Generated pictures, a nano student without a teacher. Each memory point is a process of its own. Writes
+Generated images, a nano student without a teacher. Each memory point is a process of its own. Writes
 OUT.json and OUT.png; the last line of stdout is the JSON. `exponent` is the slope of a straight line
 through the logarithms: 1 is linear, 0 is no growth.
 """
@@ -27,11 +27,11 @@ from PIL import Image
 
 from deitkit.data.folder import scan
 from deitkit.evaluation.latency import peak_memory_mb
-from deitkit.jobs.train import train
-from deitkit.model import create_model
+from deitkit.models.deit import create_model
+from deitkit.training.run import train
 from provenance import provenance
 
-SIDE = 40  # pixels of a generated picture
+SIDE = 40  # pixels of a generated image
 
 
 def write_images(folder: Path, images: int, classes: int) -> Path:

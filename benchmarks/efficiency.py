@@ -44,7 +44,7 @@ def arms(start_size: str) -> dict[str, dict[str, Any]]:
         "patch dropping": dropping,
         "both": progressive | dropping,
         "stochastic depth": {"student.drop_path_rate": 0.3},
-        "teacher to the end": {"distillation.alpha_until": 1.0, "distillation.guidance_until": 1.0},
+        "teacher to the end": {"distillation.distill_until": 1.0, "distillation.feature_until": 1.0},
     }
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     shared = {
         "student.image_size": options.image_size,
         "student.patch_size": options.patch_size,
-        "student.init": "none",
+        "student.initial_weights": "none",
         "data.split_seed": 0,
         "train.epochs": options.epochs,
     } | dict(item.split("=", 1) for item in options.set)

@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cost_growth import write_images
 from deitkit.evaluation.throughput import wait_for_device
-from deitkit.jobs.train import train
-from deitkit.model import create_model
+from deitkit.models.deit import create_model
+from deitkit.training.run import train
 from provenance import provenance
 
 CLASSES = 1000

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from deitkit.evaluation.turns import serve, take_turns
-from deitkit.inference.engines import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine, to_openvino
+from deitkit.inference.backends import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine, to_openvino
 from deitkit.inference.onnx_graph import to_onnx
-from deitkit.merging import TokenMerging
-from deitkit.model import DeiT, create_model, joint_logits
+from deitkit.models.deit import DeiT, create_model, joint_logits
+from deitkit.models.token_merging import TokenMerging
 from provenance import provenance
 
 SIZE = 224

@@ -30,19 +30,19 @@ import torch
 import deitkit
 from deitkit import recipes
 from deitkit.config import Config
-from deitkit.jobs.measuring import normalise
-from deitkit.jobs.opening import Data, find_splits, open_data
-from deitkit.jobs.student import build_model, choose_student
-from deitkit.jobs.teaching import training_views
-from deitkit.labels.codec import make_codec
-from deitkit.labels.manifest import fixed_settings
-from deitkit.labels.store import SHARD_VIEWS, LabelStore
-from deitkit.teachers.backends import choose_engine, engines_of
-from deitkit.teachers.kinds.timm import TimmBody
-from deitkit.teachers.preprocessing import Preprocessing
+from deitkit.data.dataset import Dataset, find_splits, open_data
+from deitkit.evaluation.measuring import normalise
+from deitkit.preprocessing import Preprocessing
+from deitkit.soft_labels.codec import make_codec
+from deitkit.soft_labels.manifest import fixed_settings
+from deitkit.soft_labels.store import SHARD_VIEWS, SoftLabelStore
+from deitkit.teachers.fast_backbone import choose_engine, engines_of
+from deitkit.teachers.prepare import training_views
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.saved import read_teacher
-from deitkit.training.loop import Trainer
+from deitkit.teachers.sources.timm_model import TimmBody
+from deitkit.training.student import build_model, choose_student
+from deitkit.training.trainer import Trainer
 from provenance import provenance
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ STUDENTS = [
     ("nano, hard", "deit-distilled", {"student.name": "nano"}),
     ("tiny, hard", "deit-distilled", {"student.name": "tiny"}),
 ]
-TO_THE_END = {"distillation.alpha_until": 1.0}  # the teacher answers in every epoch, on both sides
+TO_THE_END = {"distillation.distill_until": 1.0}  # the teacher answers in every epoch, on both sides
 HEADER_BYTES = 300  # of a shard, rounded up
 
 
@@ -62,7 +62,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     return round(time.perf_counter() - started, 2), done
 
 
-def sweep(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], LabelStore]:
+def sweep(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], SoftLabelStore]:
     """Seconds of every job on both sides, and each student's accuracy."""
     asked = {
         "student.image_size": options.image_size,
@@ -76,11 +76,11 @@ def sweep(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], La
     for name, recipe, student in STUDENTS:
         # The deit recipe's patches are for 224 pixels; both students get what the data asks for.
         common = student | TO_THE_END | {"student.patch_size": max(4, options.image_size // 8)}
-        labels = {"teacher.labels": str(store.folder), "train.device": "cpu"}
+        labels = {"teacher.soft_labels": str(store.folder), "train.device": "cpu"}
         views = fixed_settings(store.manifest) | {"train.epochs": options.epochs, "train.device": "cpu"}
         sides = {}
         for side, settings in (
-            ("live", views | {"distillation.guidance": 0}),
+            ("live", views | {"distillation.feature_weight": 0}),
             ("stored", labels),
         ):
             out = folder / f"{name}-{side}"
@@ -114,13 +114,13 @@ def print_sweep(found: dict[str, Any]) -> None:
     print(f"{'together':24}{totals}   {found['saving']:.2f}x", file=sys.stderr)
 
 
-def opened(config: Config, data: Path) -> tuple[Config, Data]:
+def opened(config: Config, data: Path) -> tuple[Config, Dataset]:
     splits = find_splits(data, config)
     config, _ = choose_student(config, splits, CPU)
     return config, open_data(splits, config)
 
 
-def trainer_of(config: Config, data: Data, folder: Path, **source: Any) -> Trainer:
+def trainer_of(config: Config, data: Dataset, folder: Path, **source: Any) -> Trainer:
     distilled = "teacher" in source or "stored_labels" in source
     mode = config.distillation.mode if distilled else "none"
     config = replace(config, distillation=replace(config.distillation, mode=mode, guidance=0.0))
@@ -138,16 +138,16 @@ def trainer_of(config: Config, data: Data, folder: Path, **source: Any) -> Train
     )
 
 
-def loop_speeds(store: LabelStore, data: Path, rounds: int) -> dict[str, Any]:
+def loop_speeds(store: SoftLabelStore, data: Path, rounds: int) -> dict[str, Any]:
     """Median images/s of real updates, views included; the three sides take turns."""
     config = store.manifest.config.override(
-        TO_THE_END | {"student.name": "nano", "student.patch_size": None, "student.init": "none"}
+        TO_THE_END | {"student.name": "nano", "student.patch_size": None, "student.initial_weights": "none"}
     )
     config, images = opened(config, data)
     teacher = read_teacher(store.folder / "teacher", config.teacher, device=CPU)
     sides = {
         "live teacher": trainer_of(config, images, store.folder, teacher=teacher),
-        "stored labels": trainer_of(config, images, store.folder, stored_labels=store),
+        "stored labels": trainer_of(config, images, store.folder, soft_labels=store),
         "no teacher": trainer_of(config, images, store.folder),
     }
     plan = store.plan(0)[:8]

@@ -1,4 +1,4 @@
-"""What token merging costs a trained model in accuracy, and gains it in speed, on each engine of a CPU.
+"""What token merging costs a trained model in accuracy, and gains it in speed, on each backend of a CPU.
 
     python benchmarks/merging.py RUN [RUN ...] [--merges 8 16 24 32] [--batch 32] [--rounds 3]
         [--backends pytorch onnxruntime openvino]
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import deitkit
-from deitkit.jobs.bench import bench
+from deitkit.deploy.benchmark import bench
 from provenance import provenance
 
 
 def measured(
     run: Path, merges: Sequence[int], batch: int, rounds: int, backends: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row for each engine and number of merged tokens, in fp32."""
+    """A row for each backend and number of merged tokens, in fp32."""
     speeds: dict[tuple[str, int], list[float]] = {}
     top1: dict[tuple[str, int], float] = {}
     for _ in range(rounds):

@@ -138,8 +138,8 @@ def beside_timm(found: dict[str, Any]) -> Iterator[str]:
         points = [f"{p['top1']:.1f} % after {p['seconds']:.0f} s" for p in full["curve"]]
         yield f"{name}: {', '.join(points)}."
         same = [r for r in runs if all(r[key] == full[key] for key in ("size", "seed"))]
-        # A start that has seen the pictures is what a user gets, and no match for a side without one.
-        ours = [r for r in same if r["side"] == "deitkit" and "student.init=none" in r["how"]]
+        # A start that has seen the images is what a user gets, and no match for a side without one.
+        ours = [r for r in same if r["side"] == "deitkit" and "student.initial_weights=none" in r["how"]]
         if not ours:
             continue
         reached = [r for r in ours if r["top1"] >= full["top1"]]
@@ -202,7 +202,7 @@ def teachers_speed(found: dict[str, Any]) -> Iterator[str]:
 
 
 def accuracy_against_throughput(results: Path) -> Iterator[str]:
-    """The pictures like the paper's figure 1, which the study `throughput` draws."""
+    """The images like the paper's figure 1, which the study `throughput` draws."""
     for picture in sorted(results.glob("studies/throughput/*/figure.svg")):
         data = picture.parent.name
         yield f"## Accuracy against throughput, {data}"
@@ -222,7 +222,7 @@ def merging(found: dict[str, Any]) -> Iterator[str]:
             ]
             for r in run["rows"]
         ]
-        head = ["engine", "merged a block", "images/s", "speedup", "rounds", "top-1, %", "points lost"]
+        head = ["backend", "merged a block", "images/s", "speedup", "rounds", "top-1, %", "points lost"]
         yield f"{run['run']}, {run['image_size']} px, batch {run['batch']}:"
         yield table(head, rows)
         within = [r for r in run["rows"] if r["top1_lost"] <= GOAL_MERGED_LOSS]

@@ -26,24 +26,24 @@ import torch
 
 import deitkit
 from deitkit import recipes
-from deitkit.jobs.opening import find_splits
+from deitkit.data.dataset import find_splits
 
 ARMS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "control": {"distillation.mode": "none"},  # the same start, without a teacher
-    "scratch": {"student.init": "none"},
-    "scratch, control": {"student.init": "none", "distillation.mode": "none"},
+    "baseline": {"distillation.mode": "none"},  # the same start, without a teacher
+    "scratch": {"student.initial_weights": "none"},
+    "scratch, baseline": {"student.initial_weights": "none", "distillation.mode": "none"},
     # The paper's distillation: hard labels on the token from the first update to the last, nothing else.
     "scratch, plain": {
-        "student.init": "none",
-        "student.start": "published",
+        "student.initial_weights": "none",
+        "student.init_scheme": "published",
         "distillation.mode": "hard",
-        "distillation.alpha_until": 1.0,
-        "distillation.guidance": 0.0,
+        "distillation.distill_until": 1.0,
+        "distillation.feature_weight": 0.0,
     },
     # One lever of the recipe, changed or taken away.
-    "no guidance": {"distillation.guidance": 0.0},
-    "teacher to the end": {"distillation.alpha_until": 1.0, "distillation.guidance_until": 1.0},
+    "no guidance": {"distillation.feature_weight": 0.0},
+    "teacher to the end": {"distillation.distill_until": 1.0, "distillation.feature_until": 1.0},
     "hard": {"distillation.mode": "hard"},
     "DIST": {"distillation.mode": "dist", "distillation.temperature": 1.0},
     "standardised": {"distillation.standardise": True},

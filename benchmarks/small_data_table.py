@@ -59,7 +59,7 @@ def table(rows: Rows) -> list[str]:
 
 
 def speed(runs: Rows) -> str:
-    """How many times the teacher's images/s the student has, each on its own fastest engine; the median."""
+    """How many times the teacher's images/s the student has, each on its own fastest backend; the median."""
     ratios = [
         float(r["student_images_per_s"]) / float(r["teacher_images_per_s"])
         for r in runs

@@ -1,4 +1,4 @@
-"""Teachers: how fast each engine runs them, and what students learn under them.
+"""Teachers: how fast each backend runs them, and what students learn under them.
 
     python benchmarks/teachers.py speed [--models tf_efficientnet_lite0,resnet18,regnety_040] [--size 128]
         [--batch 32] [--device cpu] [--rounds 5] [--seconds 2] [--backends pytorch,openvino] [--out FILE]
@@ -6,8 +6,8 @@
         [--epochs 10] [--seeds 0 1 2] [--set section.key=value ...]
 
 speed: random weights, since the time is the same. The baseline is timm's own model in PyTorch eager, as
-one would call it; beside it the engines that a teacher can have, which also give the two maps. Every side
-has a process of its own and the sides take turns. The chosen engine is what a training would take here.
+one would call it; beside it the backends that a teacher can have, which also give the two maps. Every side
+has a process of its own and the sides take turns. The chosen backend is what a training would take here.
 
 table: one `deitkit.train` a teacher and seed in a process of its own, all else equal; the spec "none" is the
 student without a teacher. Settings beside a spec are that teacher's alone, those of --set are everybody's.
@@ -35,11 +35,11 @@ import torch
 import deitkit
 from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.evaluation.turns import serve, take_turns
-from deitkit.files import write_text
-from deitkit.teachers.backends import choose_engine, engines_of
-from deitkit.teachers.kinds.timm import TimmBody
-from deitkit.teachers.preprocessing import Preprocessing
+from deitkit.io import write_text
+from deitkit.preprocessing import Preprocessing
+from deitkit.teachers.fast_backbone import choose_engine, engines_of
 from deitkit.teachers.pretrained import Pretrained
+from deitkit.teachers.sources.timm_model import TimmBody
 from provenance import provenance
 
 BASELINE = "timm eager"

@@ -43,17 +43,17 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from deitkit import recipes
+from deitkit.data.dataset import find_splits, open_data
 from deitkit.data.loader import TrainingViews
-from deitkit.jobs.measuring import normalise
-from deitkit.jobs.opening import find_splits, open_data
-from deitkit.jobs.student import build_model, choose_student
-from deitkit.model import VARIANTS
-from deitkit.teachers.backends import choose_engine, engines_of
-from deitkit.teachers.preprocessing import InputSize
+from deitkit.evaluation.measuring import normalise
+from deitkit.models.deit import VARIANTS
+from deitkit.preprocessing import InputSize
+from deitkit.teachers.fast_backbone import choose_engine, engines_of
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.spec import open_member, parse
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
-from deitkit.training.loop import Trainer
+from deitkit.training.student import build_model, choose_student
+from deitkit.training.trainer import Trainer
 from provenance import provenance
 
 BATCH = 64
@@ -130,7 +130,7 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
             "student.drop_path_rate": 0.0,
             "data.repeats": 1,
             "train.batch_size": BATCH,
-            "distillation.guidance": guidance,
+            "distillation.feature_weight": guidance,
             "distillation.mode": "hard" if with_teacher else "none",
         }
     )
@@ -331,7 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--student", choices=VARIANTS, default="nano")
     parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: generated pictures")
+    parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: generated images")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="of timm's loader")

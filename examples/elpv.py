@@ -1,4 +1,4 @@
-"""The demo: a distilled student for ELPV, photographs of solar cells, beside its teacher and control.
+"""The demo: a distilled student for ELPV, photographs of solar cells, beside its teacher and baseline.
 
 ELPV (Deitsch et al., Solar Energy 2019; Buerhop-Lutz et al., 2018) comes as the package `elpv-dataset`
 under CC BY-NC-SA 4.0. A cell counts as defective where its defect probability is at least 0.5.
@@ -33,10 +33,10 @@ def write_folder(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("runs/elpv-data"), help="where to put the pictures")
+    parser.add_argument("--data", type=Path, default=Path("runs/elpv-data"), help="where to put the images")
     parser.add_argument("--out", type=Path, default=Path("runs/elpv"), help="where to put the run")
     parser.add_argument("--budget", default="7m", help="time for the whole job")
-    parser.add_argument("--only-data", action="store_true", help="write the pictures and stop")
+    parser.add_argument("--only-data", action="store_true", help="write the images and stop")
     options = parser.parse_args()
     print(ORIGIN)
     data = write_folder(options.data)
@@ -45,7 +45,7 @@ def main() -> None:
     # After the line above: a stranger reads the data's terms before torch has loaded.
     from deitkit.cli import main as deitkit
 
-    arguments = ["train", str(data), "--out", str(options.out), "--budget", options.budget, "--control"]
+    arguments = ["train", str(data), "--out", str(options.out), "--budget", options.budget, "--baseline"]
     deitkit(arguments + (["--resume"] if (options.out / "settings.json").exists() else []))
 
 

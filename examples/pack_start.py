@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 from deitkit import weights
-from deitkit.files import write_tensors, write_text
-from deitkit.weights.pretrained import shipped_file
+from deitkit.io import write_tensors, write_text
+from deitkit.weights.initial import shipped_file
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Small generated pictures, and a cache of their own for the tests."""
+"""Small generated images, and a cache of their own for the tests."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TINY = [
 ]
 
 
-def write_pictures(
+def write_images(
     folder: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 12, side: int = 24
 ) -> Path:
-    """Pictures whose mean colour tells the class, with noise."""
+    """Images whose mean colour tells the class, with noise."""
     rng = np.random.RandomState(0)
     for k, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_pictures(
 def write_labelled(
     folder: Path, labels: tuple[str, ...] = ("red", "green", "blue"), count: int = 48, side: int = 20
 ) -> Path:
-    """Pictures with several labels each: every label brightens one channel; and their labels.csv."""
+    """Images with several labels each: every label brightens one channel; and their labels.csv."""
     rng = np.random.RandomState(0)
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["path,labels"]
@@ -63,6 +63,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(autouse=True)
+def shown() -> None:
+    """Log records go to stderr, as under the command line."""
+    from deitkit import log
+
+    log.show_progress()
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random models and images each time, so that a printed difference is the same too."""
     import torch
@@ -72,7 +80,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "pictures")
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def random_run(tmp_path: Path, pictures: Path) -> Path:
     from safetensors.torch import save_file
 
     from deitkit.config import Config
-    from deitkit.model import DeiT
+    from deitkit.models.deit import DeiT
 
     torch.manual_seed(0)
     shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "distilled": True}

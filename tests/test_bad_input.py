@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from deitkit.cli import main as command_line
 
-from .conftest import TINY, write_pictures
+from .conftest import TINY, write_images
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -66,19 +66,19 @@ def test_empty_folder(tmp_path, capsys):
 
 
 def test_images_without_classes(tmp_path, capsys):
-    write_pictures(tmp_path / "data", ("only",))
+    write_images(tmp_path / "data", ("only",))
     assert "no class folders" in train(capsys, tmp_path / "data" / "only", tmp_path / "run")
 
 
 def test_one_class(tmp_path, capsys):
     assert "only one class, 'only'" in train(
-        capsys, write_pictures(tmp_path / "d", ("only",)), tmp_path / "run"
+        capsys, write_images(tmp_path / "d", ("only",)), tmp_path / "run"
     )
 
 
 def test_class_with_one_image(tmp_path, capsys):
-    data = write_pictures(tmp_path / "d")
-    write_pictures(data, ("bird",), count=1)
+    data = write_images(tmp_path / "d")
+    write_images(data, ("bird",), count=1)
     assert "'bird'" in train(capsys, data, tmp_path / "run")
 
 
@@ -90,19 +90,19 @@ def test_folder_of_other_files(tmp_path, capsys):
 
 
 def test_classes_that_differ_by_case(tmp_path, capsys):
-    data = write_pictures(tmp_path / "d", ("Cat", "cat"))
+    data = write_images(tmp_path / "d", ("Cat", "cat"))
     assert "differ only by case" in train(capsys, data, tmp_path / "run")
 
 
 def test_parts_with_different_classes(tmp_path, capsys):
-    write_pictures(tmp_path / "d" / "train", ("cat", "dog"))
-    write_pictures(tmp_path / "d" / "val", ("cat", "bird"))
+    write_images(tmp_path / "d" / "train", ("cat", "dog"))
+    write_images(tmp_path / "d" / "val", ("cat", "bird"))
     sentence = train(capsys, tmp_path / "d", tmp_path / "run")
     assert "'bird'" in sentence and "'dog'" in sentence
 
 
 def test_out_among_the_classes(tmp_path, capsys):
-    data = write_pictures(tmp_path / "d")
+    data = write_images(tmp_path / "d")
     assert "lies inside" in train(capsys, data, data / "run")
     assert "lies inside" in train(capsys, data, data / "cat" / "run")
 
@@ -117,11 +117,11 @@ def test_nothing_held_out(pictures, tmp_path, capsys, split):
 def imported(tmp_path_factory):
     """What `train` imports at its first use has been, while root can still read it."""
     folder = tmp_path_factory.mktemp("imported")
-    main(["train", str(write_pictures(folder / "d")), "--out", str(folder / "run"), *TINY])
+    main(["train", str(write_images(folder / "d")), "--out", str(folder / "run"), *TINY])
 
 
 def test_folder_without_the_right_to_read(imported, as_user, capsys):
-    data = write_pictures(as_user / "d")
+    data = write_images(as_user / "d")
     (data / "cat").chmod(0)
     sentence = train(capsys, data, as_user / "run")
     assert "cannot be read" in sentence and "check its rights" in sentence
@@ -129,14 +129,14 @@ def test_folder_without_the_right_to_read(imported, as_user, capsys):
 
 def test_files_without_the_right_to_read(imported, as_user, capsys, monkeypatch):
     monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "cache"))
-    data = write_pictures(as_user / "d")
+    data = write_images(as_user / "d")
     (data / "cat" / "0.png").chmod(0)
     assert "0.png (no right to read the file)" in train(capsys, data, as_user / "run")
 
 
 def test_output_without_the_right_to_write(imported, as_user, capsys, monkeypatch):
     monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "cache"))
-    data = write_pictures(as_user / "d")
+    data = write_images(as_user / "d")
     (as_user / "locked").mkdir(mode=0o500)
     assert "cannot write" in train(capsys, data, as_user / "locked" / "run")
 
@@ -144,11 +144,11 @@ def test_output_without_the_right_to_write(imported, as_user, capsys, monkeypatc
 def test_cache_without_the_right_to_write(imported, as_user, capsys, monkeypatch):
     (as_user / "locked").mkdir(mode=0o500)
     monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "locked" / "cache"))
-    assert "DEITKIT_CACHE" in train(capsys, write_pictures(as_user / "d"), as_user / "run")
+    assert "DEITKIT_CACHE" in train(capsys, write_images(as_user / "d"), as_user / "run")
 
 
 def test_links_to_nowhere_are_listed(tmp_path):
-    data = write_pictures(tmp_path / "d", ("cat", "dog"), count=60, side=8)
+    data = write_images(tmp_path / "d", ("cat", "dog"), count=60, side=8)
     (data / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--batch-size=64"])
     [skipped] = json.loads((tmp_path / "run" / "skipped.json").read_text())
@@ -156,10 +156,10 @@ def test_links_to_nowhere_are_listed(tmp_path):
 
 
 def broken_files(folder: Path) -> dict[str, str]:
-    """Four broken pictures and a word of each one's reason."""
+    """Four broken images and a word of each one's reason."""
     whole = (folder / "0.png").read_bytes()
     (folder / "zero.png").write_bytes(b"")
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "huge.png").write_bytes(huge_png())
     return {"zero.png": "not an image", "text.jpg": "not an image", "cut.png": "broken", "huge.png": "too"}
@@ -173,7 +173,7 @@ def test_many_unreadable_images_are_refused(pictures, tmp_path, capsys):
 
 
 def test_one_unreadable_image_in_a_hundred_and_twenty_is_no_reason_to_stop(tmp_path):
-    data = write_pictures(tmp_path / "d", ("cat", "dog"), count=60, side=8)
+    data = write_images(tmp_path / "d", ("cat", "dog"), count=60, side=8)
     (data / "cat" / "0.png").write_bytes(b"")
     main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--batch-size=64"])
     assert len(json.loads((tmp_path / "run" / "skipped.json").read_text())) == 1
@@ -195,7 +195,7 @@ def test_a_misspelt_teacher_leaves_no_folder(pictures, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["zero.png", "text.jpg", "cut.png", "huge.png"])
 def test_few_unreadable_images_are_listed(tmp_path, name, capsys):
-    data = write_pictures(tmp_path / "d", ("cat", "dog"), count=140, side=8)
+    data = write_images(tmp_path / "d", ("cat", "dog"), count=140, side=8)
     reason = broken_files(data / "cat")[name]
     for other in {"zero.png", "text.jpg", "cut.png", "huge.png"} - {name}:
         (data / "cat" / other).unlink()
@@ -206,7 +206,7 @@ def test_few_unreadable_images_are_listed(tmp_path, name, capsys):
 
 def test_odd_names_train_and_predict(tmp_path, capsys):
     classes = ("a b", 'it\'s "so"', "猫", "$x_1$ & <b>")
-    data = write_pictures(tmp_path / "data with space", classes)
+    data = write_images(tmp_path / "data with space", classes)
     main(["train", str(data), "--out", str(tmp_path / "run ü"), *TINY])
     assert ">猫</text>" in (tmp_path / "run ü" / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
@@ -236,7 +236,7 @@ def test_full_disk_while_decoding(pictures, tmp_path, capsys, monkeypatch):
 
 
 def test_full_disk_at_a_checkpoint(pictures, tmp_path, capsys, monkeypatch):
-    from deitkit import files
+    from deitkit import io as files
 
     calls = []
 
@@ -258,7 +258,7 @@ def test_full_disk_at_a_checkpoint(pictures, tmp_path, capsys, monkeypatch):
 
 def test_a_write_past_a_limit_is_an_os_error(tmp_path):
     resource = pytest.importorskip("resource")
-    from deitkit.files import write_tensors
+    from deitkit.io import write_tensors
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -315,7 +315,7 @@ def test_unreadable_picture_in_predict(finished, pictures, capsys):
 
 
 def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
-    data = write_pictures(tmp_path / "other", ("cat", "zebra"))
+    data = write_images(tmp_path / "other", ("cat", "zebra"))
     assert "'zebra'" in refusal(capsys, "eval", finished, data)
 
 

@@ -13,48 +13,40 @@ import deitkit
 
 PACKAGE = Path(deitkit.__file__).parent
 
-# From the top down; a part may import those of lower layers only, never a neighbour of its own.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__main__",),
-    ("cli",),
-    ("study",),
-    ("jobs.label", "jobs.pretrain"),
-    (
-        "jobs.train",
-        "jobs.evaluate",
-        "jobs.analyze",
-        "jobs.export",
-        "jobs.convert",
-        "jobs.bench",
-        "jobs.teacher_fit",
-    ),
-    ("jobs.bench_worker", "jobs.teaching", "jobs.teacher_eval", "jobs.budget"),
-    ("jobs.results", "jobs.analysis"),
-    ("jobs.measuring",),
-    ("jobs.opening", "jobs.student"),
-    ("delivery", "evaluation", "training"),
-    ("labels",),
-    ("teachers", "data"),
-    ("losses", "weights", "merging", "inference", "runs"),
-    ("model",),
-    ("recipes", "ranges"),
-    ("config", "positions", "blocks"),
-    ("files", "console", "machine"),
-    ("errors", "tasks"),
+# From the top down; a part may import those of lower layers only.
+LAYERS: tuple[str, ...] = (
+    "__main__",
+    "cli",
+    "study",
+    "training",
+    "deploy",
+    "report",
+    "evaluation",
+    "teacher_classifier",
+    "classifier",
+    "distillation",
+    "soft_labels",
+    "teachers",
+    "data",
+    "weights",
+    "run_folder",
+    "inference",
+    "preprocessing",
+    "models",
+    "recipes",
+    "ranges",
+    "config",
+    "io",
+    "log",
+    "errors",
+    "tasks",
 )
-LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
-MODULES = sorted(
-    p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent not in (PACKAGE, PACKAGE / "jobs")
-)
-
-
-def part(names: tuple[str, ...]) -> str:
-    """The part that a module belongs to: a folder or file of the package; of `jobs`, each job is one."""
-    return ".".join(names[:2]) if names[0] == "jobs" else names[0]
+LEVEL = {part: level for level, part in enumerate(LAYERS)}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
 def part_of(path: Path) -> str:
-    return part(path.relative_to(PACKAGE).with_suffix("").parts)
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -69,7 +61,7 @@ def imported_parts(path: Path) -> set[str]:
             names = [(*module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]
-        found |= {part(name[1:]) for name in names if name[0] == "deitkit" and len(name) > 1}
+        found |= {name[1] for name in names if name[0] == "deitkit" and len(name) > 1}
     return found - {part_of(path)}
 
 
@@ -78,8 +70,8 @@ def test_every_part_has_a_layer():
 
 
 def test_imports_are_read_at_all():
-    found = imported_parts(PACKAGE / "training" / "task.py")
-    assert found == {"losses", "config", "model", "teachers", "tasks"}
+    found = imported_parts(PACKAGE / "distillation" / "objective.py")
+    assert found == {"config", "models", "teachers", "tasks"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deitkit
+from deitkit.classifier import load
 from deitkit.cli import main as command_line
 from deitkit.config import Config
+from deitkit.data import dataset as opening
 from deitkit.data.splits import load_splits
-from deitkit.delivery import export as delivery_export
-from deitkit.delivery.classifier import load
-from deitkit.jobs import opening
+from deitkit.deploy import exporter as delivery_export
 
-from .conftest import TINY, write_labelled, write_pictures
+from .conftest import TINY, write_images, write_labelled
 from .test_bad_input import refusal
 
 LABELS = ("blue", "green", "red")
@@ -34,7 +34,7 @@ def run_main(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory) -> Path:
-    """data/ with labels.csv, run/ trained on it by the command line under a small teacher, with a control."""
+    """data/ with labels.csv, run/ trained on it by the command line under a teacher, with a baseline."""
     folder = tmp_path_factory.mktemp("multilabel")
     write_labelled(folder / "data", count=64)
     torch.manual_seed(0)
@@ -47,10 +47,10 @@ def stage(tmp_path_factory) -> Path:
 
 def settings(folder: Path) -> list[str]:
     return [
-        *("--image-size=16", "--patch-size=8", "--batch-size=8", "--epochs=12", "--device=cpu", "--control"),
+        *("--image-size=16", "--patch-size=8", "--batch-size=8", "--epochs=12", "--device=cpu", "--baseline"),
         f"--teacher=timm:test_efficientnet@{folder / 'teacher.safetensors'}",
         *("--set=teacher.image_size=32", "--set=teacher.backend=pytorch", "--set=teacher.probe_views=2"),
-        *("--set=optim.lr=3e-3", "--set=optim.lr_batch=8", "--set=student.init=none"),
+        *("--set=optim.lr=3e-3", "--set=optim.lr_batch=8", "--set=student.initial_weights=none"),
     ]
 
 
@@ -71,7 +71,7 @@ def test_the_student_learns_every_label(stage):
         row["images"] == pytest.approx(found["val"]["images"] / 2, abs=2) for row in found["per_class"]
     )
     assert np.mean([row["ap"] for row in found["per_class"]]) == pytest.approx(student["map"])
-    assert found["teacher"]["map"] > chance and found["control"]["map"] > chance
+    assert found["teacher"]["map"] > chance and found["baseline"]["map"] > chance
     assert "mAP" in found["verdict"] and found["verdict"].startswith("Deploy the ")
 
 
@@ -177,8 +177,8 @@ def test_mixed_views_have_mixed_labels(stage):
     )
     splits = load_splits(stage / "data", split="stratified", val_fraction=0.25, seed=0)
     opened = opening.open_data(splits, config)
-    from deitkit.data.plan import plan_epoch
-    from deitkit.jobs.train import training_views
+    from deitkit.data.sampler import plan_epoch
+    from deitkit.training.run import training_views
 
     n = len(opened.train.images)
     [batch] = plan_epoch(n, batch_size=n, repeats=1, seed=0, epoch=0)
@@ -195,7 +195,8 @@ def test_mixed_views_have_mixed_labels(stage):
 
 
 def test_a_stopped_run_ends_in_the_same_weights(stage, tmp_path, monkeypatch):
-    from deitkit.training.loop import Interrupted, Trainer
+    from deitkit.errors import Interrupted
+    from deitkit.training.trainer import Trainer
 
     monkeypatch.setenv("DEITKIT_CACHE", str(stage / "cache"))
     plain, end = settings(stage), Trainer._end_epoch
@@ -235,7 +236,7 @@ def test_verbs_for_one_class_an_image_say_so(stage, tmp_path, capsys):
     several = "needs one class an image"
     assert several in refusal(capsys, "label", stage / "data", "--epochs", 1, "--out", tmp_path / "labels")
     assert several in refusal(capsys, "analyze", stage / "run", stage / "data")
-    folders = write_pictures(tmp_path / "folders", LABELS)
+    folders = write_images(tmp_path / "folders", LABELS)
     assert "has no labels.csv" in refusal(capsys, "eval", stage / "run", folders)
     study = ("study", "distillation", stage / "data", "--out", tmp_path / "study")
     assert several in refusal(capsys, *study)

@@ -43,7 +43,7 @@ def test_the_distilled_one_differs_in_its_distillation_alone():
 @pytest.mark.parametrize("name", ["small-data", "deit-384", "transfer", "finetune"])
 def test_what_starts_from_weights_keeps_the_distillation(name):
     config = recipes.get(name)
-    assert config.student.init == "auto" and config.distillation.mode != "none"
+    assert config.student.initial_weights == "auto" and config.distillation.mode != "none"
 
 
 def test_the_command_line_tells_two_recipes_apart(capsys):

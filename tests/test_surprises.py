@@ -20,19 +20,19 @@ from safetensors.torch import load_file, save_file
 import deitkit
 from deitkit import recipes
 from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
+from deitkit.distillation.objective import training_loss
 from deitkit.errors import DeitkitError
-from deitkit.inference.engines import PyTorchEngine
-from deitkit.jobs import student
-from deitkit.jobs import train as job
-from deitkit.model import DeiT, DeiTOutput, create_model
-from deitkit.teachers.kinds.timm import TimmBody
-from deitkit.teachers.preprocessing import Normalised, Preprocessing
-from deitkit.teachers.teacher import MemberCard, TeacherAnswer, TeacherMember
-from deitkit.training.loop import Trainer
+from deitkit.inference.backends import PyTorchEngine
+from deitkit.models.deit import DeiT, DeiTOutput, create_model
+from deitkit.preprocessing import Normalised, Preprocessing
+from deitkit.teachers.sources.timm_model import TimmBody
+from deitkit.teachers.teacher import MemberCard, TeacherMember, TeacherOutput
+from deitkit.training import run as job
+from deitkit.training import student
 from deitkit.training.optim import learning_rate, parameter_groups
-from deitkit.training.task import training_loss
+from deitkit.training.trainer import Trainer
 
-from .conftest import write_pictures
+from .conftest import write_images
 
 TESTS = Path(__file__).parent
 TABLE = TESTS.parent / "docs" / "fidelity.md"
@@ -73,7 +73,7 @@ def run(tmp_path_factory) -> deitkit.Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEITKIT_CACHE", str(folder / "cache"))
         return deitkit.train(
-            write_pictures(folder / "data", CLASSES, count=3),
+            write_images(folder / "data", CLASSES, count=3),
             folder / "run",
             recipe="deit",
             student__name="nano",
@@ -89,9 +89,9 @@ def run(tmp_path_factory) -> deitkit.Run:
 CLASSES = tuple(f"class {k:02}" for k in range(11))
 
 
-def a_batch(model: DeiT, classes: int) -> tuple[DeiTOutput, torch.Tensor, TeacherAnswer]:
+def a_batch(model: DeiT, classes: int) -> tuple[DeiTOutput, torch.Tensor, TeacherOutput]:
     images = torch.randn(4, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
-    return model(images), torch.eye(classes)[:4], TeacherAnswer(torch.randn(4, classes), ())
+    return model(images), torch.eye(classes)[:4], TeacherOutput(torch.randn(4, classes), ())
 
 
 def small_config(**changes) -> Config:
@@ -106,7 +106,9 @@ def test_both_heads_learn_while_fine_tuning_to_other_classes(tmp_path):
         create_model("nano", num_classes=7, image_size=16, patch_size=8).state_dict(),
         tmp_path / "a.safetensors",
     )
-    model = student.build_model(small_config(**{"student.init": str(tmp_path / "a.safetensors")}), 5)
+    model = student.build_model(
+        small_config(**{"student.initial_weights": str(tmp_path / "a.safetensors")}), 5
+    )
     output, targets, answer = a_batch(model, 5)
     training_loss(output, targets, answer, DistillationConfig(mode="hard"), TrainConfig(), guidance=None)[
         "loss"
@@ -121,7 +123,7 @@ def test_fine_tuning_without_a_teacher_leaves_no_random_head(tmp_path):
         create_model("nano", num_classes=7, image_size=16, patch_size=8).state_dict(),
         tmp_path / "a.safetensors",
     )
-    changes = {"student.init": str(tmp_path / "a.safetensors"), "distillation.mode": "none"}
+    changes = {"student.initial_weights": str(tmp_path / "a.safetensors"), "distillation.mode": "none"}
     model = student.build_model(small_config(**changes), 5)
     assert model.head_dist is None and model(torch.zeros(1, 3, 16, 16)).distill_logits is None
 
@@ -156,7 +158,9 @@ def test_averaged_weights_are_measured_and_kept_where_better(run):
 @pytest.mark.parametrize("better", ["raw", "ema"])
 def test_the_better_weights_are_kept_whichever_they_are(better, tmp_path):
     """As above, each way round: losses are made up, one for each set of weights."""
-    config = small_config(**{"student.init": "none", "distillation.mode": "none", "optim.ema_decay": 0.5})
+    config = small_config(
+        **{"student.initial_weights": "none", "distillation.mode": "none", "optim.ema_decay": 0.5}
+    )
     model = student.build_model(config, 2)
     average = {k: torch.full_like(v, 7) for k, v in model.state_dict().items()}
     raw = {k: v.clone() for k, v in model.state_dict().items()}
@@ -233,7 +237,7 @@ def test_float16_is_never_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "autocast", Recorded)
     deitkit.train(
-        write_pictures(tmp_path / "data", ("a", "b"), count=4),
+        write_images(tmp_path / "data", ("a", "b"), count=4),
         tmp_path / "run",
         recipe="deit",
         student__name="nano",

@@ -12,29 +12,29 @@ from typing import TYPE_CHECKING, Any
 from .errors import DeitkitError
 
 if TYPE_CHECKING:
+    from .classifier import Classifier, ImageClassifier, load
     from .config import Config
-    from .delivery.classifier import Classifier, PictureClassifier, load
-    from .delivery.teacher import load_teacher
-    from .jobs.label import label
-    from .jobs.pretrain import pretrain
-    from .jobs.train import Run, train
-    from .model import DeiT, create_model
+    from .models.deit import DeiT, create_model
+    from .teacher_classifier import load_teacher
+    from .training.labelling import label
+    from .training.pretraining import pretrain
+    from .training.run import Run, train
 
 __version__ = "0.1.0"
 
 # Loaded when first used: `import deitkit` and `deitkit --help` must not wait for torch.
 _HOMES = {
-    "Classifier": "delivery.classifier",
+    "Classifier": "classifier",
     "Config": "config",
-    "DeiT": "model",
-    "PictureClassifier": "delivery.classifier",
-    "Run": "jobs.train",
-    "create_model": "model",
-    "label": "jobs.label",
-    "load": "delivery.classifier",
-    "load_teacher": "delivery.teacher",
-    "pretrain": "jobs.pretrain",
-    "train": "jobs.train",
+    "DeiT": "models.deit",
+    "ImageClassifier": "classifier",
+    "Run": "training.run",
+    "create_model": "models.deit",
+    "label": "training.labelling",
+    "load": "classifier",
+    "load_teacher": "teacher_classifier",
+    "pretrain": "training.pretraining",
+    "train": "training.run",
 }
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "Config",
     "DeiT",
     "DeitkitError",
-    "PictureClassifier",
+    "ImageClassifier",
     "Run",
     "create_model",
     "label",

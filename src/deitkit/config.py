@@ -12,10 +12,11 @@ import json
 import math
 import types
 import typing
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .errors import DeitkitError, did_you_mean, nearest
+from .errors import SettingError, did_you_mean, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,14 @@ class StudentConfig:
     patch_size: tuple[int, int] | None = None  # height, width in pixels; None picks about 64 patches on a CPU
     drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
     patch_drop_rate: float = 0.0  # share of patches left out in training (PatchDropout, arXiv 2208.07220)
-    start: Literal["published", "structured"] = "published"  # first values; structured learns sooner
+    init_scheme: Literal["published", "structured"] = (
+        "published"  # how weights are drawn; see DeiT.init_structured
+    )
     layer_scale: float | None = None  # where LayerScale's gains start (arXiv 2103.17239); none: no gains
     init_antialias: bool = False  # positions of other sizes resized as timm does; false: as published
-    init: str = "none"  # weights to start from: auto, none, a run folder, a file, timm:, hf: or deitkit:NAME
+    initial_weights: str = (
+        "none"  # weights to start from: auto, none, a run folder, a file, timm:, hf: or deitkit:NAME
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +81,13 @@ class TeacherConfig:
     spec: str = "auto"  # auto, none, KIND:NAME or a fitted one's folder; or several: A*2,B
     # Which head; auto: its own if it can. The last two train the network too, or its last half.
     fit: Literal["auto", "head", "probe", "finetune", "finetune-last"] = "auto"
-    classes: str | None = None  # which outputs of its own head: imagenet, or a file; None: by name
+    classes: str | None = None  # which outputs of its pretrained head: imagenet, or a file; None: by name
     image_size: int | None = None  # pixels a side of its input; None picks by the student's
     probe_views: int = 4  # views of each training image that the probe is fitted on
     mean: tuple[float, float, float] | None = None  # of the channels, in place of its own
     std: tuple[float, float, float] | None = None  # likewise
     backend: Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"] = "auto"  # auto: measured
-    labels: str | None = None  # folder of stored answers (deitkit label), in place of a live teacher
+    soft_labels: str | None = None  # folder of stored answers (deitkit label), in place of a live teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,21 +97,21 @@ class DistillationConfig:
     mode: Literal["none", "soft", "hard", "dist"] = "hard"  # dist: correlations (arXiv 2205.10536)
     token: Literal["distill", "class"] = "distill"  # which token learns from the teacher; class: one head
     alpha: float = 0.5  # weight of the teacher's term; the label's term weighs 1 - alpha
-    alpha_until: float = 1.0  # share of the updates after which labels replace the teacher's answers
+    distill_until: float = 1.0  # share of the updates after which labels replace the teacher's answers
     temperature: float = 3.0  # of soft distillation (arXiv 1503.02531) and of dist
     standardise: bool = False  # both logits as z-scores before soft distillation (arXiv 2403.01427)
     reduction: Literal["batch", "batch_and_classes"] = "batch"  # soft; the second is the published code's
     smoothing: float = 0.0  # of the teacher's hard labels; the paper leaves them as they are
-    guidance: float = 0.0  # weight of feature guidance (arXiv 2207.10026); 0: off
-    guidance_until: float = 1.0  # share of the updates after which guidance stops
+    feature_weight: float = 0.0  # weight of feature distillation (arXiv 2207.10026); 0: off
+    feature_until: float = 1.0  # share of the updates after which guidance stops
 
     def answered_epochs(self, epochs: int) -> int:
         """Of so many epochs, those in which the teacher's answers are read at all."""
-        return math.ceil(self.alpha_until * epochs - 1e-9)  # 0.07 x 100 is 7, whatever its last bit
+        return math.ceil(self.distill_until * epochs - 1e-9)  # 0.07 x 100 is 7, whatever its last bit
 
     def longest_run(self, answered: int) -> int:
         """Epochs of the longest run that reads the teacher's answers in no more than `answered` of them."""
-        return int(answered / self.alpha_until)
+        return int(answered / self.distill_until)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,7 @@ class TrainConfig:
     patience: int | None = None  # stop after so many EMA measurements without gain; selects on validation
     device: str = "auto"
     seed: int = 0
-    control: bool = False  # also train the same student without a teacher, side by side
+    baseline: bool = False  # also train the same student without a teacher, side by side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +164,9 @@ class Config:
     @property
     def taught_live(self) -> bool:
         """Whether a teacher answers while the student trains."""
-        return self.distillation.mode != "none" and self.teacher.spec != "none" and not self.teacher.labels
+        return (
+            self.distillation.mode != "none" and self.teacher.spec != "none" and not self.teacher.soft_labels
+        )
 
     def override(self, changes: dict[str, Any]) -> Config:
         """A copy with `{"section.key": value}` applied; text values are parsed to the field's type.
@@ -169,6 +176,9 @@ class Config:
         """
         by_section: dict[str, dict[str, Any]] = {}
         for key, value in changes.items():
+            if key in RENAMED:
+                warnings.warn(f"the setting {key} is now called {RENAMED[key]}", FutureWarning, stacklevel=2)
+                key = RENAMED[key]
             section, name, hint = _find_field(key)
             by_section.setdefault(section, {})[name] = _parse(key, value, hint)
         sections = {s: dataclasses.replace(getattr(self, s), **kv) for s, kv in by_section.items()}
@@ -187,6 +197,7 @@ class Config:
             if isinstance(values, dict)
             for key, value in values.items()
         }
+        flat = {RENAMED.get(key, key): value for key, value in flat.items()}
         return dataclasses.replace(cls(), recipe=saved["recipe"]).override(flat)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -209,11 +220,23 @@ def flatten(nested: dict[str, Any]) -> dict[str, Any]:
 
 
 def resized_side(side: int, crop: float) -> int:
-    """Pixels that a side of a picture is resized to before the share `data.eval_crop` of it is cut out.
+    """Pixels that a side of a image is resized to before the share `data.eval_crop` of it is cut out.
 
     Whole as in timm; a crop that was computed as 224 / 256 gives 256, whatever its last bit.
     """
     return math.floor(side / crop + 1e-6)
+
+
+# Settings of version 0.1 under the names they have now.
+RENAMED = {
+    "student.start": "student.init_scheme",
+    "student.init": "student.initial_weights",
+    "teacher.labels": "teacher.soft_labels",
+    "distillation.alpha_until": "distillation.distill_until",
+    "distillation.guidance": "distillation.feature_weight",
+    "distillation.guidance_until": "distillation.feature_until",
+    "train.control": "train.baseline",
+}
 
 
 def _sections() -> dict[str, type]:
@@ -239,16 +262,16 @@ def _find_field(key: str) -> tuple[str, str, Any]:
     section, _, name = key.rpartition(".")
     elsewhere = [k for k in known if k.endswith(f".{name}")]
     if elsewhere:
-        raise DeitkitError(f"there is no setting {key!r}; did you mean {elsewhere[0]!r}?")
+        raise SettingError(f"there is no setting {key!r}; did you mean {elsewhere[0]!r}?")
     inside = [k.partition(".")[2] for k in known if k.startswith(f"{section}.")]
     if inside and not did_you_mean(name, inside):
-        raise DeitkitError(f"there is no setting {key!r}; the section {section} has {', '.join(inside)}")
+        raise SettingError(f"there is no setting {key!r}; the section {section} has {', '.join(inside)}")
     meant = key
     if not section:  # of a bare name, as of --set epochz=3, only the name can be near
         by_name = {k.partition(".")[2]: k for k in known}
         meant = by_name.get(nearest(key, by_name) or "", key)
     hint = did_you_mean(meant, known) or "; deitkit recipes small-data prints all settings"
-    raise DeitkitError(f"there is no setting {key!r}{hint}")
+    raise SettingError(f"there is no setting {key!r}{hint}")
 
 
 def _parse(key: str, value: Any, hint: Any) -> Any:
@@ -278,4 +301,4 @@ def _parse(key: str, value: Any, hint: Any) -> Any:
             raise ValueError("give a whole number")
         return hint(value)
     except (ValueError, TypeError) as error:
-        raise DeitkitError(f"setting {key!r} cannot be {value!r}: {error}") from None
+        raise SettingError(f"setting {key!r} cannot be {value!r}: {error}") from None

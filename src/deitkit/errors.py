@@ -1,4 +1,17 @@
-"""The one error that a user is meant to read, and what it says of a name that does not exist."""
+"""Exceptions that deitkit raises on purpose.
+
+DeitkitError                  base class: a mistake that the user can fix
+├── SettingError              unknown setting or option, value out of range, contradicting settings
+├── DataError                 images, labels or folders that cannot be used
+│   └── UnreadableImage       one file that is not a readable image (deitkit.data.decode)
+├── WeightsError              weights or a teacher that are missing, damaged or of another model
+├── RunFolderError            run, teacher or soft-label folder that is missing, damaged or in use
+│   └── ResumeError           run that cannot be resumed with these settings or images
+├── DependencyError           package, backend or device that this machine does not have
+└── TrainingError             training that cannot go on: non-finite loss, out of memory
+
+Interrupted                   a signal stopped training after its state was saved
+"""
 
 from __future__ import annotations
 
@@ -7,18 +20,50 @@ from collections.abc import Iterable
 
 
 class DeitkitError(Exception):
-    """A mistake the user can mend; its message says what, where, and what to do, in one sentence.
+    """A mistake that the user can fix. The message says what, where and what to do, in one sentence.
 
-    The command line prints the message and exits with status 2, without a traceback.
+    The command line prints the message without a traceback and exits with status 2.
     """
 
 
+class SettingError(DeitkitError):
+    """A setting or option that does not exist, is out of range or contradicts another."""
+
+
+class DataError(DeitkitError):
+    """Images, labels or folders that cannot be used."""
+
+
+class WeightsError(DeitkitError):
+    """Weights, or a teacher, that are missing, damaged or belong to another model."""
+
+
+class RunFolderError(DeitkitError):
+    """A run, teacher or soft-label folder that is missing, damaged or already in use."""
+
+
+class ResumeError(RunFolderError):
+    """A run that cannot be resumed with these settings or images."""
+
+
+class DependencyError(DeitkitError):
+    """A package, backend or device that this machine does not have."""
+
+
+class TrainingError(DeitkitError):
+    """Training cannot continue: the loss is not finite, or the device is out of memory."""
+
+
+class Interrupted(Exception):
+    """A signal stopped training after its state was saved; resume to continue."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that is most like `name`; None where none is much like it."""
+    """The entry of `known` closest to `name`, or None if none is close."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?", to end a sentence, where one of `known` is much like `name`; else nothing."""
+    """`"; did you mean 'x'?"` to end a sentence with, or an empty string if nothing in `known` is close."""
     near = nearest(name, known)
     return f"; did you mean {near!r}?" if near is not None else ""

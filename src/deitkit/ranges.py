@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from .config import Config, flatten
-from .errors import DeitkitError
+from .errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ _RANGES = {
     "teacher.probe_views": _COUNT,
     "teacher.std": _ABOVE_ZERO,
     "distillation.alpha": _SHARE,
-    "distillation.alpha_until": _SHARE,
+    "distillation.distill_until": _SHARE,
     "distillation.temperature": _ABOVE_ZERO,
     "distillation.smoothing": _SHARE_BELOW_1,
-    "distillation.guidance": _FROM_ZERO,
-    "distillation.guidance_until": _SHARE,
+    "distillation.feature_weight": _FROM_ZERO,
+    "distillation.feature_until": _SHARE,
     "optim.lr": _FROM_ZERO,
     "optim.lr_batch": _COUNT,
     "optim.min_lr": _FROM_ZERO,
@@ -94,15 +94,15 @@ def refuse_out_of_range(config: Config) -> None:
         value = settings[key]
         numbers = value if isinstance(value, list) else [value]
         if any(number is not None and number not in allowed for number in numbers):
-            raise DeitkitError(f"{key} is {value}; give {allowed.wanted}")
+            raise SettingError(f"{key} is {value}; give {allowed.wanted}")
     distillation = config.distillation
     if distillation.mode != "none" and distillation.token == "distill" and distillation.alpha in (0, 1):
         head = "distillation" if distillation.alpha == 0 else "class"
-        raise DeitkitError(
+        raise SettingError(
             f"distillation.alpha {distillation.alpha:g} would leave the {head} head at its random values, "
             "and both heads answer; give a value between 0 and 1, or distillation.token=class"
         )
     if config.optim.name == "sgd" and config.optim.betas[0] == 0:
-        raise DeitkitError(
+        raise SettingError(
             "optim.name sgd takes its momentum from the first of optim.betas; give more than 0"
         )

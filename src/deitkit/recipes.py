@@ -18,7 +18,7 @@ from .config import (
     TeacherConfig,
     TrainConfig,
 )
-from .errors import DeitkitError, did_you_mean
+from .errors import SettingError, did_you_mean
 
 
 def small_data() -> Config:
@@ -33,7 +33,7 @@ def small_data() -> Config:
     """
     return Config(
         recipe="small-data",
-        student=StudentConfig(start="structured", init="auto"),
+        student=StudentConfig(init_scheme="structured", initial_weights="auto"),
         augment=AugmentConfig(
             crop_scale=(0.5, 1.0),
             randaugment_ops=0,
@@ -43,7 +43,7 @@ def small_data() -> Config:
             cutmix=0.0,
         ),
         distillation=DistillationConfig(
-            mode="soft", alpha=0.5, temperature=2.0, alpha_until=0.5, guidance=16.0, guidance_until=0.5
+            mode="soft", alpha=0.5, temperature=2.0, distill_until=0.5, feature_weight=16.0, feature_until=0.5
         ),
         optim=OptimConfig(lr=1e-3, lr_batch=32, min_lr=1e-5, warmup_epochs=2, ema_decay=0.998),
         train=TrainConfig(epochs=None, batch_size=32),
@@ -51,7 +51,7 @@ def small_data() -> Config:
 
 
 def pretrain() -> Config:
-    """A start for students, from pictures without labels and an ImageNet teacher's own answers.
+    """A start for students, from images without labels and an ImageNet teacher's own answers.
 
     Not the paper's: a plain student learns the teacher's thousand probabilities and its feature maps
     (arXiv 2207.10026) under the teacher's very views, cut harder than small-data's, since no label is
@@ -64,10 +64,10 @@ def pretrain() -> Config:
     return replace(
         light,
         recipe="pretrain",
-        student=replace(light.student, init="none"),
+        student=replace(light.student, initial_weights="none"),
         augment=replace(light.augment, crop_scale=(0.25, 1.0)),
         distillation=replace(
-            light.distillation, token="class", alpha=1.0, alpha_until=1.0, guidance_until=1.0
+            light.distillation, token="class", alpha=1.0, distill_until=1.0, feature_until=1.0
         ),
         optim=replace(light.optim, lr_batch=64),
         train=TrainConfig(epochs=10, batch_size=64, label_smoothing=0.0),
@@ -118,7 +118,9 @@ def deit_384() -> Config:
     """
     return Config(
         recipe="deit-384",
-        student=StudentConfig(image_size=(384, 384), patch_size=(16, 16), drop_path_rate=0.1, init="auto"),
+        student=StudentConfig(
+            image_size=(384, 384), patch_size=(16, 16), drop_path_rate=0.1, initial_weights="auto"
+        ),
         data=DataConfig(repeats=3, eval_crop=0.875),
         augment=AugmentConfig(),
         teacher=TeacherConfig(image_size=384),
@@ -170,7 +172,9 @@ def transfer() -> Config:
     """
     return Config(
         recipe="transfer",
-        student=StudentConfig(image_size=(224, 224), patch_size=(16, 16), drop_path_rate=0.1, init="auto"),
+        student=StudentConfig(
+            image_size=(224, 224), patch_size=(16, 16), drop_path_rate=0.1, initial_weights="auto"
+        ),
         data=DataConfig(repeats=3, eval_crop=0.875),
         augment=AugmentConfig(erasing=0.1),
         distillation=DistillationConfig(mode="hard", alpha=0.5),
@@ -190,7 +194,7 @@ def finetune() -> Config:
     """
     return Config(
         recipe="finetune",
-        student=StudentConfig(drop_path_rate=0.1, init="auto"),
+        student=StudentConfig(drop_path_rate=0.1, initial_weights="auto"),
         augment=AugmentConfig(crop_scale=(0.35, 1.0), erasing=0.0, mixup=0.0, cutmix=0.0),
         distillation=DistillationConfig(mode="hard", alpha=0.5),
         optim=OptimConfig(lr=2e-4, lr_batch=64, min_lr=1e-6, warmup_epochs=1, ema_decay=0.998, clip_grad=1.0),
@@ -214,5 +218,5 @@ def get(name: str) -> Config:
     """The recipe of that name; raises DeitkitError, naming the nearest, where there is none."""
     if name not in RECIPES:
         also = did_you_mean(name, RECIPES)
-        raise DeitkitError(f"there is no recipe {name!r}, only {', '.join(RECIPES)}{also}")
+        raise SettingError(f"there is no recipe {name!r}, only {', '.join(RECIPES)}{also}")
     return RECIPES[name]()

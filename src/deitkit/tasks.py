@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Task = Literal["classes", "multilabel"]
+Task = Literal["multiclass", "multilabel"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Score:
         return f"{value:.1f} %" if self.key == "top1" else f"{self.name} {value:.1f} %"
 
 
-SCORES: dict[Task, Score] = {"classes": Score("top1", "top-1"), "multilabel": Score("map", "mAP")}
+SCORES: dict[Task, Score] = {"multiclass": Score("top1", "top-1"), "multilabel": Score("map", "mAP")}
 THRESHOLD = 0.5  # of several labels, those more probable hold
 SEPARATOR = ";"  # between labels in one cell of a table
 

@@ -136,7 +136,7 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale(tmp_path):
 
 BROKEN = {
     "empty.png": (lambda whole: b"", "not an image"),
-    "text.jpg": (lambda whole: b"no picture", "not an image"),
+    "text.jpg": (lambda whole: b"no image", "not an image"),
     "cut.png": (lambda whole: whole[: len(whole) // 2], "broken"),
     "huge.png": (lambda whole: huge_png(), "too large"),
 }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deitkit.data.folder import scan
-from deitkit.data.images import ImageSet
+from deitkit.data.image_set import ImageSet
 from deitkit.data.splits import load_splits, measured_folder, refuse_out_among_classes
 from deitkit.errors import DeitkitError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deitkit.data.images import ImageSet, targets_of
+from deitkit.data.image_set import ImageSet, targets_of
 from deitkit.data.splits import load_splits
 from deitkit.data.table import read_table
 from deitkit.errors import DeitkitError

@@ -7,13 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from deitkit.data.images import NO_LABEL
-from deitkit.data.plan import plan_epoch, view_keys
+from deitkit.data.image_set import NO_LABEL
+from deitkit.data.sampler import plan_epoch, view_keys
 from deitkit.data.splits import load_splits
 from deitkit.data.unlabeled import find_unlabeled
 from deitkit.errors import DeitkitError
 
-from ..conftest import write_pictures
+from ..conftest import write_images
 
 
 def splits_of(folder):
@@ -21,8 +21,8 @@ def splits_of(folder):
 
 
 def test_finds_images_at_any_depth_and_no_held_out_one(tmp_path):
-    splits = splits_of(write_pictures(tmp_path / "labelled", ("cat", "dog"), count=8))
-    extra = write_pictures(tmp_path / "extra", ("x", "y/z"), count=3, side=30)
+    splits = splits_of(write_images(tmp_path / "labelled", ("cat", "dog"), count=8))
+    extra = write_images(tmp_path / "extra", ("x", "y/z"), count=3, side=30)
     held = splits.val.full_path(0)
     shutil.copy(held, extra / "renamed.png")
     found, copies = find_unlabeled(extra, [splits.val])
@@ -31,7 +31,7 @@ def test_finds_images_at_any_depth_and_no_held_out_one(tmp_path):
 
 
 def test_only_held_out_images_are_refused(tmp_path):
-    splits = splits_of(write_pictures(tmp_path / "labelled", ("cat", "dog"), count=8))
+    splits = splits_of(write_images(tmp_path / "labelled", ("cat", "dog"), count=8))
     (tmp_path / "extra").mkdir()
     shutil.copy(splits.val.full_path(1), tmp_path / "extra")
     with pytest.raises(DeitkitError, match="not held out already"):
@@ -39,8 +39,8 @@ def test_only_held_out_images_are_refused(tmp_path):
 
 
 def test_joined_sets_keep_their_files(tmp_path):
-    splits = splits_of(write_pictures(tmp_path / "labelled", ("cat", "dog"), count=8))
-    found, _ = find_unlabeled(write_pictures(tmp_path / "extra", ("x",), count=3, side=30), [])
+    splits = splits_of(write_images(tmp_path / "labelled", ("cat", "dog"), count=8))
+    found, _ = find_unlabeled(write_images(tmp_path / "extra", ("x",), count=3, side=30), [])
     joined = splits.train.joined(found)
     assert len(joined) == len(splits.train) + 3 and joined.classes == ("cat", "dog")
     assert all(joined.full_path(i).is_file() for i in range(len(joined)))
@@ -52,8 +52,8 @@ def test_both_may_move_and_are_the_same_images(tmp_path):
         found, _ = find_unlabeled(tmp_path / extra, [])
         return splits_of(tmp_path / labelled).train.joined(found)
 
-    write_pictures(tmp_path / "labelled", ("cat", "dog"), count=8)
-    write_pictures(tmp_path / "extra", ("x", "y"), count=3, side=30)
+    write_images(tmp_path / "labelled", ("cat", "dog"), count=8)
+    write_images(tmp_path / "extra", ("x", "y"), count=3, side=30)
     before = joined("labelled", "extra").fingerprint(times=False)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "labelled").rename(tmp_path / "elsewhere" / "l")

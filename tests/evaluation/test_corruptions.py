@@ -45,7 +45,7 @@ def test_noise_has_the_published_strength():
 def test_blur_keeps_what_is_even_and_scales_with_the_picture():
     even = np.full((3, 32, 32), 77, np.uint8)
     np.testing.assert_array_equal(corrupt(even, "gaussian blur", 5, 0), even)
-    # A point in the middle of a picture of 224 pixels spreads as a Gaussian of sigma 3.
+    # A point in the middle of a image of 224 pixels spreads as a Gaussian of sigma 3.
     point = np.zeros((3, 225, 225), np.uint8)
     point[:, 112, :] = 255
     profile = corrupt(point, "gaussian blur", 3, 0)[0, :, 112] / 255

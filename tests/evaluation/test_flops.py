@@ -8,7 +8,7 @@ import pytest
 
 from deitkit import cli
 from deitkit.evaluation.flops import multiply_adds
-from deitkit.model import create_model
+from deitkit.models.deit import create_model
 
 
 @pytest.mark.parametrize("image_size", [(32, 48), (64, 64)])

@@ -6,7 +6,7 @@ import torch
 
 from deitkit.evaluation.layers import layers
 from deitkit.evaluation.tokens import token_cosines
-from deitkit.model import DeiT
+from deitkit.models.deit import DeiT
 
 
 @pytest.fixture(params=[True, False], ids=["distilled", "plain"])

@@ -5,7 +5,7 @@ import torch
 
 from deitkit.errors import DeitkitError
 from deitkit.evaluation import metrics
-from deitkit.model import DeiTOutput
+from deitkit.models.deit import DeiTOutput
 
 
 def logits(n=57, classes=7, seed=0):

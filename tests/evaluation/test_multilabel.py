@@ -16,7 +16,7 @@ from deitkit.evaluation.multilabel import (
     per_class,
     score_labels,
 )
-from deitkit.model import DeiTOutput, joint_probabilities
+from deitkit.models.deit import DeiTOutput, joint_probabilities
 
 
 def sigmoid(z):

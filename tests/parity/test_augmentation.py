@@ -18,12 +18,9 @@ from timm.data import Mixup, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.mixup import mixup_target, rand_bbox
 
-from deitkit import losses
 from deitkit.config import AugmentConfig
 from deitkit.data import color
-from deitkit.data.mix import _cut_box, mix_pairs
-from deitkit.data.plan import hashed, normal, plan_epoch, uniform
-from deitkit.data.views import (
+from deitkit.data.augment import (
     _ERASE,
     _RANDAUGMENT,
     ViewMaker,
@@ -32,6 +29,9 @@ from deitkit.data.views import (
     _erased_boxes,
     _geometric,
 )
+from deitkit.data.mixup import _cut_box, mix_pairs
+from deitkit.data.sampler import hashed, normal, plan_epoch, uniform
+from deitkit.distillation import losses
 
 from .distributions import chi_square, kolmogorov_smirnov
 
@@ -227,7 +227,7 @@ def test_mixing_weights_are_distributed_alike():
     their_views, their_soft = timms(labels.view(-1, 1, 1, 1).float().expand(-1, 1, 16, 16).clone(), labels)
 
     def parts(images: torch.Tensor, weights: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of mixup, and of CutMix; a view that is one picture alone counts as CutMix."""
+        """Weights of mixup, and of CutMix; a view that is one image alone counts as CutMix."""
         cut = ((images == 0) | (images == 1)).flatten(1).all(1)
         return weights[~cut].numpy(), weights[cut].numpy()
 
@@ -254,7 +254,7 @@ def test_mixed_and_smoothed_targets(smoothing):
 
 
 def test_crops_are_distributed_alike():
-    """Kolmogorov-Smirnov on width, height and place of 4000 crops of a 60 x 40 picture."""
+    """Kolmogorov-Smirnov on width, height and place of 4000 crops of a 60 x 40 image."""
     crop = create_transform((32, 32), is_training=True, hflip=0, color_jitter=None).transforms[0]
     random.seed(0)
     torch.manual_seed(0)

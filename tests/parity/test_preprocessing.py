@@ -1,4 +1,4 @@
-"""A picture file as evaluation and `predict` see it, against timm and transformers."""
+"""A image file as evaluation and `predict` see it, against timm and transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIEWS = [pytest.param(224, 0.875, id="224"), pytest.param(96, 1.0, id="96"), pyt
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Random phases under the spectrum of natural pictures, amplitude 1 / frequency; three channels alike."""
+    """Random phases under the spectrum of natural images, amplitude 1 / frequency; three channels alike."""
     rng = np.random.default_rng(width * height)
     down, along = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     amplitude = 1 / np.maximum(1 / max(width, height), np.hypot(down, along))

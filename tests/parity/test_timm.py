@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from deitkit.model import DeiT, create_model
+from deitkit.models.deit import DeiT, create_model
 
 from .models import randomise, tokens_of
 

@@ -13,13 +13,13 @@ from timm.task.token_distillation import TokenDistillationTask
 from timm.utils import ModelEmaV3
 
 from deitkit.config import DistillationConfig, OptimConfig, TrainConfig
-from deitkit.losses import smooth
-from deitkit.model import DeiT, create_model
-from deitkit.teachers.teacher import TeacherAnswer
+from deitkit.distillation.losses import smooth
+from deitkit.distillation.objective import training_loss
+from deitkit.models.deit import DeiT, create_model
+from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training.ema import EMA
 from deitkit.training.lamb import Lamb
 from deitkit.training.optim import learning_rate, parameter_groups
-from deitkit.training.task import training_loss
 
 from .models import randomise
 
@@ -142,7 +142,7 @@ def test_distillation_loss_and_every_gradient(mode, record_property):
     targets = torch.rand(4, 7, generator=generator, dtype=torch.float64)
     targets = targets / targets.sum(1, keepdim=True)
     with torch.no_grad():
-        answer = TeacherAnswer(teacher(images), ())  # both models were published with the same mean and std
+        answer = TeacherOutput(teacher(images), ())  # both models were published with the same mean and std
     config = DistillationConfig(mode=mode, alpha=0.5, temperature=3.0)
     mine = training_loss(ours.train()(images), targets, answer, config, TrainConfig(), guidance=None)["loss"]
     reference = task(images, smooth(targets, 0.1).double())["loss"]

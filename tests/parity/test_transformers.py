@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deitkit.model import DeiT, create_model
+from deitkit.models.deit import DeiT, create_model
 from deitkit.weights import published_keys, transformers_keys
 
 from .models import randomise, tokens_of

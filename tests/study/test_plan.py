@@ -69,7 +69,7 @@ def test_factors_of_an_arm(large):
     assert runs["peer"].data.train_fraction == pytest.approx(6 / 50_000)
     assert runs["smooth"].data.eval_fraction == pytest.approx(0.1)
     assert runs["fine"].student.image_size == (24, 24)
-    assert runs["fine"].student.init == str(Path("out/runs/smooth/seed-4"))
+    assert runs["fine"].student.initial_weights == str(Path("out/runs/smooth/seed-4"))
     assert runs["smooth"].train.epochs == 2
     assert runs["sharp"].train.label_smoothing == 0.0
 
@@ -165,7 +165,7 @@ def test_other_views_or_teachers_share_nothing(large, name):
 @pytest.mark.parametrize(
     ("settings", "classes"),
     [
-        ({"distillation.guidance": 1}, 10),
+        ({"distillation.feature_weight": 1}, 10),
         ({"train.start_size": 32}, 10),
         ({"teacher.spec": "none"}, 10),
         ({}, 101),

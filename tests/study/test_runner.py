@@ -1,4 +1,4 @@
-"""A whole study on generated pictures: its files, going on after a stop, shards, and what is refused."""
+"""A whole study on generated images: its files, going on after a stop, shards, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from deitkit.cli import main
-from deitkit.errors import DeitkitError
-from deitkit.jobs.label import label
+from deitkit.errors import DeitkitError, Interrupted
+from deitkit.preprocessing import InputSize
 from deitkit.study import catalogue, plan, runner
 from deitkit.study.description import Arm, Row, Study
 from deitkit.study.runner import run_study
-from deitkit.teachers.preprocessing import InputSize
 from deitkit.teachers.spec import open_member, parse
-from deitkit.training.loop import Interrupted
+from deitkit.training.labelling import label
 
-from ..conftest import write_pictures
+from ..conftest import write_images
 from .studies import TINY
 
 TWO = Study(
@@ -37,7 +36,7 @@ TWO = Study(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("study") / "pictures")
+    return write_images(tmp_path_factory.mktemp("study") / "images")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def onnx_file(
     axes = [2, 3] if shape[1] == 3 else [1, 2]
     weight = torch.randn(3, classes, generator=torch.Generator().manual_seed(0)).numpy()
     nodes = [
-        helper.make_node("ReduceMean", ["pictures", "axes"], ["mean"], keepdims=0),
+        helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
         helper.make_node("MatMul", ["mean", "weight"], ["logits"]),
     ]
     if softmax:
@@ -38,7 +38,7 @@ def onnx_file(
     graph = helper.make_graph(
         nodes,
         "mean colour",
-        [helper.make_tensor_value_info("pictures", kind, shape)],
+        [helper.make_tensor_value_info("images", kind, shape)],
         [helper.make_tensor_value_info(nodes[-1].output[0], kind, [shape[0], classes])],
         [
             numpy_helper.from_array(torch.tensor(axes).numpy(), "axes"),

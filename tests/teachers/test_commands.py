@@ -10,9 +10,9 @@ import torch
 
 import deitkit
 from deitkit import cli
-from deitkit.jobs.teacher_eval import evaluate_teacher
+from deitkit.evaluation.teacher_evaluation import evaluate_teacher
 from deitkit.teachers.teacher import TeacherMember
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 from .models import onnx_file, timm_file
 from .test_kinds import saved_by_transformers
@@ -24,13 +24,13 @@ TRAIN = [
     "--batch-size=8",
     "--epochs=1",
     "--device=cpu",
-    "--set=distillation.guidance=1",
+    "--set=distillation.feature_weight=1",
     "--set=teacher.backend=pytorch",
 ]
 
 
 class Nothing:
-    """An engine that is never asked, since nothing is timed here."""
+    """An backend that is never asked, since nothing is timed here."""
 
     name = "nothing"
 
@@ -38,10 +38,10 @@ class Nothing:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Without what takes long and is tested elsewhere."""
-    monkeypatch.setattr("deitkit.jobs.results.images_per_s", lambda call, batch: 1.0)
-    monkeypatch.setattr("deitkit.jobs.teacher_eval.images_per_s", lambda call, batch: 1.0)
-    monkeypatch.setattr("deitkit.jobs.results._fast_engine", lambda model, task, batch, device: Nothing())
-    monkeypatch.setattr("deitkit.jobs.train.write_report", lambda folder: None)
+    monkeypatch.setattr("deitkit.training.results.images_per_s", lambda call, batch: 1.0)
+    monkeypatch.setattr("deitkit.evaluation.teacher_evaluation.images_per_s", lambda call, batch: 1.0)
+    monkeypatch.setattr("deitkit.training.results._fast_engine", lambda model, task, batch, device: Nothing())
+    monkeypatch.setattr("deitkit.training.run.write_report", lambda folder: None)
 
 
 def run(capsys, *arguments, stream: str = "out") -> str:
@@ -112,7 +112,7 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
     """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
     from deitkit.config import TeacherConfig
     from deitkit.teachers.saved import read_teacher
-    from deitkit.training import loop
+    from deitkit.training import trainer as loop
 
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
     learnt: list[torch.Tensor] = []
@@ -130,7 +130,7 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
     monkeypatch.setattr(loop, "training_loss", noted)
     monkeypatch.setattr(TeacherMember, "__call__", watched)
     out = tmp_path / "run"
-    more = ["--set=teacher.image_size=32", "--set=distillation.alpha_until=1"]  # in every update
+    more = ["--set=teacher.image_size=32", "--set=distillation.distill_until=1"]  # in every update
     run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)
     monkeypatch.undo()
     alone = read_teacher(out / "teacher", TeacherConfig(backend="pytorch"), device=torch.device("cpu"))
@@ -182,17 +182,17 @@ def test_a_map_as_a_setting_of_train(tmp_path, pictures, capsys):
     assert found["outputs"] == 6 and found["top1"] == 100
     (tmp_path / "other.csv").write_text("cat,5\ndog,4\n")  # deviations, which are smaller than the means
     found = json.loads(run(capsys, *arguments, "--classes", tmp_path / "other.csv"))
-    assert found["top1_of_all_outputs"] == 0 and found["how"] == "its own head, 2 of its 6 outputs"
+    assert found["top1_of_all_outputs"] == 0 and found["how"] == "its pretrained head, 2 of its 6 outputs"
 
 
 def test_folders_named_by_wordnet_need_no_fit(tmp_path, capsys):
-    data = write_pictures(tmp_path / "data", ("n01440764", "n02102040"), count=4)
+    data = write_images(tmp_path / "data", ("n01440764", "n02102040"), count=4)
     text = timm_file(tmp_path)
     options = ["--image-size=32", "--json", "--device=cpu", "--backend=pytorch"]
     found = json.loads(run(capsys, "teacher", "eval", text, data, *options))
-    assert found["how"] == "its own head, 2 of its 1000 outputs" and found["outputs"] == 1000
+    assert found["how"] == "its pretrained head, 2 of its 1000 outputs" and found["outputs"] == 1000
     assert found["preprocessing"][0]["image_size"] == [32, 32]
-    words = write_pictures(tmp_path / "words", ("tench", "English springer"), count=4)
+    words = write_images(tmp_path / "words", ("tench", "English springer"), count=4)
     arguments = ["teacher", "eval", text, words, *options]
     assert "does not know the classes" in refused(capsys, *arguments)
     again = json.loads(run(capsys, *arguments, "--classes=imagenet"))
@@ -201,8 +201,8 @@ def test_folders_named_by_wordnet_need_no_fit(tmp_path, capsys):
 
 def test_eval_takes_the_validation_images_where_training_does(tmp_path):
     for part in ("train", "Valid"):
-        write_pictures(tmp_path / "d" / part, count=2)
-    write_pictures(tmp_path / "flat", ("invalid", "valid"), count=2)
+        write_images(tmp_path / "d" / part, count=2)
+    write_images(tmp_path / "flat", ("invalid", "valid"), count=2)
     for data, classes in (("d", ("cat", "dog")), ("flat", ("valid", "invalid"))):
         (tmp_path / "map.csv").write_text(f"{classes[0]},1\n{classes[1]},0\n")
         settings = {"teacher__classes": str(tmp_path / "map.csv"), "device": "cpu"}

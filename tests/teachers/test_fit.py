@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from deitkit.config import TeacherConfig
 from deitkit.errors import DeitkitError
 from deitkit.teachers.finetune import last_half
-from deitkit.teachers.fit import FitData, fit_teacher, own_head_teacher
+from deitkit.teachers.fit import FitData, fit_teacher, pretrained_head_teacher
 from deitkit.teachers.saved import read_teacher, save_teacher
 from deitkit.teachers.teacher import mean_of_probabilities
 
@@ -61,7 +61,7 @@ def top1(teacher) -> float:
 
 def test_its_own_head_in_the_datas_order():
     teacher = fit(CALL, fit="head")
-    assert top1(teacher) == 100 and teacher.card.how == "its own head"
+    assert top1(teacher) == 100 and teacher.card.how == "its pretrained head"
     assert teacher.card.members[0].columns == (2, 0, 1)
 
 
@@ -69,8 +69,8 @@ def test_a_subset_of_its_own_head(tmp_path):
     text = timm_file(tmp_path)
     ids = ("n01440764", "n02102040", "n02979186")
     teacher = fit(text, ids, fit="head")
-    assert teacher.card.how == "its own head, 3 of its 1000 outputs"
-    whole = own_head_teacher(config(text), None, student_size=(24, 24), device=CPU)
+    assert teacher.card.how == "its pretrained head, 3 of its 1000 outputs"
+    whole = pretrained_head_teacher(config(text), None, student_size=(24, 24), device=CPU)
     images = views()[0]
     torch.testing.assert_close(teacher(images).logits, whole(images).logits[:, [0, 217, 482]])
 
@@ -79,16 +79,16 @@ def test_left_to_itself_the_better_head_teaches(tmp_path):
     """A random head with the right names loses against a probe; a right one is not beaten."""
     ids = ("n01440764", "n02102040", "n02979186")
     probed = fit(timm_file(tmp_path), ids)
-    assert "linear probe over 2 views" in probed.card.how and "its own head" in probed.card.how
+    assert "linear probe over 2 views" in probed.card.how and "its pretrained head" in probed.card.how
     assert top1(probed) > 80
     own = fit(CALL)
-    assert own.card.how.startswith("its own head: 100.0 % on a held-out fifth, a linear probe")
+    assert own.card.how.startswith("its pretrained head: 100.0 % on a held-out fifth, a linear probe")
 
 
 def test_many_images_are_not_probed_where_the_head_knows_them(monkeypatch):
     monkeypatch.setattr("deitkit.teachers.fit._MOST_TO_COMPARE", 10)
     monkeypatch.setattr("deitkit.teachers.fit.fit_probe", lambda *_: pytest.fail("probed"))
-    assert fit(CALL).card.how == "its own head"
+    assert fit(CALL).card.how == "its pretrained head"
 
 
 def test_a_map_from_a_file(tmp_path):
@@ -100,10 +100,10 @@ def test_a_map_from_a_file(tmp_path):
 
 
 def test_a_head_that_does_not_know_the_classes_is_refused_where_asked_for(tmp_path):
-    with pytest.raises(DeitkitError, match="own head of the teacher test_efficientnet does not know"):
+    with pytest.raises(DeitkitError, match="pretrained head of the teacher test_efficientnet does not know"):
         fit(timm_file(tmp_path), fit="head")
     with pytest.raises(DeitkitError, match="does not know the classes blue, red, green"):
-        own_head_teacher(config(timm_file(tmp_path)), COLOURS, student_size=None, device=CPU)
+        pretrained_head_teacher(config(timm_file(tmp_path)), COLOURS, student_size=None, device=CPU)
     with pytest.raises(DeitkitError, match="give one of the two"):
         fit(CALL, fit="probe", classes="imagenet")
 
@@ -144,7 +144,7 @@ def test_what_was_fitted_comes_back(tmp_path, how):
     assert again.card == teacher.card
     images = views(5)[0]
     a, b = teacher(images), again(images)
-    assert torch.equal(a.logits, b.logits) and all(map(torch.equal, a.maps, b.maps))
+    assert torch.equal(a.logits, b.logits) and all(map(torch.equal, a.feature_maps, b.feature_maps))
     assert teacher.card.members[0].finetuned == (how != "probe")
     if how == "finetune":
         assert top1(teacher) > 80
@@ -186,7 +186,7 @@ def test_a_teacher_of_several_labels_names_no_class(tmp_path):
     save_teacher(tmp_path / "t", fitted)
     for classes in (None, COLOURS):
         with pytest.raises(DeitkitError, match="fitted to several labels an image, and one class"):
-            own_head_teacher(config(str(tmp_path / "t")), classes, student_size=None, device=CPU)
+            pretrained_head_teacher(config(str(tmp_path / "t")), classes, student_size=None, device=CPU)
 
 
 def test_a_damaged_teacher_is_refused(tmp_path):

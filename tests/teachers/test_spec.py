@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from deitkit.errors import DeitkitError
+from deitkit.preprocessing import InputSize
 from deitkit.teachers import spec
-from deitkit.teachers.preprocessing import InputSize
 from deitkit.teachers.spec import MemberSpec, check_spec, open_member, parse, parse_member
 
 from .models import onnx_file, timm_file
@@ -144,7 +144,7 @@ def test_weights_of_a_hub_that_cannot_be_reached(monkeypatch):
     [
         ({"shape": ("B", 32, 32, 3)}, "channels last; an ONNX teacher takes one input"),
         ({"shape": ("B", 3, 32)}, "an ONNX teacher takes one input of floats"),
-        ({"shape": (1, 3, 32, 32)}, "exactly 1 pictures at a time"),
+        ({"shape": (1, 3, 32, 32)}, "exactly 1 images at a time"),
     ],
 )
 def test_an_onnx_file_with_a_wrong_input(tmp_path, changes, words):

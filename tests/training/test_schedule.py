@@ -14,7 +14,7 @@ PLAIN = Config()
 SAVING = replace(
     PLAIN,
     train=TrainConfig(start_size=(32, 48), start_share=0.75),
-    distillation=DistillationConfig(alpha_until=0.25, guidance_until=0.5),
+    distillation=DistillationConfig(distill_until=0.25, feature_until=0.5),
 )
 
 

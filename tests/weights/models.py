@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from deitkit import weights
-from deitkit.model import DeiT
+from deitkit.models.deit import DeiT
 
 
 def little(seed=0, **changes) -> DeiT:

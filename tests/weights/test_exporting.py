@@ -10,7 +10,7 @@ from PIL import Image
 
 from deitkit import weights
 from deitkit.errors import DeitkitError
-from deitkit.model import joint_logits
+from deitkit.models.deit import joint_logits
 
 from .models import assert_agrees, assert_same, images_for, little
 
@@ -92,7 +92,7 @@ def test_transformers_loads_the_export(changes, tmp_path):
 
 
 def test_transformers_prepares_images_as_exported(tmp_path):
-    """A picture of the model's own size passes both resizes untouched, so the pixels must agree exactly."""
+    """A image of the model's own size passes both resizes untouched, so the pixels must agree exactly."""
     transformers = pytest.importorskip("transformers")
     model = little(image_size=(16, 16), patch_size=(4, 4))
     exported(model, tmp_path, "transformers")
@@ -127,7 +127,7 @@ def test_the_official_code_loads_the_export(distilled, tmp_path):
 
 
 def test_deitkit_uses_its_own_export_like_a_run(tmp_path):
-    from deitkit.delivery import classifier
+    from deitkit import classifier
 
     model = little()
     exported(model, tmp_path, "deitkit")

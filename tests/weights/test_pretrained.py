@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 import deitkit
 from deitkit import recipes, weights
 from deitkit.errors import DeitkitError
-from deitkit.jobs import student
-from deitkit.model import VARIANTS, create_model
-from deitkit.weights import pretrained
+from deitkit.models.deit import VARIANTS, create_model
+from deitkit.training import student
+from deitkit.weights import initial as pretrained
 
 TIMM = "timm/deit_tiny_distilled_patch16_224.fb_in1k"
 
@@ -127,20 +127,20 @@ def test_published_names_are_timms(name):
 def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(pictures, tmp_path, monkeypatch):
     """By the second call there could be weights; the run goes on with what it began with."""
     config = recipes.get("small-data").override({"student.name": "nano"})
-    begun = student.settle_init(config, None)
-    assert begun.student.init == "deitkit:nano"
-    monkeypatch.setattr("deitkit.jobs.student.find_initial", lambda name: pytest.fail("asked again"))
-    assert student.settle_init(config, begun) == begun
+    begun = student.resolve_initial_weights(config, None)
+    assert begun.student.initial_weights == "deitkit:nano"
+    monkeypatch.setattr("deitkit.training.student.find_initial", lambda name: pytest.fail("asked again"))
+    assert student.resolve_initial_weights(config, begun) == begun
     out = tmp_path / "run"
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(begun.to_dict()))
     (out / "plan.json").write_text('{"epochs": 1}')
     settings = {
         "student__name": "nano",
-        "student__init": "auto",
+        "student__initial_weights": "auto",
         "teacher__spec": "none",
         "train__device": "cpu",
     }
     with pytest.raises(DeitkitError, match="cannot resume") as refused:
         deitkit.train(pictures, out, resume=True, train__seed=5, **settings)
-    assert "student.init" not in str(refused.value)
+    assert "student.initial_weights" not in str(refused.value)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from deitkit import weights
 from deitkit.errors import DeitkitError
-from deitkit.model import DeiT
+from deitkit.models.deit import DeiT
 
 from .models import assert_agrees, assert_same, little
 

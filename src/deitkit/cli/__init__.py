@@ -10,20 +10,21 @@ from typing import Annotated
 
 import typer
 
+from .. import log
 from ..errors import DeitkitError
 from .analyze import analyze
 from .bench import bench
 from .convert import convert
-from .evaluate import evaluate
+from .eval import evaluate
 from .export import export
+from .interrupts import remember
 from .label import label
-from .models import list_models
+from .models_command import list_models
 from .predict import predict
 from .pretrain import pretrain
-from .recipes import list_recipes
-from .stopping import remember
+from .recipes_command import list_recipes
 from .study import study
-from .teacher import app as teacher
+from .teacher_commands import app as teacher
 from .train import train
 
 __all__ = ["app", "main"]
@@ -75,6 +76,7 @@ _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command line; a mistake the user can mend ends in one sentence and status 2."""
     remember(arguments)
+    log.show_progress()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no UTF-8
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import flags
+from . import options as flags
 
 
 def analyze(
@@ -25,7 +25,7 @@ def analyze(
     """Look into a run: tokens, attention, calibration, teacher, corruptions."""
     import json
 
-    from ..jobs.analyze import analyze_run
+    from ..report.analysis_run import analyze_run
 
     found = analyze_run(run, data, out)
     if json_:

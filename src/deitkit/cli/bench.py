@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import DeitkitError
-from . import flags
+from ..errors import SettingError
+from . import options as flags
 
 
 def bench(
@@ -26,7 +26,7 @@ def bench(
     import json
 
     sizes = parse_batches(batch)
-    from ..jobs.bench import bench as measure
+    from ..deploy.benchmark import bench as measure
 
     chosen = None if backends == "all" else [name.strip() for name in backends.split(",")]
     rows = measure(model, data=data, batches=sizes, backends=chosen, merge=merge, device=device)
@@ -40,7 +40,7 @@ def parse_batches(text: str) -> list[int]:
     """`1,32` -> [1, 32], in order and each once."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise DeitkitError(f"--batch {text!r} is no list of batch sizes; give one such as 1,32")
+        raise SettingError(f"--batch {text!r} is no list of batch sizes; give one such as 1,32")
     return sorted({int(part) for part in parts})
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import flags
+from . import options as flags
 
 
 def convert(
@@ -30,7 +30,7 @@ def convert(
 ) -> None:
     """Write a model of any project in any project's format, at any size."""
     from ..config import Config
-    from ..jobs.convert import convert as convert_model
+    from ..weights.conversion import convert as convert_model
 
     # Sizes are read as those of a setting are.
     given = {"student.image_size": image_size, "student.patch_size": patch_size}

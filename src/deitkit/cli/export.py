@@ -17,7 +17,7 @@ def export(
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
 ) -> None:
     """Write a run's joint classifier as one graph, normalisation inside."""
-    from ..jobs.export import export_run
+    from ..deploy.run_export import export_run
 
     exported = export_run(run, to, out, int8=int8, data=data, merge=merge)  # type: ignore[arg-type]
     for file in exported.files:

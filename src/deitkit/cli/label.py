@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from . import flags
-from .settings import settings_of
+from . import options as flags
+from .parsing import settings_of
 
 
 def label(
@@ -44,7 +44,7 @@ def label(
     }
     settings = settings_of(named, set_)
 
-    from ..jobs.label import label as run
+    from ..training.labelling import label as run
 
     try:
         store = run(data, out, epochs=epochs, recipe=recipe, top_k=top_k, hard=hard, **settings)
@@ -60,7 +60,7 @@ def label(
     if stored < epochs:
         print(f"other processes still label the rest of the {epochs} epochs")
     else:
-        print(f"to train from them: deitkit train {data} --labels {out} --out RUN")
+        print(f"to train from them: deitkit train {data} --soft-labels {out} --out RUN")
         distillation = store.manifest.config.distillation
         if (read := distillation.answered_epochs(stored)) < stored:
             longer = distillation.longest_run(stored)

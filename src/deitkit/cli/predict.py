@@ -1,4 +1,4 @@
-"""`deitkit predict`: pictures classified with a run."""
+"""`deitkit predict`: images classified with a run."""
 
 from __future__ import annotations
 
@@ -7,32 +7,30 @@ from typing import Annotated
 
 import typer
 
-from . import flags
+from . import options as flags
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or RUN/teacher, or RUN/control.")],
-    paths: Annotated[list[str], typer.Argument(help="Pictures, folders, patterns.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or RUN/teacher, or RUN/baseline.")],
+    paths: Annotated[list[str], typer.Argument(help="Images, folders, patterns.")],
     top: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Classes to name for each picture; 1, or the labels above 50 %, by default."
-        ),
+        typer.Option(min=1, help="Classes to name for each image; 1, or the labels above 50 %, by default."),
     ] = None,
     json_: flags.Json = False,
     csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Classify pictures with a run, or with its teacher."""
+    """Classify images with a run, or with its teacher."""
+    from ..classifier import load
     from ..data.decode import UnreadableImage
-    from ..delivery import predict as delivery
-    from ..delivery.classifier import load
-    from ..delivery.teacher import load_teacher
-    from ..runs import holds_teacher
+    from ..run_folder import holds_teacher
+    from ..teacher_classifier import load_teacher
+    from . import prediction_output as delivery
 
     pictures = delivery.expand(paths)
     classifier = load_teacher(run) if holds_teacher(run) else load(run)
     answers = list(classifier.predict_all(pictures))
-    if top is None and classifier.task == "classes":
+    if top is None and classifier.task == "multiclass":
         top = 1
     write = delivery.write_json if json_ else delivery.write_csv if csv_ else delivery.write_text
     write(answers, top)

@@ -1,4 +1,4 @@
-"""`deitkit pretrain`: pictures without labels in, a start for students out."""
+"""`deitkit pretrain`: images without labels in, a start for students out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import flags
-from .settings import parse_length, settings_of
-from .stopping import resumable
+from . import options as flags
+from .interrupts import resumable
+from .parsing import parse_length, settings_of
 
 
 def pretrain(
@@ -29,14 +29,14 @@ def pretrain(
     seed: flags.Seed = None,
     resume: flags.Resume = False,
 ) -> None:
-    """Learn from pictures without labels what an ImageNet teacher sees in them, as a start for students."""
+    """Learn from images without labels what an ImageNet teacher sees in them, as a start for students."""
     named: dict[str, Any] = {
         "student.name": student,
         "student.image_size": image_size,
         "student.patch_size": patch_size,
         **parse_length(epochs, budget),
         "teacher.spec": teacher,
-        "student.init": init,
+        "student.initial_weights": init,
         "train.batch_size": batch_size,
         "train.device": device,
         "data.workers": workers,
@@ -44,7 +44,7 @@ def pretrain(
     }
     settings = settings_of(named, set_)
 
-    from ..jobs.pretrain import pretrain as run_pretraining
+    from ..training.pretraining import pretrain as run_pretraining
 
     with resumable(resume):
         run = run_pretraining(folders, out, resume=resume, **settings)

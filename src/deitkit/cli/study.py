@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import DeitkitError
-from . import flags
-from .settings import settings_of
-from .stopping import resumable
+from ..errors import SettingError
+from . import options as flags
+from .interrupts import resumable
+from .parsing import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def study(
         return
     chosen = catalogue.get(name)
     if data is None or out is None:
-        raise DeitkitError(f"the study {name!r} needs images and a place; give DATA and --out DIR")
+        raise SettingError(f"the study {name!r} needs images and a place; give DATA and --out DIR")
     settings = settings_of({}, set_)
     numbers, part = parse_seeds(seeds), parse_shard(shard)
     if dry_run:
@@ -66,7 +66,7 @@ def parse_seeds(text: str) -> list[int]:
     """`0,1,2` as numbers, each once."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) != len(parts):
-        raise DeitkitError(f"--seeds {text!r} are no seeds; give different whole numbers, such as 0,1,2")
+        raise SettingError(f"--seeds {text!r} are no seeds; give different whole numbers, such as 0,1,2")
     return [int(part) for part in parts]
 
 
@@ -74,7 +74,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """`1/4` as (1, 4)."""
     index, slash, count = text.partition("/")
     if not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
-        raise DeitkitError(f"--shard {text!r} is no share; give one such as 1/4")
+        raise SettingError(f"--shard {text!r} is no share; give one such as 1/4")
     return int(index), int(count)
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import flags
-from .settings import parse_length, settings_of
-from .stopping import resumable
+from . import options as flags
+from .interrupts import resumable
+from .parsing import parse_length, settings_of
 
 
 def train(
@@ -31,19 +31,19 @@ def train(
         str | None, typer.Option(help="Folder of images without labels, for the teacher to answer.")
     ] = None,
     init: flags.Init = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Stored answers (deitkit label) in place of a live teacher.")
+    soft_labels: Annotated[
+        str | None, typer.Option(help="Stored soft labels (deitkit label) in place of a live teacher.")
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A name from deitkit recipes; small-data, or that of --labels, by default."),
+        typer.Option(help="A name from deitkit recipes; small-data, or that of --soft-labels, by default."),
     ] = None,
     set_: flags.Settings = None,
     batch_size: flags.BatchSize = None,
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
-    control: Annotated[bool, typer.Option("--control", help="Also train without a teacher.")] = False,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train without a teacher.")] = False,
     resume: flags.Resume = False,
 ) -> None:
     """Train a distilled student on a folder of images."""
@@ -55,17 +55,17 @@ def train(
         "distillation.mode": distillation,
         "teacher.spec": teacher,
         "data.unlabeled": unlabeled,
-        "teacher.labels": labels,
-        "student.init": init,
+        "teacher.soft_labels": soft_labels,
+        "student.initial_weights": init,
         "train.batch_size": batch_size,
         "train.device": device,
         "data.workers": workers,
         "train.seed": seed,
-        "train.control": control or None,
+        "train.baseline": baseline or None,
     }
     settings = settings_of(named, set_)
 
-    from ..jobs import train as job
+    from ..training import run as job
 
     with resumable(resume):
         run = job.train(data, out, recipe=recipe, resume=resume, **settings)
@@ -93,8 +93,8 @@ def _print_summary(results: dict[str, Any], report: Path) -> None:
     if student[f"{score.key}_distill"] is not None:
         row("  class head", student, "_class")
         row("  distillation head", student, "_distill")
-    if results["control"]:
-        row("control, no teacher", results["control"])
+    if results["baseline"]:
+        row("baseline, no teacher", results["baseline"])
     console = Console()
     console.print(table)
     console.print(results["verdict"], markup=False)

@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from ..config import resized_side
+from ..errors import DataError
 
-# Above this a picture would take over a gigabyte of memory: refused by its header.
+# Above this a image would take over a gigabyte of memory: refused by its header.
 _MAX_PIXELS = 300_000_000
 
 
-# Views are cut from whole resized pictures up to so many times their area, as other projects do it.
+# Views are cut from whole resized images up to so many times their area, as other projects do it.
 _MOST_CUT_AWAY = 4
 
 Extent = tuple[float, float]  # width, height in an image's pixels
 
 
-class UnreadableImage(Exception):
-    """A file that holds no picture that can be read; `path` and a short `reason`."""
+class UnreadableImage(DataError):
+    """A file that holds no image that can be read; `path` and a short `reason`."""
 
     def __init__(self, path: object, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -34,7 +35,7 @@ class UnreadableImage(Exception):
 
 
 def open_rgb(source: Path | BinaryIO, *, at_least: int | None = None) -> Image.Image:
-    """The picture as 8-bit RGB, upright; the first frame of an animation, transparency over white.
+    """The image as 8-bit RGB, upright; the first frame of an animation, transparency over white.
 
     With `at_least`, a JPEG may be decoded at a reduced scale whose sides are no shorter than that
     many pixels. Raises UnreadableImage.
@@ -43,7 +44,7 @@ def open_rgb(source: Path | BinaryIO, *, at_least: int | None = None) -> Image.I
 
 
 def open_with_extent(source: Path | BinaryIO, *, at_least: int | None = None) -> tuple[Image.Image, Extent]:
-    """As `open_rgb`, with how much of the image the file's own picture takes up.
+    """As `open_rgb`, with how much of the image the file's own image takes up.
 
     A reduced scale rounds up, so that the last row and column may be covered in part only.
     """
@@ -65,7 +66,7 @@ def open_for_view(source: Path | BinaryIO, size: tuple[int, int], crop: float) -
 
 
 def read_aspect(source: Path) -> float:
-    """The upright picture's width over height, from the file's header; raises UnreadableImage."""
+    """The upright image's width over height, from the file's header; raises UnreadableImage."""
     with _opened(source) as image:
         aspect = image.width / image.height
         return 1 / aspect if _lies_on_its_side(image) else aspect
@@ -130,13 +131,13 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
 
 
 def brightest(source: Path) -> int | None:
-    """The largest value of a picture of over 8 bits, of which 65535 becomes white; None for any other."""
+    """The largest value of a image of over 8 bits, of which 65535 becomes white; None for any other."""
     with _opened(source) as image:
         return int(image.getextrema()[1]) if image.mode.startswith("I") else None  # type: ignore[arg-type]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An open picture of any mode as 8-bit RGB, upright, transparency over white."""
+    """An open image of any mode as 8-bit RGB, upright, transparency over white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
@@ -151,7 +152,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def squash(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The whole picture at (height, width), its aspect ratio given up: (3, H, W) uint8.
+    """The whole image at (height, width), its aspect ratio given up: (3, H, W) uint8.
 
     Training views undo the squash: they know the aspect ratio, and their one affine map covers it.
     """

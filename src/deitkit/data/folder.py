@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DeitkitError
-from .images import ImageSet
+from ..errors import DataError
+from .image_set import ImageSet
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
@@ -36,21 +36,21 @@ def scan(folder: Path, root: Path, at_least: int = 2) -> ImageSet:
     if not classes:
         loose = any(_is_image(e.name) for e in _entries(folder) if e.is_file())
         if loose:
-            raise DeitkitError(f"{folder} holds images but no class folders; make one sub-folder per class")
+            raise DataError(f"{folder} holds images but no class folders; make one sub-folder per class")
         what = (
             f"no images (its folders hold only other files: {empty[0]!r})" if empty else "nothing to train on"
         )
-        raise DeitkitError(f"{folder} holds {what}; give a folder with one sub-folder of images per class")
+        raise DataError(f"{folder} holds {what}; give a folder with one sub-folder of images per class")
     if empty:
-        raise DeitkitError(
+        raise DataError(
             f"the folder {empty[0]!r} in {folder} holds no images; add images of that class or remove it"
         )
     if len(classes) < at_least:
-        raise DeitkitError(f"{folder} has only one class, {classes[0]!r}; a classifier needs two or more")
+        raise DataError(f"{folder} has only one class, {classes[0]!r}; a classifier needs two or more")
     by_case: dict[str, str] = {}
     for name in classes:
         if name.casefold() in by_case:
-            raise DeitkitError(
+            raise DataError(
                 f"the classes {by_case[name.casefold()]!r} and {name!r} in {folder} differ only by case; "
                 "rename or merge them"
             )
@@ -66,7 +66,7 @@ def scan_as(folder: Path, classes: tuple[str, ...]) -> ImageSet:
     images = scan(folder, folder, at_least=1)
     unknown = [name for name in images.classes if name not in classes]
     if unknown:
-        raise DeitkitError(
+        raise DataError(
             f"{folder} has the class {unknown[0]!r}, which the run does not know; "
             f"it knows {', '.join(classes[:8])}"
         )
@@ -84,13 +84,11 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return [e for e in entries if not e.name.startswith(".")]
     except FileNotFoundError:
-        raise DeitkitError(f"there is no folder {folder}; give the folder that holds your classes") from None
+        raise DataError(f"there is no folder {folder}; give the folder that holds your classes") from None
     except NotADirectoryError:
-        raise DeitkitError(f"{folder} is a file; give a folder with one sub-folder per class") from None
+        raise DataError(f"{folder} is a file; give a folder with one sub-folder per class") from None
     except OSError as error:
-        raise DeitkitError(
-            f"the folder {folder} cannot be read ({error.strerror}); check its rights"
-        ) from None
+        raise DataError(f"the folder {folder} cannot be read ({error.strerror}); check its rights") from None
 
 
 def _is_image(name: str) -> bool:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import AugmentConfig
-from .images import has_label, targets_of
-from .mix import mix_pairs
-from .plan import Batch
-from .store import PixelStore
-from .views import ViewMaker
+from .augment import ViewMaker
+from .cache import PixelStore
+from .image_set import has_label, targets_of
+from .mixup import mix_pairs
+from .sampler import Batch
 
 Planned = TypeVar("Planned")
 Made = TypeVar("Made")

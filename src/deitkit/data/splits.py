@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeitkitError
-from ..files import write_json
+from ..errors import DataError, DeitkitError
+from ..io import write_json
 from .folder import scan, sub_folders
-from .images import ImageSet
+from .image_set import ImageSet
 from .table import NAME, is_table, read_table
 
 _PART_NAMES = {
@@ -60,7 +60,7 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
     assert train is not None
     tested = scan(test, data) if test is not None and sub_folders(test) else None
-    # As contests give them: pictures to be named, in one folder.
+    # As contests give them: images to be named, in one folder.
     left_out = ""
     if test is not None and tested is None:
         left_out = f"; {test.name}/ has no folders of classes and is left out"
@@ -91,7 +91,7 @@ def refuse_out_among_classes(data: Path, out: Path) -> None:
     parts = _part_folders(data)
     in_a_part = any(out.resolve().is_relative_to(part.resolve()) for part in parts.values())
     if in_a_part or not _has_parts(data, parts, beside_others=True):
-        raise DeitkitError(
+        raise DataError(
             f"--out {out} lies inside {data}, where it would be taken for a class; "
             "choose a folder outside of it"
         )
@@ -129,7 +129,7 @@ def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:
     """The parts that the data has; each must hold the same classes."""
     train, val, test = parts["train"], parts["val"], parts["test"]
     if train is None or val is None:
-        raise DeitkitError(
+        raise DataError(
             f"{where} gives no images to {'train on' if train is None else 'validate on'}; "
             "mark some, or leave the splitting to deitkit"
         )
@@ -142,7 +142,7 @@ def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:
 def _refuse_other_classes(train: ImageSet, part: ImageSet, where: str) -> None:
     differing = sorted(set(_shown(train)) ^ set(_shown(part)))
     if differing:
-        raise DeitkitError(
+        raise DataError(
             f"the classes of the parts differ in {', '.join(map(repr, differing[:5]))} "
             f"({where}, in {train.root}); give every part images of the same classes"
         )
@@ -155,19 +155,19 @@ def _shown(images: ImageSet) -> list[str]:
 def _held_out(images: ImageSet, where: Path, split: str, val_fraction: float, seed: int) -> Splits:
     """A share of the images, by the way of splitting that is asked for."""
     if not 0 < val_fraction < 1:
-        raise DeitkitError(
+        raise DataError(
             f"data.val_fraction is {val_fraction:g}, and {where} has no validation images; "
             "hold out more than 0 and less than 1"
         )
     few = [images.classes[k] for k in np.flatnonzero(images.counts() < 2)]
     if few:
-        raise DeitkitError(
+        raise DataError(
             f"class {few[0]!r} in {where} has one image, and one each is needed to train and to validate; "
             "add images or remove the class"
         )
     ways: dict[tuple[str, str], Callable[[ImageSet, float, int], NDArray[np.bool_]]] = {
-        ("classes", "stratified"): _stratified,
-        ("classes", "blocks"): _blocks,
+        ("multiclass", "stratified"): _stratified,
+        ("multiclass", "blocks"): _blocks,
         ("multilabel", "stratified"): _iteratively_stratified,
         ("multilabel", "blocks"): _one_block,
     }

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DeitkitError, did_you_mean
-from .images import ImageSet
+from ..errors import DataError, did_you_mean
+from .image_set import ImageSet
 
 NAME = "labels.csv"
 _COLUMNS = ("path", "labels", "split")
@@ -48,12 +48,12 @@ def read_table(folder: Path, classes: tuple[str, ...] | None = None) -> Table:
     labels = [frozenset(filter(None, map(str.strip, re.split("[;|]", row["labels"])))) for _, row in rows]
     found = sorted(set().union(*labels))
     if not found:
-        raise DeitkitError(f"no image in {file} has a label; give some, apart by ; in the column 'labels'")
+        raise DataError(f"no image in {file} has a label; give some, apart by ; in the column 'labels'")
     _refuse_alike(found, file)
     if classes is not None:
         unknown = [name for name in found if name not in classes]
         if unknown:
-            raise DeitkitError(
+            raise DataError(
                 f"{file} has the label {unknown[0]!r}, which the run does not know; "
                 f"it knows {', '.join(classes[:8])}"
             )
@@ -74,26 +74,26 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             _check_columns([name.strip() for name in reader.fieldnames or ()], file)
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DeitkitError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8") from None
+        raise DataError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8") from None
     if not rows:
-        raise DeitkitError(f"{file} has no rows; give one for each image")
+        raise DataError(f"{file} has no rows; give one for each image")
     lines: dict[str, int] = {}
     out = []
     for line, cells in rows:
         if None in cells:
-            raise DeitkitError(
+            raise DataError(
                 f"line {line} of {file} has more cells than the header; put labels apart by ; and not by ,"
             )
         row = {name.strip(): cell.strip() for name, cell in cells.items()}
         path = row["path"] = row["path"].replace("\\", "/").removeprefix("./")
         if not path:
-            raise DeitkitError(f"line {line} of {file} names no image; fill in its 'path' or remove the line")
+            raise DataError(f"line {line} of {file} names no image; fill in its 'path' or remove the line")
         if path in lines:
-            raise DeitkitError(
+            raise DataError(
                 f"{path} stands in lines {lines[path]} and {line} of {file}; give each image one line"
             )
         if not (file.parent / path).is_file():
-            raise DeitkitError(
+            raise DataError(
                 f"line {line} of {file} names {path}, and {file.parent} holds no such file; "
                 "correct the path or remove the line"
             )
@@ -106,14 +106,14 @@ def _check_columns(columns: list[str], file: Path) -> None:
     for name in columns:
         if name not in _COLUMNS:
             meant = did_you_mean(name, _COLUMNS) or "; rename it or take it out"
-            raise DeitkitError(
+            raise DataError(
                 f"{file} has the column {name!r}, and a table has path, labels and perhaps split{meant} "
                 f"(where sub-folders are the classes, take {NAME} out of the folder)"
             )
     for name in _COLUMNS[:2]:
         if columns.count(name) != 1:
             what = "has no" if name not in columns else "has more than one"
-            raise DeitkitError(f"{file} {what} column {name!r}; its first line must be path,labels")
+            raise DataError(f"{file} {what} column {name!r}; its first line must be path,labels")
 
 
 def _refuse_alike(names: list[str], file: Path) -> None:
@@ -121,14 +121,14 @@ def _refuse_alike(names: list[str], file: Path) -> None:
     for name in names:
         other = by_case.setdefault(name.casefold(), name)
         if other != name:
-            raise DeitkitError(
+            raise DataError(
                 f"the labels {other!r} and {name!r} in {file} differ only by case; rename or merge them"
             )
 
 
 def _part_of(text: str, line: int, file: Path) -> str:
     if text.lower() not in _PARTS:
-        raise DeitkitError(
+        raise DataError(
             f"line {line} of {file} has the split {text!r}; give train, val or test in every line, "
             "or take the column out"
         )

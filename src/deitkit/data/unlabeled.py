@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DeitkitError
+from ..errors import DataError
 from .folder import images_under
-from .images import NO_LABEL, ImageSet
+from .image_set import NO_LABEL, ImageSet
 
 
 def find_unlabeled(folder: Path, held_out: Iterable[ImageSet]) -> tuple[ImageSet, list[str]]:
@@ -26,7 +26,7 @@ def find_unlabeled(folder: Path, held_out: Iterable[ImageSet]) -> tuple[ImageSet
     copies = {p for p in found if p.is_file() and p.stat().st_size in sizes and _content(p) in contents}
     kept = [str(path.resolve()) for path in found if path not in copies]
     if not kept:
-        raise DeitkitError(
+        raise DataError(
             f"{folder} holds no images that are not held out already; give a folder with other images"
         )
     labels = np.full(len(kept), NO_LABEL, np.int64)

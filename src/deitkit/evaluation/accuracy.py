@@ -1,4 +1,4 @@
-"""Several engines over the same images."""
+"""Several backends over the same images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-from ..inference.engines import Engine
-from ..inference.graph import as_output
+from ..inference.backends import Engine
+from ..inference.joint_classifier import as_output
 from .metrics import LogitAccumulator
 
 
@@ -16,7 +16,7 @@ def scores_of(
     batches: Iterable[tuple[Tensor, Tensor]],
     on_progress: Callable[[int], None],
 ) -> dict[str, float]:
-    """Joint top-1 (or mAP) in percent of each engine over batches of (B, 3, H, W) uint8 and their labels.
+    """Joint top-1 (or mAP) in percent of each backend over batches of (B, 3, H, W) uint8 and their labels.
 
     Raises DeitkitError where there is no image.
     """

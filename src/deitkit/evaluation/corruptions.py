@@ -1,9 +1,9 @@
-"""Common corruptions: pictures as bad light, bad optics and bad storage leave them.
+"""Common corruptions: images as bad light, bad optics and bad storage leave them.
 
 Six of the corruptions of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261) with its strengths
 at severities 1, 3 and 5. As there, they are applied to the view that the model sees, after cropping
 and resizing. Each is a pure function of (pixels, seed). The blur, which ImageNet-C gives in pixels
-of a 224-pixel picture, is scaled to the view's shorter side; JPEG keeps its own 8 x 8 blocks.
+of a 224-pixel image, is scaled to the view's shorter side; JPEG keeps its own 8 x 8 blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEVERITIES = (1, 3, 5)
 
 
 def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> NDArray[np.uint8]:
-    """One picture (3, H, W) uint8 under the corruption `name` at `severity`, one of SEVERITIES.
+    """One image (3, H, W) uint8 under the corruption `name` at `severity`, one of SEVERITIES.
 
     The same arguments give the same pixels; `seed` matters to the noise only, whose pattern is the
     same at every severity.

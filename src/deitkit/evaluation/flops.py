@@ -6,7 +6,7 @@ import torch
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model import DeiT
+from ..models.deit import DeiT
 
 
 def multiply_adds(model: DeiT) -> int:

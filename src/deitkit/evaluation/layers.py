@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model import DeiT
+from ..models.deit import DeiT
 
 
 class Layer(NamedTuple):

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DeitkitError
-from ..model import DeiTOutput, joint_probabilities
+from ..errors import DataError
+from ..models.deit import DeiTOutput, joint_probabilities
 from .multilabel import MultilabelMetrics, map_interval, measure_labels, score_labels
 
 
@@ -54,7 +54,7 @@ def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor)
     Raises DeitkitError where there is no image to measure on.
     """
     if len(labels) == 0:
-        raise DeitkitError("there are no images to evaluate on; add some to the validation set")
+        raise DataError("there are no images to evaluate on; add some to the validation set")
     class_logits, labels = class_logits.float(), labels.to(class_logits.device)
     if labels.ndim == 2:
         return measure_labels(class_logits, distill_logits, labels)
@@ -100,7 +100,7 @@ class LogitAccumulator:
     def output(self) -> tuple[DeiTOutput, Tensor]:
         """All logits (n, K) and labels (n,) or (n, K) in the order they came."""
         if not self._labels:
-            raise DeitkitError("there are no images to evaluate on; add some to the validation set")
+            raise DataError("there are no images to evaluate on; add some to the validation set")
         distill = torch.cat(self._distill) if self._distill else None
         return DeiTOutput(torch.cat(self._class), distill), torch.cat(self._labels)
 

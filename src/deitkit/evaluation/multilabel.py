@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import DeiTOutput, joint_probabilities
+from ..models.deit import DeiTOutput, joint_probabilities
 from ..tasks import THRESHOLD
 
 _RESAMPLES = 200

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import DeitkitError
+from ..errors import DependencyError
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _OPSET = 18
@@ -29,7 +29,7 @@ def require_onnx() -> None:
     """Raises DeitkitError where a package that ONNX needs is missing."""
     missing = missing_for_onnx()
     if missing is not None:
-        raise DeitkitError(
+        raise DependencyError(
             f'{missing} is not installed, and ONNX needs it; install it with: pip install "deitkit[onnx]"'
         )
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
+from ..data.dataset import find_splits, open_data
 from ..data.loader import TrainingViews
-from ..files import write_json, write_tensors
-from ..inference.device import settle_device
-from ..jobs import results
-from ..jobs.measuring import evaluate, normalise
-from ..jobs.opening import find_splits, open_data
-from ..jobs.student import choose_student, view_workers
-from ..jobs.train import train_one
-from ..model import DeiT, DeiTOutput
-from ..training.loop import Trainer
+from ..evaluation.measuring import evaluate, normalise
+from ..inference.device import resolve_device
+from ..io import write_json, write_tensors
+from ..models.deit import DeiT, DeiTOutput
+from ..training import results
+from ..training.run import train_one
+from ..training.student import choose_student, view_workers
+from ..training.trainer import Trainer
 
 # The timm model whose multiply-accumulates at 224 pixels are nearest to the student's, in 10^9:
 # 1.1 beside tiny's 1.3, 4.1 beside small's 4.6, 15.9 beside base's 17.6; at nano's 64 patches 0.09.
@@ -65,7 +65,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     Continues where an earlier call was stopped; raises Interrupted as a job does.
     """
     started = time.monotonic()
-    device = settle_device(config.train.device)
+    device = resolve_device(config.train.device)
     splits = find_splits(data, config)
     config, _ = choose_student(config, splits, device)
     opened = open_data(splits, config)

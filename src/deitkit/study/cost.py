@@ -9,7 +9,7 @@ import torch
 
 from ..config import Config, StudentConfig
 from ..evaluation.flops import multiply_adds
-from ..model import create_model
+from ..models.deit import create_model
 from .presets import HELD, IMAGENET_TRAIN_IMAGES, Preset
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DeitkitError
+from ..errors import SettingError
 
 EVERY_PRESET = ("quick", "standard", "full")
 
@@ -125,7 +125,7 @@ class Study:
     def refuse_varied(self, keys: Mapping[str, Any], also: Mapping[str, Any]) -> None:
         """Raises DeitkitError where a setting in `keys` is one that the arms, or `also`, decide."""
         for key in keys:
-            if key in ("train.seed", "train.control"):
-                raise DeitkitError(f"a study sets {key} itself; choose seeds with --seeds")
+            if key in ("train.seed", "train.baseline"):
+                raise SettingError(f"a study sets {key} itself; choose seeds with --seeds")
             if key in also or any(key in arm.settings for arm in self.arms):
-                raise DeitkitError(f"the study {self.name!r} varies {key} itself; leave it out of --set")
+                raise SettingError(f"the study {self.name!r} varies {key} itself; leave it out of --set")

@@ -1,4 +1,4 @@
-"""The picture of a study: rows as points with their spread, over an axis where it has one."""
+"""The image of a study: rows as points with their spread, over an axis where it has one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import written_aside
+from ..io import written_aside
 from .description import Axis, Study
 from .records import Measured
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .comparison import FEWEST_SEEDS, Comparison, adjust, compare
 from .description import Claim, Study
 from .records import Measured
+from .statistics import FEWEST_SEEDS, Comparison, adjust, compare
 
 _SAYS = {
     "holds": "holds here",

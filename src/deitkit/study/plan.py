@@ -9,9 +9,9 @@ from typing import Any
 
 from .. import recipes
 from ..config import Config
-from ..errors import DeitkitError
-from ..jobs.opening import find_splits, refuse_several_labels
-from ..model import VARIANTS
+from ..data.dataset import find_splits, refuse_several_labels
+from ..errors import SettingError
+from ..models.deit import VARIANTS
 from ..ranges import refuse_out_of_range
 from .cost import expected_seconds
 from .description import Arm, Study
@@ -46,7 +46,7 @@ class DataSet:
 def choose_preset(name: str) -> Preset:
     """The preset of that name; raises DeitkitError where there is none."""
     if name not in PRESETS:
-        raise DeitkitError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
+        raise SettingError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -71,7 +71,7 @@ def plan_runs(
     study.refuse_varied(settings, also=fine)
     if any(arm.on_target for arm in arms) != (target is not None):
         wanted = "needs a second data set; add --target FOLDER" if target is None else "takes no --target"
-        raise DeitkitError(f"the study {study.name!r} {wanted}")
+        raise SettingError(f"the study {study.name!r} {wanted}")
     size = study.sizes[preset_name]
     base = recipes.get(study.recipe or preset.recipe).override(
         HELD | dict(preset.settings) | dict(study.held) | {"train.epochs": size.epochs} | dict(settings)
@@ -119,10 +119,10 @@ def _refuse_open_student(config: Config) -> None:
     refuse_out_of_range(config)
     student = config.student
     if student.name not in VARIANTS:
-        raise DeitkitError(f"a study has no student {student.name!r}; choose {', '.join(VARIANTS)}")
+        raise SettingError(f"a study has no student {student.name!r}; choose {', '.join(VARIANTS)}")
     for key, size in (("image_size", student.image_size), ("patch_size", student.patch_size)):
         if size is None:
-            raise DeitkitError(f"a study compares students of one size; give student.{key} in pixels")
+            raise SettingError(f"a study compares students of one size; give student.{key} in pixels")
 
 
 def _count(folder: Path, config: Config) -> DataSet:
@@ -150,7 +150,7 @@ def _limit(
 def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -> Config:
     """The settings of one run."""
     if held.train.epochs is None:
-        raise DeitkitError("a study compares runs of one length; give train.epochs a number")
+        raise SettingError("a study compares runs of one length; give train.epochs a number")
     epochs = held.train.epochs * arm.epochs * (preset.fine_epochs if arm.starts_from else 1.0)
     changes: dict[str, Any] = {
         "train.seed": seed,
@@ -163,7 +163,9 @@ def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -
         scaled = [max(p, round(i * arm.image_size / p) * p) for i, p in zip(image, patch, strict=True)]
         changes["student.image_size"] = scaled
     if arm.starts_from:
-        changes |= dict(preset.fine) | {"student.init": str(run_folder(out, arm.starts_from, seed))}
+        changes |= dict(preset.fine) | {
+            "student.initial_weights": str(run_folder(out, arm.starts_from, seed))
+        }
     if arm.taught_by:
         taught_by = run_folder(out, arm.taught_by, seed)
         changes |= {"teacher.spec": f"run:{taught_by}", "teacher.image_size": None}  # a run has its own size

@@ -15,13 +15,13 @@ IMAGENET_TRAIN_IMAGES = 1_281_167
 
 # The paper's student and distillation, without what deitkit adds to them.
 HELD = {
-    "student.init": "none",
-    "student.start": "published",
+    "student.initial_weights": "none",
+    "student.init_scheme": "published",
     "distillation.mode": "hard",
     "distillation.alpha": 0.5,
     "distillation.temperature": 3.0,
-    "distillation.alpha_until": 1.0,
-    "distillation.guidance": 0.0,
+    "distillation.distill_until": 1.0,
+    "distillation.feature_weight": 0.0,
     "data.split_seed": 0,
 }
 _SMALL_BATCH = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_text
+from ..io import read_json, write_text
 from .description import Row, Study
 from .plan import run_folder
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import console
+from .. import log
 from ..data.splits import refuse_out_among_classes
-from ..errors import DeitkitError
-from ..files import read_json, refuse_occupied, write_json
-from ..jobs.label import label
-from ..jobs.train import run_job
-from ..labels.manifest import FILE as LABELS
-from ..labels.store import open_labels
-from ..teachers.preprocessing import InputSize
+from ..errors import DeitkitError, SettingError
+from ..io import read_json, refuse_occupied, write_json
+from ..preprocessing import InputSize
+from ..soft_labels.manifest import FILE as LABELS
+from ..soft_labels.store import open_soft_labels
 from ..teachers.spec import check_spec, open_member, parse
+from ..training.labelling import label
+from ..training.run import run_job
 from .convnet import train_convnet
 from .description import Study
 from .plan import PlannedRun, changed_settings, plan_runs, run_folder
@@ -64,10 +64,10 @@ def run_study(
         reason = skipped.get(run.arm.name) or _missing(run, out)
         if reason is not None:
             if run.arm.name not in skipped:
-                console.say(f"{run.arm.name} is left out: {reason}")
+                log.info(f"{run.arm.name} is left out: {reason}")
             skipped[run.arm.name] = reason
             continue
-        console.say(f"run {number} of {len(mine)}: {run.arm.name}, seed {run.seed}")
+        log.info(f"run {number} of {len(mine)}: {run.arm.name}, seed {run.seed}")
         _make(run)
         summarise(study, preset, out, seeds, skipped)
     return Outcome(out, summarise(study, preset, out, seeds, skipped))
@@ -80,7 +80,7 @@ def _make(run: PlannedRun) -> None:
         config = run.config
         if run.labels is not None:
             _complete(run.labels, run)
-            config = config.override({"teacher.labels": str(run.labels.folder)})
+            config = config.override({"teacher.soft_labels": str(run.labels.folder)})
         run_job(run.data, run.folder, config, resume=True)
     # A finished run resumes no more, and checkpoints are most of its size.
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
@@ -88,7 +88,7 @@ def _make(run: PlannedRun) -> None:
 
 def _complete(labels: SharedLabels, run: PlannedRun) -> None:
     """Lets the teacher answer what this run and those that share its labels will read, once."""
-    if (labels.folder / LABELS).exists() and open_labels(labels.folder).epochs() >= labels.epochs:
+    if (labels.folder / LABELS).exists() and open_soft_labels(labels.folder).epochs() >= labels.epochs:
         return
     label(
         run.data,
@@ -139,7 +139,7 @@ def _claim_folder(
         saved = read_json(path)
         for key, now in facts.items():
             if saved.get(key) != now:
-                raise DeitkitError(
+                raise SettingError(
                     f"{out} holds a study whose {key} was {saved.get(key)} and is now {now}; "
                     "choose another --out, or give the study's own"
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from ..errors import DeitkitError
+from ..errors import SettingError
 from .plan import PlannedRun
 
 
@@ -16,7 +16,7 @@ def share_of(runs: Sequence[PlannedRun], index: int, count: int) -> list[Planned
     depends on nothing but the plan, so every process finds the same shares.
     """
     if not 1 <= index <= count:
-        raise DeitkitError(
+        raise SettingError(
             f"there is no shard {index} of {count}; give one from 1/{count} to {count}/{count}"
         )
     loads, mine = [0.0] * count, []

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..labels.manifest import settings_of_labels
-from ..labels.settings import epochs_read
+from ..soft_labels.manifest import settings_of_labels
+from ..soft_labels.student_config import epochs_read
 
 if TYPE_CHECKING:
     from .plan import PlannedRun
 
 # With every class kept, stored labels are the teacher's at any temperature; of more classes than these they
-# would outgrow the pictures.
+# would outgrow the images.
 _MOST_CLASSES = 100
 
 
@@ -56,5 +56,5 @@ def share_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
 
 def _can_read(run: PlannedRun) -> bool:
     of_its_own = run.arm.convnet or run.arm.taught_by
-    live_only = run.config.distillation.guidance > 0 or run.config.train.start_size is not None
+    live_only = run.config.distillation.feature_weight > 0 or run.config.train.start_size is not None
     return run.config.taught_live and not (of_its_own or live_only)

@@ -1,4 +1,4 @@
-"""What a study leaves behind: runs.csv, a table, a picture, and the paragraph computed from them."""
+"""What a study leaves behind: runs.csv, a table, a image, and the paragraph computed from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json, write_text
+from ..io import write_json, write_text
 from .description import Study
 from .figure import spread, write_figure
 from .finding import Decision, decide, paragraph

@@ -1,4 +1,4 @@
-"""Which outputs of a teacher's own head are the classes of a data set."""
+"""Which outputs of a teacher's pretrained head are the classes of a data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo
 
-from ..errors import DeitkitError
+from ..errors import WeightsError
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -46,16 +46,16 @@ def choose_outputs(
     for class_name in classes:
         if class_name not in by_class:
             where = "among ImageNet's ids and names" if asked == "imagenet" else f"in {asked}"
-            raise DeitkitError(f"the class {class_name!r} is not {where}; name it, or fit a new head")
+            raise WeightsError(f"the class {class_name!r} is not {where}; name it, or fit a new head")
         place = by_class[class_name]
         if not 0 <= place < num_outputs:
-            raise DeitkitError(
+            raise WeightsError(
                 f"the class {class_name!r} is output {place} in {asked}, and the teacher {name} has "
                 f"{num_outputs} outputs, 0 to {num_outputs - 1}"
             )
         if place in chosen:
             twin = classes[chosen.index(place)]
-            raise DeitkitError(f"{twin!r} and {class_name!r} are the same output {place} of {name}")
+            raise WeightsError(f"{twin!r} and {class_name!r} are the same output {place} of {name}")
         chosen.append(place)
     return tuple(chosen)
 
@@ -63,7 +63,7 @@ def choose_outputs(
 def _from_imagenet(classes: tuple[str, ...], outputs: tuple[str, ...] | None, name: str) -> dict[str, int]:
     ids = [_imagenet_id(output) for output in outputs or ()]
     if not any(ids):
-        raise DeitkitError(
+        raise WeightsError(
             f"the outputs of the teacher {name} are not ImageNet's; give a file that maps classes to them"
         )
     places = {known: i for i, known in enumerate(ids) if known is not None}
@@ -83,12 +83,12 @@ def _from_file(path: Path) -> dict[str, int]:
                 rows = rows[1:]
         return {str(name): _whole(place) for name, place in rows}
     except FileNotFoundError:
-        raise DeitkitError(
+        raise WeightsError(
             f"there is no file {path}; teacher.classes is imagenet, or a JSON or CSV file of class names "
             "and output numbers"
         ) from None
     except (OSError, ValueError, AttributeError, IndexError, TypeError) as error:
-        raise DeitkitError(
+        raise WeightsError(
             f'{path} cannot be read as classes ({error}); give JSON such as {{"cat": 281, "dog": 207}}, '
             "or CSV lines such as cat,281"
         ) from None

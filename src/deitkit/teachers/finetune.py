@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .preprocessing import Normalised, Preprocessing
+from ..preprocessing import Normalised, Preprocessing
 
 FineTuneBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # epoch -> (views, soft targets)
 

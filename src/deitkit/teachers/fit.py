@@ -1,4 +1,4 @@
-"""From a name to a teacher of the user's classes: its own head where that knows them, else a new one."""
+"""From a name to a teacher of the user's classes: its pretrained head where that knows them, else a new one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TeacherConfig
-from ..errors import DeitkitError
-from .backends import choose_engine, engines_of
+from ..errors import WeightsError
+from ..preprocessing import InputSize, Preprocessing
 from .classes import choose_outputs, recognise
+from .fast_backbone import choose_engine, engines_of
 from .finetune import FineTuneBatches, Network, finetune
-from .preprocessing import InputSize, Preprocessing
 from .pretrained import Pretrained, count_params
 from .probe import fit_probe, held_out_fifth
 from .saved import read_teacher
 from .spec import MemberSpec, open_member, parse
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
-# Above so many training images a teacher's own head is taken without a probe, which would take long.
+# Above so many training images a teacher's pretrained head is taken without a probe, which would take long.
 _MOST_TO_COMPARE = 20_000
 
 ViewBatches = Callable[[int], Iterable[Tensor]]  # view number -> batches (B, 3, H, W) in the images' order
@@ -46,7 +46,7 @@ def fit_teacher(
 ) -> Teacher:
     """The teacher that `config` names, for the data's classes.
 
-    A member whose own head knows the classes answers with it where `teacher.classes` or `fit="head"` asks
+    A member whose pretrained head knows the classes answers with it where `teacher.classes` or `fit="head"` asks
     for that. Left to itself (`fit="auto"`), a head that knows them by name is compared with a linear probe
     on a held-out fifth of the training images, and the better one teaches; one that does not know them
     gives way to a probe. `fit="finetune"` trains the network too, from a probe; `"finetune-last"` its last
@@ -59,7 +59,7 @@ def fit_teacher(
             taken = read_teacher(spec.rest, config, device=device).for_classes(data.classes)
             if taken.card.several != (data.labels.ndim == 2):
                 kinds = ("one class", "several labels")
-                raise DeitkitError(
+                raise WeightsError(
                     f"the teacher in {spec.rest} was fitted to {kinds[taken.card.several]} an image, and "
                     f"the data have {kinds[not taken.card.several]}; fit it to these data"
                 )
@@ -72,7 +72,7 @@ def fit_teacher(
     return Teacher(TeacherCard(data.classes, tuple(m.card for m in members), several), members)
 
 
-def own_head_teacher(
+def pretrained_head_teacher(
     config: TeacherConfig,
     classes: tuple[str, ...] | None,
     *,
@@ -81,7 +81,7 @@ def own_head_teacher(
 ) -> Teacher:
     """The teacher with the heads that its weights came with, nothing fitted.
 
-    classes: what to answer; None: all that the first member knows. student_size: None for whole pictures
+    classes: what to answer; None: all that the first member knows. student_size: None for whole images
     at the native size. Raises DeitkitError where a member has no such head, does not know the classes, or
     was fitted to several labels an image, of which no caller can take the answers.
     """
@@ -90,7 +90,7 @@ def own_head_teacher(
         if spec.kind == "fitted":
             taken = read_teacher(spec.rest, config, device=device)
             if taken.card.several:
-                raise DeitkitError(
+                raise WeightsError(
                     f"the teacher in {spec.rest} was fitted to several labels an image, and one class an "
                     "image is asked for; give one that was fitted to classes"
                 )
@@ -100,18 +100,18 @@ def own_head_teacher(
         model, view = _open(spec, config, InputSize(config.image_size, student_size))
         if classes is None:
             if model.head is None or model.outputs is None:
-                raise DeitkitError(
+                raise WeightsError(
                     f"nobody knows what the outputs of the teacher {model.name} are called; give one that "
                     "was trained on ImageNet's classes, or that says its own"
                 )
             classes = model.outputs
         columns = _own_columns(model, config, classes, view)
         if columns is None:
-            raise DeitkitError(
+            raise WeightsError(
                 f"the teacher {model.name} does not know the classes {', '.join(classes[:4])}...; say which "
                 "outputs they are (teacher.classes), or fit a head: deitkit teacher fit SPEC DATA --out DIR"
             )
-        members.append(_own_head_member(spec, model, view, config, columns, device))
+        members.append(_pretrained_head_member(spec, model, view, config, columns, device))
     assert classes is not None
     return Teacher(TeacherCard(classes, tuple(m.card for m in members)), members)
 
@@ -133,7 +133,7 @@ def _fit_member(
     spec: MemberSpec, config: TeacherConfig, data: FitData, size: InputSize, device: torch.device
 ) -> TeacherMember:
     model, view = _open(spec, config, size)
-    own = _own_head(spec, model, view, config, data, device)
+    own = _pretrained_head(spec, model, view, config, data, device)
     told = config.fit == "head" or config.classes is not None
     if own is not None and (told or len(data.labels) > _MOST_TO_COMPARE):
         return own
@@ -150,7 +150,7 @@ def _fit_member(
             return own.with_card(how=f"{own.card.how}: {found}")
     how = f"linear probe over {len(views)} views, {probe.holdout}"
     if own is not None:
-        how += f", its own head {top1:.1f} %"
+        how += f", its pretrained head {top1:.1f} %"
     if config.fit in ("finetune", "finetune-last"):
         return _finetuned(member, model, config, data, probe.head, device)
     params = (
@@ -162,7 +162,7 @@ def _fit_member(
 
 @torch.no_grad()
 def _top1_held_out(member: TeacherMember, features: Tensor, data: FitData) -> float:
-    """Percent of the held-out fifth that the own head names right; features (N, F) of plain views."""
+    """Percent of the held-out fifth that the pretrained head names right; features (N, F) of plain views."""
     held, _ = held_out_fifth(len(data.labels), data.seed)
     answers = member.of_classes(member.head(features[held]))
     return 100 * (answers.argmax(1) == data.labels[held]).double().mean().item()
@@ -177,7 +177,7 @@ def _finetuned(
     device: torch.device,
 ) -> TeacherMember:
     if model.body is None or data.finetune_batches is None:
-        raise DeitkitError(f"the teacher {model.name} cannot be trained here; use teacher.fit probe")
+        raise WeightsError(f"the teacher {model.name} cannot be trained here; use teacher.fit probe")
     view = member.card.preprocessing
     network, last = Network(model.body, head, view), config.fit == "finetune-last"
     several = data.labels.ndim == 2
@@ -197,10 +197,10 @@ def _finetuned(
 def _own_columns(
     model: Pretrained, config: TeacherConfig, classes: tuple[str, ...], view: Preprocessing
 ) -> tuple[int, ...] | None:
-    """Which outputs of the own head are `classes`; None where it has no head or does not know them."""
+    """Which outputs of the pretrained head are `classes`; None where it has no head or does not know them."""
     if model.head is None:
         if config.classes is not None:
-            raise DeitkitError(
+            raise WeightsError(
                 f"the weights of the teacher {model.name} hold no head, so teacher.classes has nothing to "
                 "choose from; leave it out, and a new head is fitted"
             )
@@ -223,7 +223,7 @@ def _count_outputs(model: Pretrained, view: Preprocessing) -> int:
     return model.head(pooled).shape[1]
 
 
-def _own_head(
+def _pretrained_head(
     spec: MemberSpec,
     model: Pretrained,
     view: Preprocessing,
@@ -231,7 +231,7 @@ def _own_head(
     data: FitData,
     device: torch.device,
 ) -> TeacherMember | None:
-    """With the model's own head, where that is asked for or may know the classes; None where it may not.
+    """With the model's pretrained head, where that is asked for or may know the classes; None where it may not.
 
     Raises DeitkitError where it is asked for and does not, and where the settings contradict each other.
     """
@@ -239,22 +239,22 @@ def _own_head(
     if config.fit == "head" or (config.fit == "auto" and (config.classes is not None or one_class_an_image)):
         columns = _own_columns(model, config, data.classes, view)
         if columns is not None:
-            return _own_head_member(spec, model, view, config, columns, device)
+            return _pretrained_head_member(spec, model, view, config, columns, device)
         if config.fit == "head":
-            raise DeitkitError(
-                f"the own head of the teacher {model.name} does not know the classes "
+            raise WeightsError(
+                f"the pretrained head of the teacher {model.name} does not know the classes "
                 f"{', '.join(data.classes[:4])}...; say which outputs they are (teacher.classes), or "
                 "leave out teacher.fit head"
             )
     elif config.classes is not None:
-        raise DeitkitError(
-            f"teacher.classes chooses outputs of the teacher's own head, and teacher.fit {config.fit} makes "
+        raise WeightsError(
+            f"teacher.classes chooses outputs of the teacher's pretrained head, and teacher.fit {config.fit} makes "
             "a new one; give one of the two"
         )
     return None
 
 
-def _own_head_member(
+def _pretrained_head_member(
     spec: MemberSpec,
     model: Pretrained,
     view: Preprocessing,
@@ -266,7 +266,7 @@ def _own_head_member(
     member = _member(spec, model, view, config, model.head, device)
     outputs = member.whole_answer(torch.zeros(2, 3, *view.image_size))[0].shape[1]
     known = f", {len(columns)} of its {outputs} outputs" if outputs > len(columns) else ""
-    return member.with_card(columns=columns, how=f"its own head{known}")
+    return member.with_card(columns=columns, how=f"its pretrained head{known}")
 
 
 def _member(
@@ -277,7 +277,7 @@ def _member(
     head: nn.Module,
     device: torch.device,
 ) -> TeacherMember:
-    """The member with an engine chosen."""
+    """The member with a backend chosen."""
     engine = choose_engine(engines_of(model, view, device), view, device, config.backend)
     maps = engine(torch.zeros(2, 3, *view.image_size))[1:]
     card = MemberCard(

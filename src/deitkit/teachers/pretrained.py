@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..inference.engines import Engine
-from .preprocessing import InputSize, Preprocessing
+from ..inference.backends import Engine
+from ..preprocessing import InputSize, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Pretrained:
     """A model as its weights come; nothing in it is random.
 
     body: normalised images (B, 3, H, W) -> pooled features (B, F) and none or two maps (B, C, h, w); None
-    where only `engines` can run it. head: pooled features -> logits (B, K), None where the weights hold
-    none. outputs: the K names of these logits, None where nobody knows them. engines: name to maker of an
-    engine that takes images in [0, 1] of the preprocessing's size, for what is no PyTorch network.
+    where only `backends` can run it. head: pooled features -> logits (B, K), None where the weights hold
+    none. outputs: the K names of these logits, None where nobody knows them. backends: name to maker of an
+    backend that takes images in [0, 1] of the preprocessing's size, for what is no PyTorch network.
     """
 
     name: str

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import TeacherConfig
-from ..errors import DeitkitError
-from ..files import read_json, write_json, write_tensors
-from ..runs import TEACHER_CARD, holds_teacher
-from .backends import choose_engine, engines_of
-from .preprocessing import InputSize, Preprocessing
+from ..errors import DeitkitError, WeightsError
+from ..io import read_json, write_json, write_tensors
+from ..preprocessing import InputSize, Preprocessing
+from ..run_folder import TEACHER_CARD, holds_teacher
+from .fast_backbone import choose_engine, engines_of
 from .spec import open_member, parse_member
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
@@ -44,7 +44,7 @@ def save_teacher(folder: Path, teacher: Teacher) -> None:
 def kept_teacher(
     folder: Path, config: TeacherConfig, device: torch.device, make: Callable[[], Teacher]
 ) -> Teacher:
-    """The teacher in `folder`, engine included, or a new one that is kept there from now on."""
+    """The teacher in `folder`, backend included, or a new one that is kept there from now on."""
     if holds_teacher(folder):
         return read_teacher(folder, config, device=device)
     teacher = make()
@@ -62,7 +62,7 @@ def read_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.dev
         card = _read_card(read_json(folder / TEACHER_CARD))
         state = load_file(folder / _WEIGHTS)
     except Exception as error:  # a cut file fails in many ways
-        raise DeitkitError(
+        raise WeightsError(
             f"the teacher in {folder} cannot be read ({type(error).__name__}); fit it again"
         ) from None
     members = [_load(i, member, state, config, device) for i, member in enumerate(card.members)]
@@ -81,7 +81,7 @@ def _read_card(saved: dict[str, Any]) -> TeacherCard:
 def _load(
     i: int, card: MemberCard, state: dict[str, Tensor], config: TeacherConfig, device: torch.device
 ) -> TeacherMember:
-    """One member; its engine is the saved one where that can be had here, so that answers stay the same."""
+    """One member; its backend is the saved one where that can be had here, so that answers stay the same."""
     member = parse_member(card.spec)
     view = card.preprocessing
     # Fixed sizes come as they are; any other is the one that the head was fitted at.

@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DeitkitError, did_you_mean
-from ..runs import TEACHER_CARD, holds_teacher
-from .kinds import NAMES, kind
-from .preprocessing import InputSize
+from ..errors import WeightsError, did_you_mean
+from ..preprocessing import InputSize
+from ..run_folder import TEACHER_CARD, holds_teacher
 from .pretrained import Pretrained
+from .sources import NAMES, kind
 
 # Short names for timm models whose ImageNet weights come as packages, and the packages.
 PACKAGED = {
@@ -56,7 +56,7 @@ def parse(spec: str) -> tuple[MemberSpec, ...]:
         weighted = _WEIGHTED.fullmatch(part.strip())
         text, weight = (weighted[1], float(weighted[2])) if weighted else (part.strip(), 1.0)
         if weight <= 0:
-            raise DeitkitError(f"the teacher {text!r} weighs {weight:g}; give more than 0, or leave it out")
+            raise WeightsError(f"the teacher {text!r} weighs {weight:g}; give more than 0, or leave it out")
         members.append(parse_member(text, weight, spec))
     return tuple(members)
 
@@ -94,7 +94,7 @@ def parse_member(text: str, weight: float = 1.0, of: str = "") -> MemberSpec:
         also = "; this folder holds no fitted teacher (deitkit teacher fit makes one)"
     elif text:
         also = did_you_mean(name, ["auto", *PACKAGED, *NAMES, "fitted"])
-    raise DeitkitError(f"cannot read the teacher {text or of!r}; give {syntaxes()}{also}")
+    raise WeightsError(f"cannot read the teacher {text or of!r}; give {syntaxes()}{also}")
 
 
 def syntaxes() -> str:
@@ -117,7 +117,7 @@ def check_spec(spec: str) -> None:
     for member in parse(spec):
         if member.kind == "fitted":
             if not holds_teacher(Path(member.rest)):
-                raise DeitkitError(
+                raise WeightsError(
                     f"{member.rest} holds no fitted teacher (there is no {TEACHER_CARD}); make one with: "
                     f"deitkit teacher fit SPEC DATA --out {member.rest}"
                 )

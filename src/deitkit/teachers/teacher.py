@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DeitkitError
-from ..inference.engines import CONVERTED, Engine
-from .preprocessing import Preprocessing
+from ..errors import WeightsError
+from ..inference.backends import CONVERTED, Engine
+from ..preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
-class TeacherAnswer:
+class TeacherOutput:
     """What a teacher says of a batch: logits (B, K), and feature maps (B, C, h, w)."""
 
     logits: Tensor
-    maps: tuple[Tensor, ...]
+    feature_maps: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MemberCard:
     """How one member was made; saved beside its head.
 
     head: "own" is the one that its weights came with, "linear" one fitted here. columns: which of the
-    own head's outputs are the classes; None: all, in their order. backend: the engine that was chosen, so
+    pretrained head's outputs are the classes; None: all, in their order. backend: the backend that was chosen, so
     that a resumed run has the same.
     """
 
@@ -129,7 +129,7 @@ class Teacher:
 
     @property
     def backend(self) -> str:
-        """The engines in use, such as "openvino"."""
+        """The backends in use, such as "openvino"."""
         return " + ".join(dict.fromkeys(m.engine.name for m in self.members))
 
     def for_classes(self, classes: tuple[str, ...]) -> Teacher:
@@ -141,7 +141,7 @@ class Teacher:
             return self
         unknown = [name for name in classes if name not in self.card.classes]
         if unknown:
-            raise DeitkitError(
+            raise WeightsError(
                 f"the fitted teacher {self.card.name} does not know the class {unknown[0]!r}; "
                 f"it knows {', '.join(self.card.classes[:8])}; fit it again"
             )
@@ -152,11 +152,11 @@ class Teacher:
             members.append(member.with_card(columns=tuple(columns[i] for i in places)))
         return Teacher(TeacherCard(classes, tuple(m.card for m in members), self.card.several), members)
 
-    def __call__(self, views: Tensor) -> TeacherAnswer:
+    def __call__(self, views: Tensor) -> TeacherOutput:
         """(B, 3, H, W) float views in [0, 1] -> TeacherAnswer; resizes and normalises for itself."""
         answers = [member(views) for member in self.members]
         maps = answers[self.card.guide][1] if self.card.guide is not None else ()
-        return TeacherAnswer(self.joined([logits for logits, _ in answers]), maps)
+        return TeacherOutput(self.joined([logits for logits, _ in answers]), maps)
 
     def joined(self, logits: Sequence[Tensor]) -> Tensor:
         """One answer (B, K) of the members' (B, K), in the order of `members`."""

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..errors import DeitkitError
-from ..files import write_tensors
+from ..distillation.feature_distillation import FeatureDistillation
+from ..errors import ResumeError
+from ..io import write_tensors
 from .best import BestWeights
 from .ema import EMA
-from .guidance import Guidance
 
 
 @dataclass
@@ -23,7 +23,7 @@ class TrainingState:
     """Everything that an update changes. Randomness is not here: it is a function of seed and step."""
 
     model: nn.Module
-    guidance: Guidance | None
+    guidance: FeatureDistillation | None
     ema: EMA
     optimizer: torch.optim.Optimizer
     best: BestWeights | None = None  # where a run may stop early
@@ -93,12 +93,12 @@ def load_checkpoint(folder: Path, state: TrainingState, expected: dict[str, Any]
         different = [k for k, v in expected.items() if facts.get(k) != v]
         if different:
             k = different[0]
-            raise DeitkitError(
+            raise ResumeError(
                 f"cannot resume from {path}: {k} was {facts.get(k)!r} and is now {expected[k]!r}; "
                 "resume with the settings of the run, or choose another --out"
             )
         state.load(flat, facts["step"], facts.get("seconds", 0.0))
         return path
     if found:
-        raise DeitkitError(f"no checkpoint in {folder} can be read; start the run again without --resume")
+        raise ResumeError(f"no checkpoint in {folder} can be read; start the run again without --resume")
     return None

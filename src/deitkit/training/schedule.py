@@ -22,17 +22,17 @@ def image_size_at(step: int, total_steps: int, config: Config) -> tuple[int, int
 
 def answered_at(step: int, total_steps: int, config: Config) -> bool:
     """Whether update `step` learns from the teacher's answers, and not from labels alone."""
-    return step < round(config.distillation.alpha_until * total_steps)
+    return step < round(config.distillation.distill_until * total_steps)
 
 
 def guided_at(step: int, total_steps: int, config: Config) -> bool:
     """Whether update `step` has the teacher's feature maps to imitate (arXiv 2207.10026)."""
-    return step < round(config.distillation.guidance_until * total_steps)
+    return step < round(config.distillation.feature_until * total_steps)
 
 
 def phases(total_steps: int, config: Config) -> list[range]:
     """The updates in runs of equal work, in order."""
-    shares = [config.distillation.alpha_until, config.distillation.guidance_until]
+    shares = [config.distillation.distill_until, config.distillation.feature_until]
     if config.train.start_size is not None:
         shares.append(config.train.start_share)
     bounds = sorted({0, total_steps, *(round(share * total_steps) for share in shares)})

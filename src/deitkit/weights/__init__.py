@@ -6,8 +6,8 @@ it changed; `export` writes what timm, transformers and the official code load.
 
 from .exporting import Format, export
 from .fitting import load_into
+from .initial import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
 from .keys import published_keys, transformers_keys
-from .pretrained import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
 from .sources import Weights, read, read_state
 
 __all__ = [

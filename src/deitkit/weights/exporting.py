@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..config import resized_side
-from ..errors import DeitkitError
-from ..files import write_json, write_tensors
-from ..model import DeiT
+from ..errors import WeightsError
+from ..io import write_json, write_tensors
+from ..models.deit import DeiT
 from ..tasks import Task
 from .keys import transformers_keys
 
@@ -25,7 +25,7 @@ def export(
     to: Format,
     preprocessing: dict[str, Any],
     classes: Sequence[str],
-    task: Task = "classes",
+    task: Task = "multiclass",
 ) -> list[Path]:
     """Writes the model into the folder `destination` for another project; returns the files.
 
@@ -47,11 +47,11 @@ def export(
     Raises DeitkitError for an unknown format, or class names that are not as many as the logits.
     """
     if len(classes) != model.num_classes:
-        raise DeitkitError(
+        raise WeightsError(
             f"there are {len(classes)} class names for {model.num_classes} outputs; give one name an output"
         )
     if to not in get_args(Format):
-        raise DeitkitError(f"cannot export to {to!r}; choose one of {', '.join(get_args(Format))}")
+        raise WeightsError(f"cannot export to {to!r}; choose one of {', '.join(get_args(Format))}")
     destination.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     configs: dict[str, dict[str, Any]]
@@ -124,7 +124,9 @@ def _transformers(model: DeiT, classes: Sequence[str], task: Task) -> dict[str, 
         "patch_size": _one_or_two(model.patch_embed.patch_size),
         "num_channels": model.patch_embed.proj.in_channels,
         "qkv_bias": True,
-        "problem_type": "single_label_classification" if task == "classes" else "multi_label_classification",
+        "problem_type": "single_label_classification"
+        if task == "multiclass"
+        else "multi_label_classification",
         "id2label": {str(i): name for i, name in enumerate(classes)},
         "label2id": {name: i for i, name in enumerate(classes)},
     }

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import DeitkitError
-from ..model import DeiT
-from ..positions import resize_positions
+from ..errors import WeightsError
+from ..models.deit import DeiT
+from ..models.position_embedding import resize_positions
 
 
 def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = False) -> list[str]:
@@ -42,7 +42,7 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
     depth = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
     width = state["cls_token"].shape[-1]
     if (width, depth) != (model.embed_dim, model.depth):
-        raise DeitkitError(
+        raise WeightsError(
             f"the weights are of a model {width} wide and {depth} deep, the student is "
             f"{model.embed_dim} wide and {model.depth} deep; "
             "choose the student that matches them, or other weights"
@@ -52,7 +52,7 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
     absent = [k for k in own if k not in state and not k.startswith(adapted) and ".gamma_" not in k]
     if foreign or absent:
         what = f"an extra {foreign[0]!r}" if foreign else f"no {absent[0]!r}"
-        raise DeitkitError(f"the weights are of another architecture: they have {what}; give those of a DeiT")
+        raise WeightsError(f"the weights are of another architecture: they have {what}; give those of a DeiT")
     shapes = {
         k: (state[k].shape, v.shape) for k, v in own.items() if not k.startswith(adapted) and k in state
     }
@@ -60,7 +60,7 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
     shapes[kernel] = (state[kernel].shape[:2], own[kernel].shape[:2])  # width and input channels only
     for key, (theirs, ours) in shapes.items():
         if theirs != ours:
-            raise DeitkitError(
+            raise WeightsError(
                 f"{key!r} is {tuple(theirs)} in the weights and {tuple(ours)} in the student; "
                 "choose the student that matches them, or other weights"
             )

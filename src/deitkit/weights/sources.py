@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import DeitkitError
-from .facts import Facts, facts_beside, facts_of_timm
+from ..errors import DeitkitError, WeightsError
+from .checkpoint_info import Facts, facts_beside, facts_of_timm
+from .initial import SHIPPED, shipped_file
 from .keys import published_keys
-from .pretrained import SHIPPED, shipped_file
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
@@ -57,7 +57,7 @@ def read(source: str | Path) -> Weights:
     weights.facts = facts
     lacking = [k for k in ("cls_token", "pos_embed", "patch_embed.proj.weight") if k not in weights]
     if lacking:
-        raise DeitkitError(
+        raise WeightsError(
             f"{source} holds no DeiT: it lacks {lacking[0]!r}; give the weights of a DeiT or ViT"
         )
     if facts.image_size is not None:
@@ -73,7 +73,7 @@ def _located(source: str) -> Path:
     if source.startswith(SHIPPED):
         path = shipped_file(source[len(SHIPPED) :])
         if not path.is_file():
-            raise DeitkitError(f"no weights come with deitkit under {source!r}; deitkit models lists those")
+            raise WeightsError(f"no weights come with deitkit under {source!r}; deitkit models lists those")
         return path
     return _file_of(Path(source))
 
@@ -82,13 +82,13 @@ def _file_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise DeitkitError(
+        raise WeightsError(
             f"there are no weights at {path}; give a file, a folder, timm:NAME or hf:OWNER/NAME"
         )
     for name in _FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    raise DeitkitError(f"the folder {path} holds no {', '.join(_FOLDER_FILES)}; give the weights file itself")
+    raise WeightsError(f"the folder {path} holds no {', '.join(_FOLDER_FILES)}; give the weights file itself")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def read_state(path: Path) -> dict[str, Any]:
             state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
         return {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in state.items()}
     except Exception as error:  # a cut, foreign or unsafe file fails in many ways
-        raise DeitkitError(
+        raise WeightsError(
             f"the weights file {path} cannot be read ({type(error).__name__}); "
             "give a .safetensors file, or a .pth that holds tensors only"
         ) from None
@@ -130,13 +130,13 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], Facts]:
     import timm
 
     if not timm.is_model(name.split(".")[0]):
-        raise DeitkitError(f"timm has no model {name!r}; give a name such as deit_tiny_distilled_patch16_224")
+        raise WeightsError(f"timm has no model {name!r}; give a name such as deit_tiny_distilled_patch16_224")
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # each hub client has errors of its own
         raise _unreachable(f"timm:{name}", error) from None
     if not hasattr(model, "blocks") or not hasattr(model, "cls_token"):
-        raise DeitkitError(f"timm:{name} is no DeiT; give the name of a DeiT or ViT")
+        raise WeightsError(f"timm:{name} is no DeiT; give the name of a DeiT or ViT")
     return model.state_dict(), facts_of_timm(model)
 
 

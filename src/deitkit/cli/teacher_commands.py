@@ -1,0 +1,138 @@
+"""`deitkit teacher`: fit one to a folder's classes, measure one, list what there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as flags
+from .parsing import settings_of
+
+app = typer.Typer(help="Fit, measure and list teachers.", no_args_is_help=True)
+
+_SPEC = typer.Argument(help="auto, lite0, timm:NAME, hf:NAME...; deitkit teacher list names all kinds.")
+_DATA = typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
+_FIT = typer.Option("--fit", help="auto, head, probe, finetune or finetune-last.")
+_CLASSES = typer.Option(
+    help="Its pretrained head's outputs: imagenet, or a JSON or CSV file of class and number."
+)
+_IMAGE_SIZE = typer.Option(min=8, help="The teacher's input, pixels a side.")
+_BACKEND = typer.Option(help="auto, pytorch, compiled, openvino or onnxruntime.")
+
+
+@app.command("fit")
+def fit(
+    spec: Annotated[str, _SPEC],
+    data: Annotated[Path, _DATA],
+    out: Annotated[Path, typer.Option(help="Folder for the fitted teacher.")],
+    fit: Annotated[str | None, _FIT] = None,
+    classes: Annotated[str | None, _CLASSES] = None,
+    image_size: Annotated[int | None, _IMAGE_SIZE] = None,
+    backend: Annotated[str | None, _BACKEND] = None,
+    device: flags.Device = None,
+    recipe: Annotated[str, typer.Option(help="Whose views it is fitted on.")] = "small-data",
+    set_: flags.Settings = None,
+) -> None:
+    """Fit a teacher to the classes of a folder once; train and label take --teacher DIR."""
+    named = {
+        "teacher.fit": fit,
+        "teacher.classes": classes,
+        "teacher.image_size": image_size,
+        "teacher.backend": backend,
+        "train.device": device,
+    }
+    settings = settings_of(named, set_)
+
+    from ..training.teacher_fitting import fit_folder
+
+    fit_folder(spec, data, out, recipe=recipe, **settings)
+    print(f"to train under it: deitkit train {data} --teacher {out} --out RUN")
+
+
+@app.command("eval")
+def evaluate(
+    spec: Annotated[str, _SPEC],
+    data: Annotated[Path, _DATA],
+    classes: Annotated[str | None, _CLASSES] = None,
+    image_size: Annotated[int | None, _IMAGE_SIZE] = None,
+    backend: Annotated[str | None, _BACKEND] = None,
+    device: flags.Device = None,
+    set_: flags.Settings = None,
+    json_: flags.Json = False,
+) -> None:
+    """Measure a teacher on whole images, with its own preprocessing."""
+    named = {"teacher.classes": classes, "teacher.image_size": image_size, "teacher.backend": backend}
+    settings = settings_of(named, set_)
+
+    from ..evaluation.teacher_evaluation import evaluate_teacher
+
+    found = evaluate_teacher(spec, data, device=device or "auto", **settings)
+    if json_:
+        print(json.dumps(found, indent=1))
+        return
+    low, high = found["interval"]
+    print(
+        f"{found['teacher']} ({found['how']}): {found['top1']:.1f} % of {found['images']} images "
+        f"(95 %: {low:.1f} to {high:.1f}) over {found['classes']} classes, "
+        f"{found['images_per_s']:.0f} images/s with {found['backend']}"
+    )
+    if found["outputs"] is not None and found["outputs"] > found["classes"]:
+        print(f"over all of its {found['outputs']} outputs: {found['top1_of_all_outputs']:.1f} %")
+
+
+@app.command("list")
+def list_teachers(json_: flags.Json = False) -> None:
+    """List the kinds of teachers, what is installed, and some worth trying."""
+    found = _listed()
+    if json_:
+        print(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    console = Console()
+    kinds = Table("--teacher", "what it is", "installed", title="Kinds")
+    for row in found["kinds"]:
+        there = "yes" if row["installed"] else f"no: {row['package']}"
+        kinds.add_row(escape(row["syntax"]), row["about"], there)
+    whole = Column("--teacher", overflow="fold")
+    tried = Table(whole, "ImageNet top-1 %", "source", "", title="Worth trying")
+    for row in found["suggestions"]:
+        tried.add_row(row["spec"], f"{row['top1']:.1f}", row["source"], row["note"])
+    packages = Table("--teacher", "package", "installed", title="Weights as packages")
+    for row in found["packages"]:
+        packages.add_row(row["name"], row["package"], "yes" if row["installed"] else "no")
+    for table in (kinds, packages, tried):
+        console.print(table)
+        console.print()
+    print("Several, joined by commas, answer together: timm:A*2,timm:B weighs A twice.")
+
+
+def _listed() -> dict[str, Any]:
+    import dataclasses
+    import importlib.util
+
+    from ..teachers.sources import NAMES, kind
+    from ..teachers.spec import PACKAGED
+    from ..teachers.suggestions import suggestions
+
+    def there(package: str) -> bool:
+        return importlib.util.find_spec(package) is not None
+
+    kinds = [
+        {"syntax": k.SYNTAX, "about": k.ABOUT, "package": k.PACKAGE, "installed": there(k.PACKAGE)}
+        for k in map(kind, NAMES)
+    ]
+    fitted = {"syntax": "DIR or fitted:DIR", "about": "what deitkit teacher fit wrote"}
+    return {
+        "kinds": [*kinds, fitted | {"package": "deitkit", "installed": True}],
+        "packages": [
+            {"name": name, "package": package.replace("_", "-"), "installed": there(package)}
+            for name, (_, package) in PACKAGED.items()
+        ],
+        "suggestions": [dataclasses.asdict(s) for s in suggestions()],
+    }

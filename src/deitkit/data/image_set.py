@@ -1,0 +1,142 @@
+"""Sets of labelled image files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..tasks import SEPARATOR, Task
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Image files: paths relative to `root`, and what they show.
+
+    labels: one class an image, (n,) that index `classes`, or NO_LABEL; or several labels an image,
+    (n, K) bool, where a row without any is an image that shows none of the classes.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: NDArray[Any]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def task(self) -> Task:
+        return "multilabel" if self.labels.ndim == 2 else "multiclass"
+
+    def full_path(self, i: int) -> Path:
+        return self.root / self.paths[i]
+
+    def label_text(self, i: int) -> str:
+        """The name of an image's class, or of all its labels."""
+        return SEPARATOR.join(self.classes[k] for k in _indices(self.labels[i]))
+
+    def subset(self, indices: NDArray[np.int64]) -> ImageSet:
+        return ImageSet(self.root, tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """The images of both, these ones first and with these classes; the other's paths made absolute."""
+        paths = tuple(str(other.full_path(i).absolute()) for i in range(len(other)))
+        labels = np.concatenate([self.labels, other.labels])
+        return ImageSet(self.root, self.paths + paths, labels, self.classes)
+
+    def members(self, k: int) -> NDArray[np.int64]:
+        """The images of class `k`, in order."""
+        return np.flatnonzero(self.labels[:, k] if self.task == "multilabel" else self.labels == k)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each class, (K,)."""
+        if self.task == "multilabel":
+            return self.labels.sum(0)
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    def keep_fraction(self, fraction: float, seed: int) -> ImageSet:
+        """A stratified random share of the images, at least one of each class; 1 keeps all.
+
+        A smaller share of the same seed is a subset of a larger one, so that studies of the number of
+        images add to what was there.
+        """
+        if fraction == 1.0:
+            return self
+        rng = np.random.RandomState(seed)  # a frozen stream: the same share with every NumPy
+        if self.task == "multilabel":  # classes overlap: one order for all, and the first of each class
+            order = rng.permutation(len(self))
+            first = [order[self.labels[order, k]][:1] for k in range(len(self.classes))]
+            kept = [order[: max(1, round(len(self) * fraction))], *first]
+        else:
+            kept = []
+            for k in range(len(self.classes)):
+                members = rng.permutation(self.members(k))
+                kept.append(members[: max(1, round(len(members) * fraction))])
+        return self.subset(np.unique(np.concatenate(kept)))
+
+    def fingerprint(self, *, times: bool = True) -> str:
+        """A hash of classes, paths, labels, sizes and modification times: the same pixels, in short.
+
+        Without `times`, a copy of the folder has the same one, and so has one beside other images outside of
+        `root`, whose paths are absolute, wherever those lie together.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        outside = [path for path in self.paths if os.path.isabs(path)]
+        apart = _common_folder(outside) if outside and not times else None
+        for path, row in zip(self.paths, self.labels, strict=True):
+            size, changed = _size_and_time(self.root / path)
+            label = row if self.task == "multiclass" else _indices(row).tolist()
+            name = os.path.relpath(path, apart) if apart and os.path.isabs(path) else path
+            facts = f"{name}\0{label}\0{size}\0{changed if times else ''}\n"
+            digest.update(facts.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
+
+
+def _common_folder(paths: Sequence[str]) -> str | None:
+    """The deepest folder that holds all `paths`; None on several drives."""
+    try:
+        return os.path.commonpath(paths)
+    except ValueError:
+        return None
+
+
+def evenly_spread(total: int, most: int) -> NDArray[np.int64]:
+    """At most so many of `total` indices, evenly spread: with sorted classes, over all of them."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
+
+
+def targets_of(labels: NDArray[Any], num_classes: int) -> NDArray[np.float32]:
+    """Labels of either kind as targets (n, K); NO_LABEL becomes a row of zeros."""
+    if labels.ndim == 2:
+        return labels.astype(np.float32)
+    return (labels[:, None] == np.arange(num_classes)).astype(np.float32)
+
+
+def has_label(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Mask (n,) of the images whose labels are known; a row of labels is known, also one without any."""
+    return labels != NO_LABEL if labels.ndim == 1 else np.ones(len(labels), bool)
+
+
+def _indices(row: Any) -> NDArray[np.int64]:
+    """The classes of one image, from its label or its row of labels."""
+    if np.ndim(row) == 1:
+        return np.flatnonzero(row)
+    return np.array([row] if row != NO_LABEL else [], np.int64)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere: decoding will report it
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,44 @@
+"""One side of `deitkit bench`, in a process of its own: python -m deitkit.deploy.bench_worker SPEC."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..classifier import load
+from ..evaluation.turns import serve
+from ..inference.backends import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine
+
+
+def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
+    """The side as `evaluation.latency.serve` wants it.
+
+    spec: `backend`, `precision`, `device`, `image_size`, and the `file` of the ONNX graph for
+    ONNX Runtime and OpenVINO, or the `run` and `merge` for PyTorch.
+    """
+    device = torch.device(spec["device"])
+    engine: Engine
+    if spec["backend"] == "onnxruntime":
+        engine = OnnxRuntimeEngine(Path(spec["file"]))
+    elif spec["backend"] == "openvino":
+        engine = OpenVINOEngine(Path(spec["file"]))
+    else:
+        graph = load(spec["run"], device=spec["device"], backend="pytorch", merge=spec["merge"]).graph
+        precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec["precision"]]
+        engine = PyTorchEngine(graph, device, precision=precision, compiled=spec["backend"] == "compiled")
+
+    def passes(batch_size: int) -> Callable[[], object]:
+        views = torch.rand(batch_size, 3, *spec["image_size"]).to(device)
+        return lambda: engine(views)
+
+    return passes
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    serve(lambda: create_side(asked), asked["device"])

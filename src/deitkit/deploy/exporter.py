@@ -1,0 +1,136 @@
+"""A run as one file for another runtime: ONNX, or OpenVINO's IR; float or int8."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..errors import SettingError
+from ..inference.backends import (
+    Engine,
+    OnnxRuntimeEngine,
+    OpenVINOEngine,
+    PyTorchEngine,
+    disagreement,
+    require,
+    to_openvino,
+)
+from ..inference.int8 import quantise
+from ..inference.onnx_graph import to_onnx
+from ..inference.selection import TOLERANCE
+
+Target = Literal["onnx", "openvino"]
+_SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
+
+
+def export(
+    classifier: Classifier, to: Target, out: Path, calibration: Iterable[Tensor] | None = None
+) -> tuple[Engine, list[Path]]:
+    """Writes the joint classifier as one graph; gives a backend on the written file, and the files.
+
+    The graph's input is `views` (B, 3, H, W), float in [0, 1], of any B; normalisation is inside. Its
+    outputs are `probabilities` (both heads joined), `class_logits` and, for a distilled student,
+    `distill_logits`, each (B, K). JSON in the metadata: `classes`, `preprocessing`, and `task`, where
+    "multilabel" means that each probability is a label's own.
+
+    to: "onnx" (out ends in .onnx), or "openvino" (out ends in .xml, a .bin comes beside it).
+    calibration: views to make the graph int8 by; None keeps it float, and then its outputs are compared
+    with PyTorch's before it is written.
+
+    Raises DeitkitError where `out` ends otherwise, a package is missing, or the outputs differ.
+    """
+    check_target(to, out)
+    with tempfile.TemporaryDirectory(dir=_folder(out)) as folder:
+        written = Path(folder) / out.name
+        model = _convert(classifier, to, calibration)
+        if to == "onnx":
+            written.write_bytes(model.SerializeToString())
+        else:
+            import openvino
+
+            openvino.save_model(model, written, compress_to_fp16=False)
+        engine_of = OnnxRuntimeEngine if to == "onnx" else OpenVINOEngine
+        if calibration is None:
+            _check(engine_of(written), classifier, out)
+        # The .bin before the .xml that names it.
+        files = [f.replace(out.parent / f.name) for f in sorted(Path(folder).iterdir())]
+    return engine_of(out), files
+
+
+def check_target(to: str, out: Path) -> None:
+    """Raises DeitkitError for an unknown target, a file name that does not fit it, or a missing package."""
+    if to not in get_args(Target):
+        raise SettingError(f"cannot export to {to!r}; choose one of {', '.join(get_args(Target))}")
+    if out.suffix != _SUFFIX[to]:
+        raise SettingError(
+            f"a file for {to} ends in {_SUFFIX[to]}, and {out} does not; give --out {out.stem}{_SUFFIX[to]}"
+        )
+    if to == "openvino":  # before the calibration, as `to_onnx` asks for what ONNX needs
+        require(to)
+
+
+def metadata(classifier: Classifier) -> dict[str, str]:
+    """What the file says of itself, as JSON texts."""
+    H, W = classifier.model.image_size
+    return {
+        "classes": json.dumps(list(classifier.classes), ensure_ascii=False),
+        "task": json.dumps(classifier.task),
+        "preprocessing": json.dumps(
+            {
+                "image_size": [H, W],
+                "crop": classifier.crop,
+                "interpolation": "bicubic",
+                "input": "RGB, float in [0, 1], (B, 3, H, W); normalised inside the graph",
+                "mean": classifier.mean.flatten().tolist(),
+                "std": classifier.std.flatten().tolist(),
+            }
+        ),
+    }
+
+
+def _convert(classifier: Classifier, to: Target, calibration: Iterable[Tensor] | None) -> Any:
+    graph, size, facts = classifier.graph, classifier.model.image_size, metadata(classifier)
+    if to == "openvino" and calibration is None:
+        model = to_openvino(graph, size)
+        for output, name in zip(model.outputs, graph.output_names, strict=True):
+            output.get_tensor().set_names({name})
+        model.input(0).get_tensor().set_names({"views"})
+    else:
+        model = to_onnx(graph, size, graph.output_names, facts)
+        model = model if calibration is None else quantise(model, calibration)
+        if to == "onnx":
+            return model
+        import openvino
+
+        # OpenVINO reads the quantised ONNX and runs it in int8 itself.
+        model = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
+    for key, value in facts.items():
+        model.set_rt_info(value, ["deitkit", key])
+    return model
+
+
+def _check(engine: Engine, classifier: Classifier, out: Path) -> None:
+    """Compares with PyTorch on random views of two batch sizes, neither of them the one traced."""
+    eager = PyTorchEngine(classifier.graph, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for B in (1, 3):
+        views = torch.rand(B, 3, *classifier.model.image_size, generator=generator)
+        difference = disagreement(engine(views), eager(views))
+        if difference > TOLERANCE:
+            raise SettingError(
+                f"{out} was not written: its outputs differ from PyTorch's by {difference:.2g}; "
+                "use another --to, or convert the weights instead"
+            )
+
+
+def _folder(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent

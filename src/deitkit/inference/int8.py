@@ -1,0 +1,76 @@
+"""An ONNX model in int8, calibrated on images; ONNX Runtime and OpenVINO both run it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import DependencyError
+from .onnx_graph import require_onnx
+
+
+def quantise(model: Any, views: Iterable[Tensor]) -> Any:
+    """A static int8 copy of an onnx.ModelProto (QDQ form), calibrated on views (B, 3, H, W) in [0, 1].
+
+    Matrix products with weights become int8: per channel for the weights, per tensor for what flows
+    in, by the smallest and largest value that the views give. Attention's own products, softmax and
+    norms stay in float. Raises DeitkitError where there are no views or a package is missing.
+    """
+    require_onnx()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the quantiser logs advice to the root logger
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            plain, quantised = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+            onnx.save(model, plain)
+            # Without ONNX Runtime's preparation: the exporter has folded the constants already, and its
+            # symbolic shapes trip over merged tokens.
+            quantize_static(
+                plain,
+                quantised,
+                _reader(views),
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                # Seven-bit weights: CPUs without VNNI add products in 16 bits, which would saturate.
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
+            result = onnx.load(quantised)
+    finally:
+        root.setLevel(level)
+    for entry in model.metadata_props:
+        if entry.key not in {e.key for e in result.metadata_props}:
+            result.metadata_props.add(key=entry.key, value=entry.value)
+    return result
+
+
+def _reader(views: Iterable[Tensor]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(views)
+            self.count = 0
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            if batch is None:
+                if self.count == 0:
+                    raise DependencyError("there are no images to calibrate int8 on; give --data with some")
+                return None
+            self.count += len(batch)
+            return {"views": np.ascontiguousarray(batch.numpy())}
+
+    return Reader()

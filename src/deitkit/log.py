@@ -1,0 +1,57 @@
+"""What a person watching sees: log records, progress bars, one line per epoch.
+
+The library logs to the logger `deitkit` and shows nothing by itself. The command line, or a call of
+`show_progress`, prints its records and draws progress bars on stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger("deitkit")
+info, warning = logger.info, logger.warning
+
+_console = Console(stderr=True, highlight=False)
+
+
+class _TerminalHandler(logging.Handler):
+    """Prints a record as one plain line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = f"warning: {text}"
+        _console.print(text, markup=False, soft_wrap=True)
+
+
+def show_progress(shown: bool = True) -> None:
+    """Prints log records and draws progress bars on stderr; `False` prints warnings only."""
+    for handler in list(logger.handlers):
+        if isinstance(handler, _TerminalHandler):
+            logger.removeHandler(handler)
+    logger.addHandler(_TerminalHandler())
+    logger.propagate = False
+    logger.setLevel(logging.INFO if shown else logging.WARNING)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over `total` items. Call the yielded function with the number of items just done."""
+    shown = any(isinstance(h, _TerminalHandler) for h in logger.handlers) and logger.isEnabledFor(
+        logging.INFO
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    rate_column = TextColumn("{task.fields[rate]}")
+    with Progress(*columns, rate_column, console=_console, transient=True, disable=not shown) as progress:
+        task = progress.add_task(title, total=total, rate="")
+
+        def advance(n: int) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=n, rate=f"{speed:.0f} images/s" if speed else "")
+
+        yield advance

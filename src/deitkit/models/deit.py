@@ -1,0 +1,309 @@
+"""DeiT: a vision transformer with a class token and a distillation token.
+
+Touvron et al., "Training data-efficient image transformers & distillation through attention",
+arXiv 2012.12877. State-dict keys are the published ones, so published weights need no map.
+
+Shapes in comments: B batch, N tokens, D width, K classes, C/H/W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..tasks import Task
+from .blocks import Block, PatchEmbed
+from .position_embedding import resize_positions, sincos_positions
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The shape of a student: width, number of blocks, heads (arXiv 2012.12877, table 1)."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+VARIANTS = {
+    "nano": Variant(128, 6, 4),  # ours, for CPUs
+    "tiny": Variant(192, 12, 3),
+    "small": Variant(384, 12, 6),
+    "base": Variant(768, 12, 12),
+}
+
+
+class DeiTOutput(NamedTuple):
+    """What a forward pass gives, whatever the mode.
+
+    class_logits: (B, K) from the class token's head.
+    distill_logits: (B, K) from the distillation token's head, or None for a plain ViT.
+    patch_tokens: one (B, N, D) per block asked for, without the prefix tokens.
+    grid_size: rows and columns of the patches that the images were cut into.
+    kept_patches: (B, N) which cells of that grid, row by row, the tokens stand for; None: all, in order.
+    """
+
+    class_logits: Tensor
+    distill_logits: Tensor | None
+    patch_tokens: tuple[Tensor, ...] = ()
+    grid_size: tuple[int, int] | None = None
+    kept_patches: Tensor | None = None
+
+
+def probabilities_of(logits: Tensor, task: Task = "multiclass") -> Tensor:
+    """What logits (B, K) say in [0, 1]: softmax over the classes, or of several labels each one's sigmoid."""
+    return logits.float().softmax(-1) if task == "multiclass" else logits.float().sigmoid()
+
+
+def joint_probabilities(output: DeiTOutput, task: Task = "multiclass") -> Tensor:
+    """Both heads as one classifier: the mean of their softmaxes, (B, K), rows sum to 1.
+
+    The paper adds the softmaxes (section 4, "Classification with our approach"); halving the sum
+    keeps the order and makes it a distribution. Of several labels an image, the mean of the sigmoids.
+    """
+    p = probabilities_of(output.class_logits, task)
+    if output.distill_logits is None:
+        return p
+    return (p + probabilities_of(output.distill_logits, task)) / 2
+
+
+def joint_logits(output: DeiTOutput) -> Tensor:
+    """Both heads as one classifier, the way the published code does it: mean logits, (B, K)."""
+    if output.distill_logits is None:
+        return output.class_logits
+    return (output.class_logits + output.distill_logits) / 2
+
+
+class DeiT(nn.Module):
+    """A vision transformer with, if `distilled`, a distillation token beside the class token.
+
+    images: (B, in_channels, *image_size), normalised. Raises DeitkitError for another size, or
+    where the image size is no multiple of the patch size. `drop_path_rate` is the last block's;
+    it grows linearly from 0 at the first. `layer_scale` is where LayerScale's gains start; None: none.
+
+    In training, images may be of another multiple of the patch size, whose positions are resized on the
+    fly, and `patch_drop_rate` is the share of patches that are left out (PatchDropout, arXiv 2208.07220).
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        num_classes: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        distilled: bool = True,
+        layer_scale: float | None = None,
+        patch_drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
+            raise SettingError(
+                f"image size {image_size[0]}x{image_size[1]} is not a multiple of patch size "
+                f"{patch_size[0]}x{patch_size[1]}; choose sizes that divide evenly"
+            )
+        self.image_size, self.num_classes = image_size, num_classes
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.num_prefix_tokens = 2 if distilled else 1
+        self.patch_drop_rate = patch_drop_rate
+
+        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
+        num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, r, layer_scale) for r in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.head_dist = nn.Linear(embed_dim, num_classes) if distilled else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of std 0.02 for tokens and matrices, zero biases, as published.
+
+        The patch projection takes a convolution's default, bias included, as published too.
+        """
+        self.patch_embed.proj.reset_parameters()
+        for name, p in self.named_parameters():
+            if name.startswith("patch_embed.") or ".gamma_" in name:
+                continue
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif ".norm" in name or name.startswith("norm"):
+                nn.init.ones_(p)
+            else:
+                nn.init.trunc_normal_(p, std=0.02)
+
+    @torch.no_grad()
+    def start_structured(self) -> None:
+        """First values that need less training than the published ones, for little data.
+
+        Positions start as half of their two-dimensional sines and cosines (as in arXiv 2205.01580,
+        there fixed), so that neighbours look alike from the first step; the blocks' matrices are
+        Xavier-uniform (as in arXiv 2111.06377), since std 0.02 is far too small for a narrow model.
+        """
+        positions = sincos_positions(self.grid_size, self.embed_dim)
+        self.pos_embed[:, self.num_prefix_tokens :] = 0.5 * positions
+        for block in self.blocks:
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+
+    def token_cosine(self) -> float | None:
+        """Cosine of the learnt class and distillation embeddings; None without a distillation token."""
+        if self.dist_token is None:
+            return None
+        return F.cosine_similarity(self.cls_token.flatten(), self.dist_token.flatten(), dim=0).item()
+
+    def fold_layer_scale(self) -> None:
+        """Leaves a plain DeiT with the same outputs, in the published shape; without LayerScale, nothing."""
+        for block in self.blocks:
+            cast(Block, block).fold_layer_scale()
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def distilled(self) -> bool:
+        """Whether there are a distillation token and its head."""
+        return self.dist_token is not None
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes and shape in JSON's types, as a run's config.json has them; `from_description` reads them."""
+        return {
+            "image_size": list(self.image_size),
+            "patch_size": list(self.patch_embed.patch_size),
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": cast(Block, self.blocks[0]).mlp.fc1.out_features / self.embed_dim,
+            "distilled": self.distilled,
+        }
+
+    @classmethod
+    def from_description(cls, saved: dict[str, Any], num_classes: int) -> DeiT:
+        """A model of the described shape with random weights; the inverse of `describe`."""
+        return cls(
+            image_size=tuple(saved["image_size"]),
+            patch_size=tuple(saved["patch_size"]),
+            num_classes=num_classes,
+            embed_dim=saved["embed_dim"],
+            depth=saved["depth"],
+            num_heads=saved["num_heads"],
+            mlp_ratio=saved.get("mlp_ratio", 4.0),
+            distilled=saved["distilled"],
+        )
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of the model as it ships, which is to say without LayerScale's gains."""
+        return sum(p.numel() for name, p in self.named_parameters() if ".gamma_" not in name)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, prefix + N, D), positions added; raises as `forward` does."""
+        grid = self._grid_of(images)
+        x = self.patch_embed(images)
+        prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
+        positions: Tensor = self.pos_embed
+        if grid != self.grid_size:
+            # Antialiased, so that every position of the full grid has its part in a coarser one's.
+            P = self.num_prefix_tokens
+            positions = resize_positions(positions, P, self.grid_size, grid, antialias=True)
+        return torch.cat([*prefix, x], dim=1) + positions
+
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches; raises DeitkitError for images of a size that does not fit."""
+        (H, W), (p, q) = images.shape[-2:], self.patch_embed.patch_size
+        if self.image_size != (H, W) and (not self.training or H % p or W % q):
+            raise SettingError(
+                f"the model takes images of {self.image_size[0]}x{self.image_size[1]}, got {H}x{W}"
+            )
+        return H // p, W // q
+
+    def drop_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, prefix + N, D) -> the same with n of N patches an image, each image's own, and which (B, n).
+
+        Every subset of round(N (1 - rate)) patches, at least one, is as likely as the others; the prefix
+        tokens all stay. Outside training nothing is dropped, and the second result is None.
+        """
+        if not self.training or self.patch_drop_rate == 0.0:
+            return x, None
+        B, P, N = len(x), self.num_prefix_tokens, x.shape[1] - self.num_prefix_tokens
+        count = max(1, round(N * (1.0 - self.patch_drop_rate)))
+        kept = torch.rand(B, N, device=x.device).argsort(1)[:, :count].sort(1).values
+        patches = x[:, P:].gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+        return torch.cat([x[:, :P], patches], dim=1), kept
+
+    def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
+        """(B, C, H, W) -> DeiTOutput; `tokens_after` lists block indices whose patch tokens to keep.
+
+        Raises DeitkitError for images of a size that does not fit.
+        """
+        x, kept_patches = self.drop_patches(self.embed(images))
+        kept = []
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            # Nobody reads the last block's patch tokens, so most of its work can be left out.
+            x = block(x, self.num_prefix_tokens if i == last and i not in tokens_after else None)
+            if i in tokens_after:
+                kept.append(x[:, self.num_prefix_tokens :])
+        return self.classify(x)._replace(
+            patch_tokens=tuple(kept), grid_size=self._grid_of(images), kept_patches=kept_patches
+        )
+
+    def classify(self, x: Tensor) -> DeiTOutput:
+        """Both heads on the last block's tokens (B, N, D), prefix tokens first."""
+        prefix = self.norm(x[:, : self.num_prefix_tokens])
+        distill_logits = self.head_dist(prefix[:, 1]) if self.head_dist is not None else None
+        return DeiTOutput(self.head(prefix[:, 0]), distill_logits)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int] = 224,
+    patch_size: int | tuple[int, int] = 16,
+    drop_path_rate: float = 0.0,
+    distilled: bool = True,
+    layer_scale: float | None = None,
+    patch_drop_rate: float = 0.0,
+) -> DeiT:
+    """A DeiT of a named variant (`VARIANTS`); sizes in pixels, one number for a square.
+
+    Raises DeitkitError for an unknown name, or where the image size is no multiple of the patch size.
+    """
+    if name not in VARIANTS:
+        raise SettingError(f"unknown student {name!r}; choose one of {', '.join(VARIANTS)}")
+    v = VARIANTS[name]
+    return DeiT(
+        image_size=_pair(image_size),
+        patch_size=_pair(patch_size),
+        num_classes=num_classes,
+        embed_dim=v.embed_dim,
+        depth=v.depth,
+        num_heads=v.num_heads,
+        drop_path_rate=drop_path_rate,
+        distilled=distilled,
+        layer_scale=layer_scale,
+        patch_drop_rate=patch_drop_rate,
+    )
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,251 @@
+"""`deitkit label`: one pass of a teacher over the views of many epochs, kept for many students."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+
+from .. import log, recipes
+from ..config import Config, dotted, flatten
+from ..data.dataset import Dataset, find_splits, open_data, refuse_several_labels
+from ..data.loader import made_ahead
+from ..data.splits import refuse_out_among_classes
+from ..errors import SettingError
+from ..inference.device import resolve_device
+from ..io import refuse_occupied
+from ..run_folder import TEACHER_FOLDER
+from ..soft_labels.codec import make_codec
+from ..soft_labels.locks import Claims
+from ..soft_labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
+from ..soft_labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
+from ..soft_labels.store import SHARD_VIEWS, Place, SoftLabelStore
+from ..soft_labels.student_config import refuse_smaller_views
+from ..teachers.prepare import prepare_teacher, training_views
+from ..teachers.spec import check_spec, parse
+from ..teachers.teacher import Teacher
+from . import results
+from .student import choose_student, view_workers
+
+_TOP_K = 10
+_PREPARING, _FIRST_SHARD = 0, 1  # pieces of work in the lock file
+
+
+def label(
+    data: str | Path,
+    out: str | Path,
+    *,
+    epochs: int,
+    recipe: str | None = None,
+    top_k: int | None = None,
+    hard: bool = False,
+    **settings: Any,
+) -> SoftLabelStore:
+    """Stores the teacher's answers to the views of the first `epochs` epochs of training on `data`.
+
+    `out` may hold labels already: what is missing is added, under the settings they were made
+    with. Several processes may label into one folder at once. top_k: classes kept a view, 10
+    unless told; hard: only the teacher's decision. settings as for `train`. Raises DeitkitError
+    for anything the caller can mend.
+    """
+    data, out = Path(data), Path(out)
+    changes = dotted(settings)
+    if not (out / FILE).exists():
+        # These are of a process that was stopped before it wrote the manifest.
+        refuse_occupied(out, without="labels", own={TEACHER_FOLDER, "lock", FIRST_VIEWS})
+    known = read_manifest(out) if (out / FILE).exists() else None
+    config = _settings(out, known, recipe, changes)
+    device = resolve_device(config.train.device)
+    refuse_out_among_classes(data, out)
+    splits = find_splits(data, config)
+    refuse_several_labels(splits.train, "storing labels")
+    config, _ = choose_student(config, splits, device)
+    kind = _kind(out, known, config, len(splits.train.classes), top_k, hard)
+    opened = open_data(splits, config)
+    make = training_views(config, opened, device).make
+    out.mkdir(parents=True, exist_ok=True)
+    with Claims(out / "lock") as claims:
+        claims.take(_PREPARING, wait=True)
+        store, teacher = _prepare(out, config, kind, opened, device)
+        claims.free(_PREPARING)
+        _refuse_full_disk(store, epochs)
+        _label_missing(store, epochs, claims, make, teacher, view_workers(config, device))
+    return store
+
+
+def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: dict[str, Any]) -> Config:
+    """The settings asked for; where labels are there and no recipe is named, theirs."""
+    if known is None or recipe is not None:
+        config = recipes.get(recipe or Config().recipe).override(changes)
+    else:
+        refuse_other_settings(out, known, changes)
+        config = known.config.override(changes)
+    teacher = config.teacher
+    if teacher.spec == "none" or teacher.soft_labels is not None or config.distillation.mode == "none":
+        raise SettingError("labels need a live teacher; give --teacher, and no distillation.mode none")
+    refuse_smaller_views(config)
+    if config.distillation.distill_until == 0:
+        raise SettingError("distillation.distill_until is 0: no answer would ever be read; give more")
+    check_spec(teacher.spec)  # a misspelt teacher is refused before hours of decoding
+    fitted = [Path(member.rest) for member in parse(teacher.spec) if member.kind == "fitted"]
+    if any(folder.resolve().parent == out.resolve() for folder in fitted):
+        raise SettingError(
+            f"the teacher {teacher.spec} lies inside --out {out}, where the labels keep their own; "
+            "choose another --out"
+        )
+    return config
+
+
+def _kind(
+    out: Path, known: Manifest | None, config: Config, num_classes: int, top_k: int | None, hard: bool
+) -> dict[str, Any]:
+    """`Codec.facts()` of the labels to write; what is there already must not be asked for otherwise."""
+    if hard and top_k is not None:
+        raise SettingError("--hard and --top-k both say what to keep; give one of them")
+    wanted = make_codec(
+        num_classes,
+        kind="hard" if hard else "top-k",
+        k=top_k or _TOP_K,
+        temperature=config.distillation.temperature,
+    ).facts()
+    if known is None:
+        return wanted
+    if (hard or top_k is not None) and (wanted["kind"], wanted.get("k")) != (
+        known.labels["kind"],
+        known.labels.get("k"),
+    ):
+        raise SettingError(
+            f"{out} holds {_words(known.labels)} labels, and {_words(wanted)} ones are asked for; "
+            "leave that out, or choose another --out"
+        )
+    return known.labels
+
+
+def _words(kind: dict[str, Any]) -> str:
+    return "hard" if kind["kind"] == "hard" else f"top-{kind['k']}"
+
+
+def _prepare(
+    out: Path, config: Config, kind: dict[str, Any], data: Dataset, device: torch.device
+) -> tuple[SoftLabelStore, Teacher]:
+    """The store and its teacher: both opened and checked where they are there, else made."""
+    images, make = data.pool.images, training_views(config, data, device).make
+    if (out / FILE).exists():
+        manifest = read_manifest(out)
+        settled = flatten(config.to_dict())
+        refuse_other_settings(out, manifest, {key: settled[key] for key in fixed_settings(manifest)})
+        manifest.refuse_other_data(out, images.fingerprint(times=False), len(images), data.classes)
+        if _digest(out / TEACHER_FOLDER) != manifest.teacher_sha256:
+            raise SettingError(
+                f"the teacher in {out / TEACHER_FOLDER} is not the one that the labels there are from; "
+                "bring its files back, or label again into another folder"
+            )
+        store = SoftLabelStore(out, manifest)
+        refuse_other_views(store, make)
+        teacher = prepare_teacher(out, config, data, device)
+        assert teacher is not None
+        return store, teacher
+    shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # of a process that was stopped; maybe another's
+    teacher = prepare_teacher(out, config, data, device)
+    assert teacher is not None, "labels need a teacher"
+    facts, _ = results.measure_teacher(teacher, data.val, device)
+    results.say_teacher(facts, data.val)
+    manifest = Manifest(
+        settings=config.to_dict(),
+        data=images.fingerprint(times=False),
+        images=len(images),
+        unlabeled=len(images) - len(data.train.images),
+        classes=data.classes,
+        labels=kind,
+        shard_batches=max(1, SHARD_VIEWS // config.train.batch_size),
+        teacher=facts,
+        teacher_sha256=_digest(out / TEACHER_FOLDER),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+    )
+    store = SoftLabelStore(out, manifest)
+    keep_first_views(store, make)
+    manifest.write(out)  # last: it says that all of the above is there
+    return store, teacher
+
+
+def _label_missing(
+    store: SoftLabelStore,
+    epochs: int,
+    claims: Claims,
+    make: Callable[..., Any],
+    teacher: Teacher,
+    workers: int,
+) -> None:
+    missing = [place for place in store.places(epochs) if not store.path(place).exists()]
+    with log.progress_bar("labelling", sum(map(store.num_views, missing))) as advance:
+        for place in missing:
+            piece = _FIRST_SHARD + place[0] * store.shards + place[1]
+            if not claims.take(piece):
+                continue  # another process is at it
+            try:
+                if not store.path(place).exists():
+                    _write(store, place, _rows(store, place, make, teacher, workers, advance))
+            finally:
+                claims.free(piece)
+
+
+def _rows(
+    store: SoftLabelStore,
+    place: Place,
+    make: Callable[..., Any],
+    teacher: Teacher,
+    workers: int,
+    advance: Callable[[int], None],
+) -> list[Tensor]:
+    """The encoded answers to a shard's views."""
+    # In training's micro-batches: a teacher's rounding may depend on the size of a batch.
+    train = store.manifest.config.train
+    micro = train.micro_batch_size or train.batch_size
+    rows = []
+    for batch in made_ahead(make, store.plan(place[0])[store.batches(place)], workers):
+        rows += [store.codec.encode(teacher(images).logits) for images in batch.images.split(micro)]
+        advance(len(batch.indices))
+    return rows
+
+
+def _write(store: SoftLabelStore, place: Place, rows: list[Tensor]) -> None:
+    try:
+        store.write(place, rows)
+    except OSError as error:
+        raise SettingError(
+            f"labels cannot be written to {store.folder} ({error.strerror}); the {store.epochs()} whole "
+            "epochs there are safe: free space and give the same command again"
+        ) from None
+
+
+def _refuse_full_disk(store: SoftLabelStore, epochs: int) -> None:
+    """Raises DeitkitError where what is missing cannot fit."""
+    missing = [place for place in store.places(epochs) if not store.path(place).exists()]
+    needed = sum(map(store.num_views, missing)) * store.codec.bytes_per_view
+    free = shutil.disk_usage(store.folder).free
+    if needed > free:
+        raise SettingError(
+            f"{store.folder} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free; "
+            "free space, store fewer epochs, or keep less with --top-k or --hard"
+        )
+
+
+def _digest(folder: Path) -> str:
+    """A hash of all files of a folder, names and content."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".part"):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,180 @@
+"""Kept and on-demand pixels agree; whatever was cut short or has changed is made again."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deitkit.data.cache import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
+from deitkit.data.folder import scan
+from deitkit.data.image_set import ImageSet
+from deitkit.errors import DeitkitError
+
+from ..conftest import write_images
+from .test_decode import two_halves
+
+
+@pytest.fixture
+def images(tmp_path) -> ImageSet:
+    data = write_images(tmp_path / "data", count=6)
+    two_halves(60, 20).save(data / "cat" / "wide.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    two_halves(60, 20).save(data / "dog" / "turned.jpg", exif=exif)
+    return scan(data, data)
+
+
+def opened(images: ImageSet, cache: Path, view: str = "squashed", limit: int = 10**9) -> PixelStore:
+    decoder = Decoder((18, 22), view, 0.9)
+    store, unreadable = open_store(images, decoder, cache_dir=cache, limit_bytes=limit, workers=2)
+    assert unreadable == []
+    return store
+
+
+@pytest.mark.parametrize("view", ["squashed", "centre"])
+def test_kept_and_on_demand_pixels_are_the_same(images, tmp_path, view):
+    kept, fresh = opened(images, tmp_path / "c", view), opened(images, tmp_path / "d", view, limit=0)
+    assert not (tmp_path / "d").exists()
+    order = [5, 0, 13, 5, 7]
+    assert kept.fetch(order).equal(fresh.fetch(order))
+    assert kept.fetch(order).shape == (5, 3, 18, 22)
+    assert kept.aspects == pytest.approx(fresh.aspects)
+    assert kept.aspects[images.paths.index("cat/wide.jpg")] == pytest.approx(3, abs=0.1)
+    assert kept.aspects[images.paths.index("dog/turned.jpg")] == pytest.approx(1 / 3, abs=0.02)
+    some = np.array([2, 13, 4])
+    assert kept.subset(some).fetch([1, 0]).equal(kept.fetch([13, 2]))
+
+
+def test_a_second_call_decodes_nothing(images, tmp_path, monkeypatch):
+    first = opened(images, tmp_path / "c").fetch(range(len(images)))
+    monkeypatch.setattr(Decoder, "__call__", lambda self, path: pytest.fail("decoded again"))
+    assert opened(images, tmp_path / "c").fetch(range(len(images))).equal(first)
+
+
+def test_changed_images_are_decoded_again(images, tmp_path):
+    before = opened(images, tmp_path / "c").fetch([0])
+    two_halves().save(images.full_path(0))
+    assert not opened(images, tmp_path / "c").fetch([0]).equal(before)
+
+
+@pytest.mark.parametrize("what", ["no note", "half a note", "only the side file"])
+def test_an_interrupted_cache_is_made_again(images, tmp_path, what):
+    every = range(len(images))
+    whole = opened(images, tmp_path / "c").fetch(every)
+    [pixels], [note] = (list((tmp_path / "c").glob(f"*.{kind}")) for kind in ("pixels", "json"))
+    text = note.read_text()
+    note.unlink()
+    if what == "half a note":
+        note.write_text(text[: len(text) // 2])
+    pixels.write_bytes(b"\0" * pixels.stat().st_size)
+    if what == "only the side file":
+        other = pixels.with_name(f"{pixels.name}.{os.getpid()}-0.part")  # of a process that still writes it
+        other.touch()
+        pixels = pixels.rename(pixels.with_name(f"{pixels.name}.{os.getpid()}-1.part"))
+        two_days_ago = time.time() - 2 * 24 * 3600
+        os.utime(pixels, (two_days_ago, two_days_ago))
+    assert opened(images, tmp_path / "c").fetch(every).equal(whole)
+    left = [other] if what == "only the side file" else []
+    assert list((tmp_path / "c").glob("*.part")) == left
+
+
+@pytest.mark.parametrize("what", [Path.unlink, lambda path: path.write_bytes(b"\0" * 100)])
+def test_pixels_that_went_missing_are_made_again(images, tmp_path, what):
+    every = range(len(images))
+    whole = opened(images, tmp_path / "c").fetch(every)
+    [pixels] = (tmp_path / "c").glob("*.pixels")
+    what(pixels)
+    assert opened(images, tmp_path / "c").fetch(every).equal(whole)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_unreadable_images_are_reported_with_their_index(images, tmp_path, limit):
+    images.full_path(3).write_bytes(b"")
+    decoder = Decoder((18, 22), "squashed")
+    _, unreadable = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=limit, workers=1)
+    assert [i for i, _ in unreadable] == [3]
+
+
+def test_one_unreadable_image_in_a_hundred_is_allowed():
+    refuse_many_unreadable([("a.png", "cut")], 100)
+    with pytest.raises(DeitkitError, match=r"1 of 99 images cannot be read.*a\.png \(cut\)"):
+        refuse_many_unreadable([("a.png", "cut")], 99)
+
+
+def test_pixels_broken_behind_a_whole_header_are_grey_and_told_once(tmp_path, capsys):
+    data = write_images(tmp_path / "data", count=60, side=40)
+    images = scan(data, data)
+    store = opened(images, tmp_path / "c", limit=0)
+    whole = store.fetch(range(120))
+    cut = images.full_path(7).read_bytes()
+    images.full_path(7).write_bytes(cut[: len(cut) // 2])
+    for _ in range(2):
+        pixels = store.fetch([6, 7, 8])
+        assert pixels[[0, 2]].equal(whole[[6, 8]]) and (pixels[1] == 128).all()
+    assert capsys.readouterr().err.count("grey stands in for it") == 1
+    images.full_path(9).write_bytes(b"")  # two of 120 are more than one in a hundred
+    with pytest.raises(DeitkitError, match="2 of 120 images cannot be read"):
+        store.fetch([9])
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_aspects_are_those_of_the_file_not_of_a_reduced_scale(images, tmp_path, limit):
+    two_halves(1003, 667).save(images.full_path(0), "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    two_halves(1003, 667).save(images.full_path(1), "JPEG", exif=exif)
+    aspects = opened(images, tmp_path / "c", limit=limit).aspects
+    assert aspects[:2] == pytest.approx([1003 / 667, 667 / 1003], rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_a_link_to_nowhere_is_reported(images, tmp_path, limit):
+    images.full_path(2).unlink()
+    images.full_path(2).symlink_to(tmp_path / "nowhere.png")
+    decoder = Decoder((8, 8), "squashed")
+    _, unreadable = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=limit, workers=1)
+    assert unreadable == [(2, "the file is not there")]
+
+
+def test_size_and_view_have_caches_of_their_own(images, tmp_path):
+    for decoder in (Decoder((8, 8), "squashed"), Decoder((8, 9), "squashed"), Decoder((8, 8), "centre")):
+        store, _ = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=10**9, workers=1)
+        assert store.fetch([0]).shape == (1, 3, *decoder.size)
+    assert len(list((tmp_path / "c").glob("*.pixels"))) == 3
+
+
+def test_an_interrupt_leaves_nothing_behind(images, tmp_path):
+    def interrupt(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_store(
+            images,
+            Decoder((8, 8), "squashed"),
+            cache_dir=tmp_path / "c",
+            limit_bytes=10**9,
+            workers=1,
+            on_progress=interrupt,
+        )
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_says_where_and_what_to_set(images, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DeitkitError, match=r"cannot be kept in .*file.c.*DEITKIT_CACHE"):
+        opened(images, tmp_path / "file" / "c")
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEITKIT_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("DEITKIT_CACHE")
+    assert default_cache_dir() == tmp_path / "xdg" / "deitkit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache_dir() == Path.home() / ".cache" / "deitkit"

@@ -1,0 +1,86 @@
+"""A number out of its range is refused with a sentence, before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from deitkit import DeitkitError
+from deitkit.config import Config, flatten
+from deitkit.data.dataset import find_splits
+from deitkit.ranges import _RANGES, refuse_out_of_range
+from deitkit.recipes import RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_within(name):
+    refuse_out_of_range(RECIPES[name]())
+
+
+# Refused beside the data or the other settings that they depend on, or free.
+_CHECKED_ELSEWHERE = {"data.val_fraction", "train.start_share", "teacher.mean"}
+
+
+def test_every_number_has_a_range():
+    """A new setting that is a number cannot be forgotten."""
+    numbers = {
+        f"{section}.{field.name}"
+        for section, group in get_type_hints(Config).items()
+        if dataclasses.is_dataclass(group)
+        for field in dataclasses.fields(group)
+        if {"int", "float"} & set(re.findall(r"\w+", str(field.type)))
+    }
+    assert set(_RANGES) | _CHECKED_ELSEWHERE == numbers <= set(flatten(Config().to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("student.patch_drop_rate", 1.0, "is 1.0; give a share from 0 up to, but not, 1"),
+        ("student.patch_drop_rate", -0.1, "is -0.1"),
+        ("student.drop_path_rate", float("nan"), "is nan"),
+        ("student.image_size", 0, r"is \[0, 0\]; give 1 or more"),
+        ("train.epochs", 0, "is 0; give 1 or more"),
+        ("data.repeats", 0, "is 0; give 1 or more"),
+        ("student.patch_size", 0, r"is \[0, 0\]; give 1 or more"),
+        ("distillation.feature_until", 1.5, "is 1.5; give a share from 0 to 1"),
+        ("distillation.distill_until", float("nan"), "is nan"),
+        ("train.patience", 0, "is 0; give 1 or more"),
+        ("train.seed", -1, "a whole number from 0"),
+        ("train.seed", 2**32, "a whole number from 0"),
+        ("data.split_seed", -1, "a whole number from 0"),
+        ("data.train_fraction", 0.0, "is 0.0; give a share above 0, and 1 for all images"),
+        ("data.unlabeled_share", 1.0, "is 1.0; give more than 0 and less than 1"),
+        ("data.cache_gb", float("inf"), "give 0 or more"),
+        ("data.eval_crop", 0.0, "give more than 0"),
+        ("data.workers", -1, "give 0 or more"),
+        ("optim.lr", -1e-3, "give 0 or more"),
+        ("optim.weight_decay", -0.1, "give 0 or more"),
+        ("train.budget_s", -5.0, "give more than 0"),
+        ("train.start_size", 0, r"is \[0, 0\]; give 1 or more"),
+        ("teacher.std", (0.5, 0.0, 0.5), "give more than 0"),
+        ("student.layer_scale", float("nan"), "give more than 0"),
+        ("augment.color_jitter", -1.0, "give 0 or more"),
+    ],
+)
+def test_a_number_out_of_its_range(tmp_path, key, value, words):
+    with pytest.raises(DeitkitError, match=f"{key} {words}" if words.startswith("is") else words):
+        find_splits(Path("no folder is looked at"), Config().override({key: value}))
+
+
+@pytest.mark.parametrize(("alpha", "head"), [(0.0, "distillation"), (1.0, "class")])
+def test_no_head_is_left_untaught(alpha, head):
+    config = RECIPES["small-data"]().override({"distillation.alpha": alpha})
+    with pytest.raises(DeitkitError, match=f"leave the {head} head at its random values"):
+        refuse_out_of_range(config)
+    refuse_out_of_range(config.override({"distillation.token": "class"}))
+    refuse_out_of_range(config.override({"distillation.mode": "none"}))
+
+
+def test_momentum_of_zero():
+    with pytest.raises(DeitkitError, match="takes its momentum"):
+        refuse_out_of_range(Config().override({"optim.name": "sgd", "optim.betas": "0,0.9"}))

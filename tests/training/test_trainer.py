@@ -1,0 +1,275 @@
+"""The loop on a small student under a made-up teacher: what each update sees, and when a run ends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deitkit.config import AugmentConfig, Config
+from deitkit.data.cache import PixelStore
+from deitkit.data.loader import TrainingViews
+from deitkit.errors import DeitkitError, Interrupted
+from deitkit.models.deit import create_model
+from deitkit.teachers.teacher import TeacherOutput
+from deitkit.training import trainer as loop
+from deitkit.training.budget import planned_epochs
+from deitkit.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+PIXELS = np.random.RandomState(0).randint(0, 256, (12, 3, 36, 36), np.uint8)
+EPOCHS = 5  # of three updates each
+SAVING = {
+    "student.initial_weights": "a run",  # so guidance begins fitted
+    "student.drop_path_rate": 0.5,
+    "student.patch_drop_rate": 0.5,
+    "train.start_size": 16,
+    "train.start_share": 0.6,
+    "train.patience": 100,
+    "distillation.feature_weight": 2.0,
+    "distillation.feature_until": 0.4,
+}
+
+
+class MadeUpTeacher:
+    """A pure function of the views; remembers their sizes."""
+
+    card = SimpleNamespace(map_channels=(3, 3))
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, ...]] = []
+
+    def __call__(self, views: Tensor) -> TeacherOutput:
+        self.sizes.append(tuple(views.shape[-2:]))
+        return TeacherOutput(views.mean((2, 3)), (views[..., ::4, ::4], views[..., ::8, ::8]))
+
+
+class Steps:
+    """A callback that keeps what it is told, and pulls the plug at an update."""
+
+    def __init__(self, until: int = 10_000):
+        self.until, self.done, self.lines = until, 0, []
+
+    def on_step(self, step: int, images: int) -> None:
+        self.done = step
+        if step == self.until:
+            raise RuntimeError("the power is gone")
+
+    def on_epoch(self, line: dict) -> None:
+        self.lines.append(line)
+
+
+def trainer(folder: Path, settings: dict, losses: list[float] | None = None) -> Trainer:
+    """A new trainer; `losses` are what the averaged weights measure, one a measurement."""
+    folder.mkdir(exist_ok=True)
+    base = {"train.batch_size": 4, "train.micro_batch_size": 3, "student.patch_size": 8, "optim.lr": 0.1}
+    config = Config().override(base | {"student.image_size": 32} | settings)
+    student = config.student
+    torch.manual_seed(0)
+    model = create_model(
+        "nano",
+        num_classes=3,
+        image_size=32,
+        patch_size=8,
+        drop_path_rate=student.drop_path_rate,
+        patch_drop_rate=student.patch_drop_rate,
+    )
+    store = PixelStore(np.ones(12, np.float32), lambda rows: PIXELS[rows], np.arange(12))
+    views = TrainingViews(store, np.arange(12) % 3, 3, AugmentConfig(), (32, 32), CPU)
+    measured = [0]
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        measured[0] += 1
+        given = losses is not None
+        weight = float(model.state_dict()["head.weight"].double().sum())
+        return {"loss": losses[(measured[0] - 1) // 2] if given else weight}
+
+    made = Trainer(
+        config=config,
+        model=model,
+        make=views.make,
+        num_images=12,
+        normalise=lambda images: images,
+        teacher=MadeUpTeacher() if config.teacher.spec != "none" else None,
+        device=CPU,
+        folder=folder,
+        evaluate=evaluate,
+        path_of=str,
+        facts={},
+    )
+    made.epochs = EPOCHS
+    return made
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_teacher_sees_the_smaller_views_and_is_not_asked_for_nothing(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.alpha": 0.0})
+    seen: list[int] = []
+    run.model.register_forward_hook(lambda model, inputs, output: seen.append(inputs[0].shape[-1]))
+    run.run([Steps()])
+    # Three batches for guidance's first projections, then fifteen updates: nine at 16 pixels, six of
+    # them guided. Two micro-batches each.
+    assert seen == [16] * (6 + 18) + [32] * 12
+    assert run.teacher.sizes == [(16, 16)] * (6 + 12)
+
+
+def test_guidance_begins_from_projections_that_suit_the_student_at_any_seed(tmp_path):
+    def first_error(seed: int, init: str) -> float:
+        settings = {"distillation.feature_weight": 2.0, "train.seed": seed, "student.initial_weights": init}
+        run = trainer(tmp_path / f"{seed}-{init}", settings)
+        before = [p.detach().clone() for p in run.model.parameters()]
+        run.fit_guidance()
+        assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before, strict=True))
+        batch, answers = next(iter(run.prepared(0)))
+        return run.update(batch, answers)["guidance"]
+
+    for seed in range(3):
+        # From scratch they stay random.
+        assert first_error(seed, "a run") < 0.8 * first_error(seed, "none")
+
+
+def test_guidance_stops_and_its_projections_rest(tmp_path):
+    run = trainer(tmp_path, SAVING)
+    kept: list[list[Tensor]] = []
+    parts: list[set[str]] = []
+    for step, (batch, answers) in enumerate(b for e in range(EPOCHS) for b in run.prepared(e)):
+        assert run.state.step == step
+        parts.append(set(run.update(batch, answers)))
+        kept.append([p.detach().clone() for p in run.state.guidance.parameters()])
+    assert [("guidance" in p) for p in parts] == [True] * 6 + [False] * 9
+    assert all("distill" in p for p in parts)  # the teacher's logits still count
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(kept)
+    ]
+    assert moved == [True] * 5 + [False] * 9
+
+
+def test_a_teacher_that_has_nothing_left_to_say_is_not_asked(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.distill_until": 0.6})
+    run.run([Steps()])
+    # Two micro-batches each of 9 updates of 15, and of the 3 that the projections are fitted on.
+    assert len(run.teacher.sizes) == 2 * (9 + 3)
+    last = lines(tmp_path)[-1]["train"]
+    assert set(last) == {"loss", "class", "distill"}
+
+
+def test_images_without_labels_leave_with_the_teacher(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.distill_until": 0.6})
+    run.num_images, run.num_unlabeled = 8, 4
+    run.steps_per_epoch = len(run.plan(0))
+    batches = [batch for epoch in range(EPOCHS) for batch in run.plan(epoch)]
+    taught = round(0.6 * len(batches))
+    assert all((batch.indices >= 8).any() for batch in batches[:taught])
+    assert all((batch.indices < 8).all() for batch in batches[taught:])
+    drawn = [len(batch.indices) for batch in batches]
+    assert [run.views_before(step) for step in range(len(drawn) + 1)] == [0, *itertools.accumulate(drawn)]
+    kept = np.concatenate([batch.indices for batch in batches[-run.steps_per_epoch :]])
+    assert sorted(kept) == list(range(8))  # every labelled image still
+
+
+def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_updates(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.feature_until": 7 / 15})
+    parts: list[dict[str, float]] = []
+    update = run.update
+    run.update = lambda *batch: parts.append(update(*batch)) or parts[-1]  # type: ignore[method-assign]
+    run.run([Steps()])
+    assert [("guidance" in line["train"]) for line in lines(tmp_path)] == [True] * 3 + [False] * 2
+    assert lines(tmp_path)[2]["train"]["guidance"] == pytest.approx(parts[6]["guidance"])
+
+
+def test_answers_made_ahead_change_nothing(tmp_path):
+    ahead, direct = (trainer(tmp_path / name, SAVING) for name in ("ahead", "direct"))
+    ahead.run([Steps()])
+    direct.fit_guidance()
+    for epoch in range(EPOCHS):
+        for planned in direct.plan(epoch):
+            direct.update(direct.make(planned))
+    for k, v in ahead.model.state_dict().items():
+        assert torch.equal(v, direct.model.state_dict()[k])
+
+
+@pytest.mark.parametrize("until", [3, 4, EPOCHS * 3])
+def test_stopped_at_any_update_an_epoch_is_measured_once(tmp_path, monkeypatch, until):
+    whole = trainer(tmp_path / "whole", SAVING)
+    whole.run([Steps()])
+    cut, callback = trainer(tmp_path / "cut", SAVING), Steps()
+    # In place of a signal, which would be the whole process's.
+    monkeypatch.setattr(loop, "stop_requests", lambda: nullcontext(lambda: callback.done == until))
+    with pytest.raises(Interrupted):
+        cut.run([callback])
+    monkeypatch.undo()
+    again = trainer(tmp_path / "cut", SAVING)
+    assert again.resume() == until and again.state.seconds > 0
+    again.run([Steps()])
+    measured, expected = ([line["val_ema"] for line in lines(tmp_path / n)] for n in ("cut", "whole"))
+    assert measured == expected
+    for k, v in whole.averaged.items():
+        assert torch.equal(v, again.averaged[k])
+
+
+@pytest.mark.parametrize("until", [1, 5, 6, 9, 10, 13])
+def test_resumed_after_any_update(tmp_path, monkeypatch, until):
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)  # after each update
+    whole = trainer(tmp_path / "whole", SAVING)
+    whole.run([Steps()])
+    cut = trainer(tmp_path / "cut", SAVING)
+    with pytest.raises(RuntimeError, match="power"):
+        cut.run([Steps(until)])
+    again = trainer(tmp_path / "cut", SAVING)
+    assert again.resume() == until - 1
+    again.run([Steps()])
+    first, second = whole.state.tensors(), again.state.tensors()
+    assert first.keys() == second.keys() and any(k.startswith("best.") for k in first)
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    assert [line["train"] for line in lines(tmp_path / "whole")][-1] == lines(tmp_path / "cut")[-1]["train"]
+
+
+def test_too_large_a_forward_pass_has_a_sentence(tmp_path, monkeypatch):
+    def no_memory(*arguments, **options):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(loop, "training_loss", no_memory)
+    with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
+        trainer(tmp_path / "run", {}).run([])
+    timed = trainer(tmp_path / "timed", {})
+    budget = timed.config.override({"train.budget_s": 60.0})
+    with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
+        planned_epochs(tmp_path, timed, None, budget, time.monotonic())
+
+
+def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):
+    losses = [3.0, 2.0, 2.5, 2.0, 1.0]
+    run = trainer(tmp_path, {"train.patience": 2}, losses)
+    averages: list[Tensor] = []
+
+    class Remember(Steps):
+        def on_epoch(self, line: dict) -> None:
+            averages.append(run.state.ema.weights["head.weight"].clone())
+
+    run.run([Remember()])
+    assert len(averages) == 4 and run.finished and run.state.step == 12
+    assert torch.equal(run.averaged["head.weight"], averages[1])
+    again = trainer(tmp_path, {"train.patience": 2}, losses)
+    again.resume()
+    assert again.finished and torch.equal(again.averaged["head.weight"], averages[1])
+
+
+def test_patience_that_is_not_used_up_changes_nothing(tmp_path):
+    run = trainer(tmp_path / "patient", {"train.patience": 2}, [3.0, 2.0, 2.5, 1.0, 2.0])
+    run.run([Steps()])
+    plain = trainer(tmp_path / "plain", {})
+    plain.run([Steps()])
+    assert run.state.step == EPOCHS * 3
+    for k, v in plain.model.state_dict().items():
+        assert torch.equal(v, run.model.state_dict()[k])
