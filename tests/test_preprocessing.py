@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from deitkit.data.decode import centre_view
+from deitkit.data.decode import center_crop
 from deitkit.preprocessing import InputSize, Preprocessing
 
 
@@ -42,8 +42,8 @@ def test_whole_pictures_are_cut_as_timm_cuts_them(interpolation):
     picture = coarse.resize((360, 240), Image.Resampling.BICUBIC)
     plain = {"mean": (0,) * 3, "std": (1,) * 3}
     theirs = create_transform((3, 64, 64), crop_pct=0.875, interpolation=interpolation, **plain)
-    ours = torch.tensor(centre_view(picture, (64, 64), 0.875, interpolation=interpolation)).float() / 255
-    other = torch.tensor(centre_view(picture, (64, 64), 1.0, interpolation=interpolation)).float() / 255
+    ours = torch.tensor(center_crop(picture, (64, 64), 0.875, interpolation=interpolation)).float() / 255
+    other = torch.tensor(center_crop(picture, (64, 64), 1.0, interpolation=interpolation)).float() / 255
     cut = theirs(picture)
     # Both round to whole pixels in their own way, so that the cuts lie within half a pixel.
     assert (cut - ours).abs().mean() < 4 / 255 < (cut - other).abs().mean() / 2

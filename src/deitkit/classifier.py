@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .data.decode import Extent, UnreadableImage, centre_view, open_for_view, to_rgb
+from .data.decode import Extent, UnreadableImage, center_crop, open_for_view, to_rgb
 from .errors import SettingError
 from .inference.backends import CONVERTED, Engine
 from .inference.device import resolve_inference_device
@@ -73,7 +73,7 @@ class ImageClassifier:
             extent: Extent = image.size
         else:
             image, extent = open_for_view(Path(picture), self.image_size, self.crop)
-        return centre_view(image, self.image_size, self.crop, extent)
+        return center_crop(image, self.image_size, self.crop, extent)
 
     def forward(self, pixels: Tensor) -> DeiTOutput:
         """(B, 3, H, W) uint8 -> both heads' logits."""

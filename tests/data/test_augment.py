@@ -13,9 +13,10 @@ from deitkit.config import AugmentConfig
 from deitkit.data import color
 from deitkit.data.augment import OPERATIONS, ViewMaker, _crop_boxes, _draw_operations
 from deitkit.data.cache import PixelStore
-from deitkit.data.loader import TrainingViews, made_ahead
+from deitkit.data.loader import TrainingViews, prefetch
 from deitkit.data.mixup import mix_pairs
-from deitkit.data.sampler import Batch, hashed, normal, plan_epoch, uniform
+from deitkit.data.rng import hashed, normal, uniform
+from deitkit.data.sampler import Batch, plan_epoch
 
 EVERYTHING = AugmentConfig(color_jitter=0.3, erasing=0.6, three_augment=True)
 NOTHING = AugmentConfig(
@@ -80,7 +81,7 @@ def test_nothing_asked_gives_the_image_itself(stock):
 def test_mixed_batches_do_not_depend_on_workers(training_views, workers):
     plan = plan_epoch(COUNT, batch_size=5, repeats=2, seed=4, epoch=1)
     expected = [training_views.make(batch) for batch in plan]
-    made = list(made_ahead(training_views.make, plan, workers))
+    made = list(prefetch(training_views.make, plan, workers))
     assert len(made) == len(expected) > 3
     for a, b in zip(made, expected, strict=True):
         assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
@@ -122,7 +123,7 @@ def test_an_error_behind_a_worker_arrives():
 
     plan = plan_epoch(9, batch_size=3, repeats=1, seed=0, epoch=0)
     with pytest.raises(RuntimeError, match="no pixels"):
-        list(made_ahead(fail, plan, 2))
+        list(prefetch(fail, plan, 2))
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(5, 8), (5, 2), (100, 32), (97, 10), (1, 4)])

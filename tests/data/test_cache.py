@@ -29,14 +29,14 @@ def images(tmp_path) -> ImageSet:
     return scan(data, data)
 
 
-def opened(images: ImageSet, cache: Path, view: str = "squashed", limit: int = 10**9) -> PixelStore:
+def opened(images: ImageSet, cache: Path, view: str = "resize", limit: int = 10**9) -> PixelStore:
     decoder = Decoder((18, 22), view, 0.9)
     store, unreadable = open_store(images, decoder, cache_dir=cache, limit_bytes=limit, workers=2)
     assert unreadable == []
     return store
 
 
-@pytest.mark.parametrize("view", ["squashed", "centre"])
+@pytest.mark.parametrize("view", ["resize", "center_crop"])
 def test_kept_and_on_demand_pixels_are_the_same(images, tmp_path, view):
     kept, fresh = opened(images, tmp_path / "c", view), opened(images, tmp_path / "d", view, limit=0)
     assert not (tmp_path / "d").exists()
@@ -95,7 +95,7 @@ def test_pixels_that_went_missing_are_made_again(images, tmp_path, what):
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_unreadable_images_are_reported_with_their_index(images, tmp_path, limit):
     images.full_path(3).write_bytes(b"")
-    decoder = Decoder((18, 22), "squashed")
+    decoder = Decoder((18, 22), "resize")
     _, unreadable = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=limit, workers=1)
     assert [i for i, _ in unreadable] == [3]
 
@@ -136,13 +136,13 @@ def test_aspects_are_those_of_the_file_not_of_a_reduced_scale(images, tmp_path, 
 def test_a_link_to_nowhere_is_reported(images, tmp_path, limit):
     images.full_path(2).unlink()
     images.full_path(2).symlink_to(tmp_path / "nowhere.png")
-    decoder = Decoder((8, 8), "squashed")
+    decoder = Decoder((8, 8), "resize")
     _, unreadable = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=limit, workers=1)
     assert unreadable == [(2, "the file is not there")]
 
 
 def test_size_and_view_have_caches_of_their_own(images, tmp_path):
-    for decoder in (Decoder((8, 8), "squashed"), Decoder((8, 9), "squashed"), Decoder((8, 8), "centre")):
+    for decoder in (Decoder((8, 8), "resize"), Decoder((8, 9), "resize"), Decoder((8, 8), "center_crop")):
         store, _ = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=10**9, workers=1)
         assert store.fetch([0]).shape == (1, 3, *decoder.size)
     assert len(list((tmp_path / "c").glob("*.pixels"))) == 3
@@ -155,7 +155,7 @@ def test_an_interrupt_leaves_nothing_behind(images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         open_store(
             images,
-            Decoder((8, 8), "squashed"),
+            Decoder((8, 8), "resize"),
             cache_dir=tmp_path / "c",
             limit_bytes=10**9,
             workers=1,

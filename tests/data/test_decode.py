@@ -14,12 +14,12 @@ from PIL import Image
 from deitkit.data import decode
 from deitkit.data.decode import (
     UnreadableImage,
-    brightest,
-    centre_view,
+    center_crop,
+    max_pixel_value,
     open_rgb,
     open_with_extent,
     read_aspect,
-    squash,
+    resize,
 )
 
 from ..test_bad_input import huge_png
@@ -125,7 +125,7 @@ def test_the_aspect_in_a_header_is_the_upright_picture_s(tmp_path, kind):
 def test_how_bright_a_picture_of_many_bits_is(tmp_path):
     Image.fromarray(np.array([[0, 4095]], np.uint16)).save(tmp_path / "a.png")
     Image.new("L", (2, 2), 255).save(tmp_path / "b.png")
-    assert brightest(tmp_path / "a.png") == 4095 and brightest(tmp_path / "b.png") is None
+    assert max_pixel_value(tmp_path / "a.png") == 4095 and max_pixel_value(tmp_path / "b.png") is None
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_scale(tmp_path):
@@ -236,20 +236,20 @@ def test_floats_without_a_value_are_black(tmp_path):
 @pytest.mark.parametrize("crop", [1.0, 0.875])
 def test_views_have_the_size_that_was_asked_for(source, size, crop):
     image = two_halves(*source) if source[0] > 1 else Image.new("RGB", source, RED)
-    for view in (centre_view(image, size, crop), squash(image, size)):
+    for view in (center_crop(image, size, crop), resize(image, size)):
         assert view.shape == (3, *size) and view.dtype == np.uint8
 
 
 def test_centre_view_keeps_the_centre_and_the_aspect():
     image = Image.new("RGB", (90, 30), BLUE)
     image.paste(RED, (30, 0, 60, 30))  # the middle third, a square
-    view = centre_view(image, (30, 30), 1.0)
+    view = center_crop(image, (30, 30), 1.0)
     assert (view == np.array(RED)[:, None, None]).all()
-    wide = centre_view(image, (30, 60), 1.0)  # half of its width is red
+    wide = center_crop(image, (30, 60), 1.0)  # half of its width is red
     assert (wide[0] > 120).mean() == pytest.approx(0.5, abs=0.03)
     assert np.abs(wide.astype(int) - wide[..., ::-1]).max() <= 1
 
 
 def test_centre_view_without_a_crop_is_the_picture():
     pixels = np.random.RandomState(0).randint(0, 255, (20, 20, 3)).astype(np.uint8)
-    assert np.array_equal(centre_view(Image.fromarray(pixels), (20, 20), 1.0), pixels.transpose(2, 0, 1))
+    assert np.array_equal(center_crop(Image.fromarray(pixels), (20, 20), 1.0), pixels.transpose(2, 0, 1))

@@ -12,7 +12,7 @@ import pytest
 
 from deitkit.data.folder import scan
 from deitkit.data.image_set import ImageSet
-from deitkit.data.splits import load_splits, measured_folder, refuse_out_among_classes
+from deitkit.data.splits import eval_folder, load_splits, refuse_out_among_classes
 from deitkit.errors import DeitkitError
 
 
@@ -183,14 +183,14 @@ def test_out_may_lie_beside_parts_only_where_it_changes_nothing(tmp_path):
 
 def test_what_is_measured_of_a_folder_with_parts(tmp_path):
     numbered(tmp_path / "alone" / "Train", a=1)
-    assert measured_folder(tmp_path / "alone").name == "Train"
+    assert eval_folder(tmp_path / "alone").name == "Train"
     numbered(tmp_path / "plain", a=1, valid=1)
-    assert measured_folder(tmp_path / "plain") == tmp_path / "plain"
+    assert eval_folder(tmp_path / "plain") == tmp_path / "plain"
     numbered(tmp_path / "parts" / "train", a=1)
     numbered(tmp_path / "parts" / "Test", a=1)
-    assert measured_folder(tmp_path / "parts").name == "Test"
+    assert eval_folder(tmp_path / "parts").name == "Test"
     numbered(tmp_path / "parts" / "valid", a=1)
-    assert measured_folder(tmp_path / "parts").name == "valid"
+    assert eval_folder(tmp_path / "parts").name == "valid"
 
 
 def test_a_class_may_be_called_train(tmp_path):

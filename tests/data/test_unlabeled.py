@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from deitkit.data.folder import find_unlabeled
 from deitkit.data.image_set import NO_LABEL
-from deitkit.data.sampler import plan_epoch, view_keys
+from deitkit.data.rng import view_keys
+from deitkit.data.sampler import plan_epoch
 from deitkit.data.splits import load_splits
-from deitkit.data.unlabeled import find_unlabeled
 from deitkit.errors import DeitkitError
 
 from ..conftest import write_images

@@ -30,7 +30,8 @@ from deitkit.data.augment import (
     _geometric,
 )
 from deitkit.data.mixup import _cut_box, mix_pairs
-from deitkit.data.sampler import hashed, normal, plan_epoch, uniform
+from deitkit.data.rng import hashed, normal, uniform
+from deitkit.data.sampler import plan_epoch
 from deitkit.distillation import losses
 
 from .distributions import chi_square, kolmogorov_smirnov

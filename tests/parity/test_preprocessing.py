@@ -10,7 +10,7 @@ import pytest
 import timm
 from PIL import Image
 
-from deitkit.data.decode import centre_view, open_with_extent
+from deitkit.data.decode import center_crop, open_with_extent
 
 SIZES = [(224, 224), (60, 40), (300, 400), (400, 300), (299, 400), (641, 427), (1333, 1000), (2400, 1601)]
 VIEWS = [pytest.param(224, 0.875, id="224"), pytest.param(96, 1.0, id="96"), pytest.param(224, 0.9, id="0.9")]
@@ -44,7 +44,7 @@ def files(tmp_path_factory) -> Path:
 def seen(path: Path, size: int, crop: float) -> np.ndarray:
     """(3, H, W), through the same two steps as validation and `predict`."""
     image, extent = open_with_extent(path, at_least=round(2 * size / crop))
-    return centre_view(image, (size, size), crop, extent).astype(int)
+    return center_crop(image, (size, size), crop, extent).astype(int)
 
 
 def assert_near(difference: np.ndarray, largest: int, mean: float) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from deitkit.classifier import load
 from deitkit.cli import prediction_output as predict
-from deitkit.data.decode import UnreadableImage, centre_view, open_rgb
+from deitkit.data.decode import UnreadableImage, center_crop, open_rgb
 from deitkit.errors import DeitkitError
 from deitkit.models.deit import DeiT, joint_probabilities
 from deitkit.report.run_page import write_report
@@ -102,7 +102,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_preprocessing_is_the_runs_own(run, tmp_path):
     path = tmp_path / "images" / "3.png"
-    view = torch.from_numpy(centre_view(open_rgb(path), (16, 24), 0.9).copy()).float() / 255
+    view = torch.from_numpy(center_crop(open_rgb(path), (16, 24), 0.9).copy()).float() / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     classifier = load(run, device="cpu")
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import AugmentConfig
 from . import color
-from .sampler import normal, uniform
+from .rng import normal, uniform
 
 Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]

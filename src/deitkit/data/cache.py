@@ -22,10 +22,10 @@ from torch import Tensor
 from .. import log
 from ..errors import DataError
 from ..io import read_json, write_json, written_aside
-from .decode import UnreadableImage, centre_view, open_for_view, read_aspect, squash
+from .decode import UnreadableImage, center_crop, open_for_view, read_aspect, resize
 from .image_set import ImageSet
 
-_VERSION = 3  # of what is kept: a change in decoding makes old caches stale
+_VERSION = 4  # of what is kept: a change in decoding makes old caches stale
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Decoder:
     """Decodes an image to (3, H, W) uint8, and its width over height."""
 
     size: tuple[int, int]
-    view: Literal["squashed", "centre"]
+    mode: Literal["resize", "center_crop"]
     crop: float = 1.0
 
     def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
         image, extent = open_for_view(path, self.size, self.crop)
         aspect = extent[0] / extent[1]
-        if self.view == "squashed":
-            return squash(image, self.size), aspect
-        return centre_view(image, self.size, self.crop, extent), aspect
+        if self.mode == "resize":
+            return resize(image, self.size), aspect
+        return center_crop(image, self.size, self.crop, extent), aspect
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from ..io import write_json
 from ..ranges import refuse_out_of_range
 from ..tasks import Task
 from .cache import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
+from .folder import find_unlabeled
 from .image_set import ImageSet, has_label
 from .splits import Splits, load_splits
-from .unlabeled import find_unlabeled
 
 _CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
 
@@ -145,7 +145,7 @@ def open_data(splits: Splits, config: Config) -> Dataset:
     size = config.student.image_size
     assert size is not None, "choose_student comes first"
     stored = (round(size[0] * _CACHE_SCALE), round(size[1] * _CACHE_SCALE))
-    evaluated = Decoder(size, "centre", config.data.eval_crop)
+    evaluated = Decoder(size, "center_crop", config.data.eval_crop)
     everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
     total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)
     skipped: list[tuple[str, str]] = []
@@ -157,7 +157,7 @@ def open_data(splits: Splits, config: Config) -> Dataset:
             skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
             return Split(images, store).subset(kept)
 
-        pool = part(everything, Decoder(stored, "squashed"))
+        pool = part(everything, Decoder(stored, "resize"))
         val = part(splits.val, evaluated)
         test = part(splits.test, evaluated) if splits.test is not None else None
     train = pool.subset(np.flatnonzero(has_label(pool.images.labels)))

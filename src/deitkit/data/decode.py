@@ -130,7 +130,7 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         raise UnreadableImage(source, f"broken: {error}") from None
 
 
-def brightest(source: Path) -> int | None:
+def max_pixel_value(source: Path) -> int | None:
     """The largest value of a image of over 8 bits, of which 65535 becomes white; None for any other."""
     with _opened(source) as image:
         return int(image.getextrema()[1]) if image.mode.startswith("I") else None  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def squash(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The whole image at (height, width), its aspect ratio given up: (3, H, W) uint8.
 
     Training views undo the squash: they know the aspect ratio, and their one affine map covers it.
@@ -160,7 +160,7 @@ def squash(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def centre_view(
+def center_crop(
     image: Image.Image,
     size: tuple[int, int],
     crop: float,

@@ -77,7 +77,7 @@ class TrainingViews:
         return smaller.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def made_ahead(make: Callable[[Planned], Made], batches: Iterable[Planned], workers: int) -> Iterator[Made]:
+def prefetch(make: Callable[[Planned], Made], batches: Iterable[Planned], workers: int) -> Iterator[Made]:
     """`make(batch)` for each batch, in order, up to `workers` + 1 of them at once ahead of their use."""
     if workers == 0:
         yield from map(make, batches)

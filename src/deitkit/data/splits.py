@@ -75,7 +75,7 @@ def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Sp
     return replace(held, test=tested, how=f"{train.name}/ {held.how}; {test.name}/ as given")
 
 
-def measured_folder(data: Path) -> Path:
+def eval_folder(data: Path) -> Path:
     """What to measure on: val/ where `data` has one, else test/, else train/, else `data` itself."""
     parts = _part_folders(data)
     for part in ("val", "test"):

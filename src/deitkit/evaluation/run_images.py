@@ -16,7 +16,7 @@ from ..config import Config
 from ..data.decode import UnreadableImage
 from ..data.folder import scan_as
 from ..data.image_set import ImageSet, evenly_spread
-from ..data.splits import Splits, load_splits, measured_folder
+from ..data.splits import Splits, eval_folder, load_splits
 from ..data.table import NAME as TABLE
 from ..data.table import is_table, read_table
 from ..errors import DataError
@@ -77,7 +77,7 @@ def labelled_images(folder: Path, classifier: Classifier, part: str | None = Non
     if classifier.task == "multiclass":
         if part is not None:
             raise DataError(f"--part chooses rows of a {TABLE}; give the folder of the part instead")
-        return scan_as(measured_folder(folder), classifier.classes)
+        return scan_as(eval_folder(folder), classifier.classes)
     if not is_table(folder):
         raise DataError(f"the run knows several labels an image, and {folder} has no {TABLE}; add one")
     table = read_table(folder, classifier.classes)

@@ -13,10 +13,10 @@ from torch import Tensor
 from .. import log
 from ..config import Config, dotted
 from ..data.cache import refuse_many_unreadable
-from ..data.decode import UnreadableImage, centre_view, open_rgb
+from ..data.decode import UnreadableImage, center_crop, open_rgb
 from ..data.folder import scan
 from ..data.image_set import ImageSet
-from ..data.splits import measured_folder
+from ..data.splits import eval_folder
 from ..data.table import is_table
 from ..errors import DataError
 from ..inference.device import resolve_device
@@ -49,7 +49,7 @@ def evaluate_teacher(
             f"teacher eval needs one class an image, and {folder} has several labels; "
             "deitkit teacher fit measures a teacher on such images"
         )
-    images, notes = _unseen(scan(measured_folder(folder), folder, at_least=1), config.spec)
+    images, notes = _unseen(scan(eval_folder(folder), folder, at_least=1), config.spec)
     for note in notes:
         log.info(note)
     where = resolve_device(device)
@@ -110,7 +110,7 @@ def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:
 def _pixels(member: TeacherMember, pictures: list[Image.Image], device: torch.device) -> Tensor:
     """(B, 3, H, W) in [0, 1], the way the teacher was trained to see whole images."""
     view = member.card.preprocessing
-    rows = [centre_view(p, view.image_size, view.crop, interpolation=view.interpolation) for p in pictures]
+    rows = [center_crop(p, view.image_size, view.crop, interpolation=view.interpolation) for p in pictures]
     return torch.from_numpy(np.stack(rows)).to(device).float() / 255
 
 

@@ -71,7 +71,7 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
 def _open_images(images: ImageSet, student: Classifier, config: Config) -> tuple[Split, list[dict[str, str]]]:
     """The pixels as validation saw them, and the unreadable images with the reason."""
     with log.progress_bar("decoding", len(images)) as advance:
-        decoder = Decoder(student.model.image_size, "centre", student.crop)
+        decoder = Decoder(student.model.image_size, "center_crop", student.crop)
         store, unreadable = open_pixels(images, decoder, config, advance)
     refuse_many_unreadable([(str(images.full_path(i)), why) for i, why in unreadable], len(images))
     kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])

@@ -14,7 +14,8 @@ from .. import log
 from ..config import AugmentConfig, Config
 from ..data.dataset import Dataset
 from ..data.loader import TrainingViews
-from ..data.sampler import Batch, plan_epoch, view_keys
+from ..data.rng import view_keys
+from ..data.sampler import Batch, plan_epoch
 from ..run_folder import TEACHER_FOLDER
 from .fit import FitData, fit_teacher
 from .saved import kept_teacher

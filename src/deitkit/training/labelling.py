@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import log, recipes
 from ..config import Config, dotted, flatten
 from ..data.dataset import Dataset, find_splits, open_data, refuse_several_labels
-from ..data.loader import made_ahead
+from ..data.loader import prefetch
 from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
 from ..inference.device import resolve_device
@@ -215,7 +215,7 @@ def _rows(
     train = store.manifest.config.train
     micro = train.micro_batch_size or train.batch_size
     rows = []
-    for batch in made_ahead(make, store.plan(place[0])[store.batches(place)], workers):
+    for batch in prefetch(make, store.plan(place[0])[store.batches(place)], workers):
         rows += [store.codec.encode(teacher(images).logits) for images in batch.images.split(micro)]
         advance(len(batch.indices))
     return rows

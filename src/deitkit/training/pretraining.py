@@ -14,9 +14,9 @@ import torch
 from .. import log, recipes
 from ..config import dotted
 from ..data.dataset import Dataset, Split, open_data
+from ..data.folder import find_unlabeled
 from ..data.image_set import ImageSet
 from ..data.splits import Splits
-from ..data.unlabeled import find_unlabeled
 from ..errors import SettingError
 from ..inference.device import resolve_device
 from ..io import write_json

@@ -12,7 +12,7 @@ import torch
 
 from .. import log
 from ..config import Config
-from ..data.decode import UnreadableImage, brightest, open_rgb
+from ..data.decode import UnreadableImage, max_pixel_value, open_rgb
 from ..data.image_set import ImageSet, evenly_spread
 from ..data.splits import Splits
 from ..errors import SettingError
@@ -133,7 +133,7 @@ def _warn_of_lost_greys(images: ImageSet) -> None:
     largest = []
     for path in _sampled(images):
         with suppress(UnreadableImage):
-            largest.append(brightest(path))
+            largest.append(max_pixel_value(path))
     values = [value for value in largest if value is not None]
     if values and max(values) < _DARK:
         log.info(

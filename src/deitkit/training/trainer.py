@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
-from ..data.loader import ViewBatch, made_ahead
+from ..data.loader import ViewBatch, prefetch
 from ..data.sampler import Batch, plan_epoch
 from ..distillation.feature_distillation import FeatureDistillation
 from ..distillation.objective import training_loss
@@ -191,10 +191,10 @@ class Trainer:
         ahead = self.teacher is not None and self.device.type == "cpu"
         workers = max(1, self.workers) if ahead else self.workers
         views = enumerate(
-            made_ahead(self.make, self.plan(epoch)[done:], workers), epoch * self.steps_per_epoch + done
+            prefetch(self.make, self.plan(epoch)[done:], workers), epoch * self.steps_per_epoch + done
         )
         if ahead:
-            yield from made_ahead(lambda at: (at[1], list(self.answers(at[1], at[0]))), views, 1)
+            yield from prefetch(lambda at: (at[1], list(self.answers(at[1], at[0]))), views, 1)
         else:
             yield from ((batch, self.answers(batch, step)) for step, batch in views)
 
