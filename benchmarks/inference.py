@@ -24,7 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from deitkit.evaluation.turns import serve, take_turns
-from deitkit.inference.backends import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine, to_openvino
+from deitkit.inference.backends import (
+    Backend,
+    OnnxRuntimeBackend,
+    OpenVINOBackend,
+    PyTorchBackend,
+    to_openvino,
+)
 from deitkit.inference.onnx_graph import to_onnx
 from deitkit.models.deit import DeiT, create_model, joint_logits
 from deitkit.models.token_merging import TokenMerging
@@ -71,24 +77,24 @@ def network_of(who: str, name: str, merge: int) -> nn.Module:
     return Joint(TokenMerging(model, merge) if who == "merged" else model).eval()
 
 
-def engine_of(network: nn.Module, backend: str, device: torch.device) -> Engine:
+def backend_of(network: nn.Module, backend: str, device: torch.device) -> Backend:
     if backend == "onnxruntime":
-        return OnnxRuntimeEngine(to_onnx(network, (SIZE, SIZE), ["logits"]).SerializeToString())
+        return OnnxRuntimeBackend(to_onnx(network, (SIZE, SIZE), ["logits"]).SerializeToString())
     if backend == "openvino":
-        return OpenVINOEngine(to_openvino(network, (SIZE, SIZE)))
+        return OpenVINOBackend(to_openvino(network, (SIZE, SIZE)))
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return PyTorchEngine(network, device, precision=precision, compiled=backend == "compiled")
+    return PyTorchBackend(network, device, precision=precision, compiled=backend == "compiled")
 
 
 def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
     """What `serve` wants."""
     device = torch.device(spec["device"])
     network = network_of(spec["who"], spec["model"], spec["merge"])
-    engine = engine_of(network, spec["backend"], device)
+    backend = backend_of(network, spec["backend"], device)
 
     def passes(batch_size: int) -> Callable[[], object]:
         images = torch.randn(batch_size, 3, SIZE, SIZE).to(device)
-        return lambda: engine(images)
+        return lambda: backend(images)
 
     return passes
 
@@ -97,11 +103,11 @@ def differences(name: str) -> dict[str, float]:
     """The largest difference of logits from timm's eager ones, on two images, in fp32 on the CPU."""
     images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     cpu = torch.device("cpu")
-    expected = engine_of(network_of("timm", name, 0), "pytorch", cpu)(images)[0]
+    expected = backend_of(network_of("timm", name, 0), "pytorch", cpu)(images)[0]
     found = {}
-    for backend in ("pytorch", "onnxruntime", "openvino"):
-        engine = engine_of(network_of("deitkit", name, 0), backend, cpu)
-        found[f"deitkit {backend}"] = (engine(images)[0] - expected).abs().max().item()
+    for runtime in ("pytorch", "onnxruntime", "openvino"):
+        backend = backend_of(network_of("deitkit", name, 0), runtime, cpu)
+        found[f"deitkit {runtime}"] = (backend(images)[0] - expected).abs().max().item()
     return found
 
 

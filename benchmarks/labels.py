@@ -36,7 +36,7 @@ from deitkit.preprocessing import Preprocessing
 from deitkit.soft_labels.codec import make_codec
 from deitkit.soft_labels.manifest import fixed_settings
 from deitkit.soft_labels.store import SHARD_VIEWS, SoftLabelStore
-from deitkit.teachers.fast_backbone import choose_engine, engines_of
+from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.prepare import training_views
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.saved import read_teacher
@@ -176,7 +176,7 @@ def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
     view = Preprocessing((224, 224))
     body = TimmBody(timm.create_model("regnety_160", num_classes=0))
     model = Pretrained("regnety_160", view, body, head=None, outputs=None, params=0)
-    teacher = choose_engine(engines_of(model, view, CPU), view, CPU, "auto")
+    teacher = choose_backend(backend_builders(model, view, CPU), view, CPU, "auto")
     batch = trainer.make(trainer.plan(0)[0])
     times: dict[str, list[float]] = {"teacher": [], "student": []}
     for turn in range(rounds + 1):

@@ -37,7 +37,7 @@ from deitkit.evaluation.latency import peak_memory_mb
 from deitkit.evaluation.turns import serve, take_turns
 from deitkit.io import write_text
 from deitkit.preprocessing import Preprocessing
-from deitkit.teachers.fast_backbone import choose_engine, engines_of
+from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.sources.timm_model import TimmBody
 from provenance import provenance
@@ -67,7 +67,7 @@ def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
     else:
         teacher = teacher_of(spec["model"], size)
         view = teacher.preprocessing
-        run = choose_engine(engines_of(teacher, view, device), view, device, spec["side"])
+        run = choose_backend(backend_builders(teacher, view, device), view, device, spec["side"])
 
     def passes(batch_size: int) -> Callable[[], object]:
         images = torch.rand(batch_size, 3, size, size).to(device)
@@ -79,7 +79,7 @@ def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
 def chosen_name(name: str, options: argparse.Namespace) -> str:
     teacher, device = teacher_of(name, options.size), torch.device(options.device)
     view = teacher.preprocessing
-    return choose_engine(engines_of(teacher, view, device), view, device, "auto").name
+    return choose_backend(backend_builders(teacher, view, device), view, device, "auto").name
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:

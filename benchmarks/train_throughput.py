@@ -48,7 +48,7 @@ from deitkit.data.loader import TrainingViews
 from deitkit.evaluation.measuring import normalise
 from deitkit.models.deit import VARIANTS
 from deitkit.preprocessing import InputSize
-from deitkit.teachers.fast_backbone import choose_engine, engines_of
+from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.spec import open_member, parse
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
@@ -99,8 +99,8 @@ def lite0(image_size: int) -> Pretrained:
 def ready_teacher(classes: tuple[str, ...], image_size: int, device: torch.device) -> Teacher:
     """With a head that was not fitted: the time is the same."""
     model = lite0(image_size)
-    engine = choose_engine(
-        engines_of(model, model.preprocessing, device), model.preprocessing, device, "auto"
+    backend = choose_backend(
+        backend_builders(model, model.preprocessing, device), model.preprocessing, device, "auto"
     )
     card = MemberCard(
         spec="lite0",
@@ -113,10 +113,10 @@ def ready_teacher(classes: tuple[str, ...], image_size: int, device: torch.devic
         params=model.params,
         map_channels=(40, 112),
         finetuned=False,
-        backend=engine.name,
+        backend=backend.name,
     )
     return Teacher(
-        TeacherCard(classes, (card,)), [TeacherMember(card, engine, torch.nn.Linear(1280, len(classes)))]
+        TeacherCard(classes, (card,)), [TeacherMember(card, backend, torch.nn.Linear(1280, len(classes)))]
     )
 
 

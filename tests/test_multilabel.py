@@ -163,9 +163,9 @@ def test_predictions_can_serve_as_labels(stage, capsys):
 @pytest.mark.parametrize(("to", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml")])
 def test_an_exported_graph_answers_with_sigmoids(stage, tmp_path, to, suffix):
     classifier = load(stage / "run", device="cpu", backend="pytorch")
-    engine, _ = delivery_export.export(classifier, to, tmp_path / f"model{suffix}")
+    backend, _ = delivery_export.export(classifier, to, tmp_path / f"model{suffix}")
     views = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    probabilities, class_logits, distill_logits = engine(views)
+    probabilities, class_logits, distill_logits = backend(views)
     expected = (class_logits.sigmoid() + distill_logits.sigmoid()) / 2
     torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-5)
     assert delivery_export.metadata(classifier)["task"] == '"multilabel"'

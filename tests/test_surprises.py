@@ -22,7 +22,7 @@ from deitkit import recipes
 from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
 from deitkit.distillation.objective import training_loss
 from deitkit.errors import DeitkitError
-from deitkit.inference.backends import PyTorchEngine
+from deitkit.inference.backends import PyTorchBackend
 from deitkit.models.deit import DeiT, DeiTOutput, create_model
 from deitkit.preprocessing import Normalised, Preprocessing
 from deitkit.teachers.sources.timm_model import TimmBody
@@ -203,9 +203,9 @@ def test_the_teacher_has_its_own_size_normalisation_and_head():
     first = cnn.conv1[0] if isinstance(cnn.conv1, torch.nn.Sequential) else cnn.conv1
     first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     view = Preprocessing((64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    engine = PyTorchEngine(Normalised(TimmBody(cnn), view.mean, view.std), torch.device("cpu"))
+    backend = PyTorchBackend(Normalised(TimmBody(cnn), view.mean, view.std), torch.device("cpu"))
     card = MemberCard("", "", 1.0, view, "linear", None, "", 0, (128, 256), False, "pytorch")
-    logits, _ = TeacherMember(card, engine, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
+    logits, _ = TeacherMember(card, backend, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
     assert logits.shape == (2, 3)  # the user's classes
     assert seen[0].shape[-2:] == (64, 64)
     torch.testing.assert_close(seen[0].amax((0, 2, 3)), torch.tensor([0.5, 1.0, 1.5]))
@@ -216,11 +216,11 @@ def test_the_teacher_stays_frozen_while_the_student_trains():
     import timm
 
     network = Normalised(TimmBody(timm.create_model("resnet10t", num_classes=0)), (0,) * 3, (1,) * 3)
-    engine = PyTorchEngine(network, torch.device("cpu"))
+    backend = PyTorchBackend(network, torch.device("cpu"))
     before = {k: v.clone() for k, v in network.state_dict().items()}
     student = create_model("nano", num_classes=3, image_size=16, patch_size=8)
     student.train()
-    engine(torch.rand(2, 3, 32, 32))
+    backend(torch.rand(2, 3, 32, 32))
     assert not any(m.training for m in network.modules())
     assert not any(p.requires_grad for p in network.parameters())
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .data.decode import Extent, UnreadableImage, center_crop, open_for_view, to_rgb
 from .errors import SettingError
-from .inference.backends import CONVERTED, Engine
+from .inference.backends import CONVERTED, Backend, BackendName
 from .inference.device import resolve_inference_device
 from .inference.joint_classifier import JointClassifier, as_output
-from .inference.selection import Backend, create_engine
+from .inference.selection import create_backend
 from .models.deit import DeiT, DeiTOutput
 from .models.token_merging import TokenMerging
 from .run_folder import read_run
@@ -62,7 +62,7 @@ class ImageClassifier:
     image_size: tuple[int, int]
     crop: float
     device: torch.device
-    engine: Engine
+    backend: Backend
 
     def pixels(self, picture: ImageInput) -> NDArray[np.uint8]:
         """One image as (3, H, W) uint8, the way the run's validation saw its images."""
@@ -80,7 +80,7 @@ class ImageClassifier:
         return as_output(self._answer(pixels))
 
     def _answer(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return self.engine(pixels.to(self.device).float() / 255.0)
+        return self.backend(pixels.to(self.device).float() / 255.0)
 
     def predict(self, pictures: Sequence[ImageInput], batch_size: int = 32) -> list[Prediction]:
         """Classifies paths, PIL images and (H, W, 3) uint8 arrays, of any size and mixed at will.
@@ -147,8 +147,8 @@ class ImageClassifier:
 class Classifier(ImageClassifier):
     """A trained student put to use.
 
-    graph is what `backend` runs, with tokens merged where that was asked for; `model` never merges. mean, std:
-    (1, 3, 1, 1), of the model's normalisation.
+    graph is what `backend` runs, with token merging if that was asked for; `model` never merges.
+    mean, std: of the model's normalisation, (1, 3, 1, 1).
     """
 
     model: DeiT
@@ -162,7 +162,9 @@ class Classifier(ImageClassifier):
         return (views - self.mean) / self.std
 
 
-def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", merge: int = 0) -> Classifier:
+def load(
+    run: str | Path, device: str = "auto", *, backend: BackendName = "auto", merge: int = 0
+) -> Classifier:
     """The classifier of a finished run folder.
 
     backend: "pytorch", "compiled", "onnxruntime" or "openvino"; "auto" starts with PyTorch and, on a
@@ -183,14 +185,13 @@ def load(run: str | Path, device: str = "auto", *, backend: Backend = "auto", me
     model = model.to(where).eval()
     network = TokenMerging(model, merge) if merge else model
     graph = JointClassifier(network, view["mean"], view["std"], task=task)
-    engine = create_engine(graph, model.image_size, backend, where)
     return Classifier(
         classes=tuple(saved["classes"]),
         task=task,
         image_size=model.image_size,
         crop=view["crop"],
         device=where,
-        engine=engine,
+        backend=create_backend(graph, model.image_size, backend, where),
         model=model,
         mean=mean,
         std=std,

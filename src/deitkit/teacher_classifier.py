@@ -40,7 +40,7 @@ def load_teacher(folder: str | Path, device: str = "auto") -> ImageClassifier:
         image_size=image_size,
         crop=crop,
         device=where,
-        engine=_TeacherEngine(teacher, task),
+        backend=_TeacherBackend(teacher, task),
     )
 
 
@@ -58,7 +58,7 @@ def _measured_view(folder: Path) -> tuple[tuple[int, int], float] | None:
     return tuple(view["image_size"]), view["crop"]
 
 
-class _TeacherEngine:
+class _TeacherBackend:
     """Views (B, 3, H, W) in [0, 1] -> probabilities and logits, (B, K)."""
 
     def __init__(self, teacher: Teacher, task: Task):

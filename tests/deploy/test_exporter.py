@@ -17,12 +17,12 @@ def views(B: int) -> torch.Tensor:
     return torch.rand(B, 3, 16, 24, generator=torch.Generator().manual_seed(B))
 
 
-def assert_like_pytorch(engine, run, merge: int, tolerance: float = 1e-5) -> None:
+def assert_like_pytorch(backend, run, merge: int, tolerance: float = 1e-5) -> None:
     graph = load(run, device="cpu", backend="pytorch", merge=merge).graph
     for B in (1, 3, 5):
         with torch.no_grad():
             expected = graph(views(B))
-        for a, b in zip(engine(views(B)), expected, strict=True):
+        for a, b in zip(backend(views(B)), expected, strict=True):
             torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
@@ -92,7 +92,7 @@ def test_mistakes_end_in_one_sentence(random_run, arguments, sentence, capsys):
 
 
 def test_a_missing_openvino_is_told_before_the_calibration(random_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("deitkit.inference.backends.installed", lambda engine: engine != "openvino")
+    monkeypatch.setattr("deitkit.inference.backends.installed", lambda backend: backend != "openvino")
     monkeypatch.setattr("deitkit.deploy.exporter.to_onnx", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(DeitkitError, match="openvino is not installed"):
         export_run(random_run, "openvino", tmp_path / "a.xml", int8=True)

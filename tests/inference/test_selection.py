@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ import torch
 from deitkit.classifier import load
 from deitkit.errors import DeitkitError
 from deitkit.inference import selection as choose
-from deitkit.inference.backends import disagreement
-from deitkit.inference.selection import FastestThatAgrees
+from deitkit.inference.backends import BACKENDS, CONVERTED, BackendName
+from deitkit.inference.selection import AutoBackend, Tolerance, agrees
 
 
 class Recorded:
-    """An backend that answers as asked, and is never slower than PyTorch."""
+    """Returns what it was given, and is never slower than PyTorch."""
 
     name = "recorded"
 
@@ -27,53 +28,70 @@ class Recorded:
 
 
 @pytest.fixture
-def engine(random_run) -> FastestThatAgrees:
-    engine = load(random_run, device="cpu").engine
-    assert isinstance(engine, FastestThatAgrees)
-    return engine
+def backend(random_run) -> AutoBackend:
+    backend = load(random_run, device="cpu").backend
+    assert isinstance(backend, AutoBackend)
+    return backend
 
 
-def test_a_few_pictures_convert_nothing(engine, monkeypatch):
-    monkeypatch.setattr(choose, "create_engine", lambda *a: pytest.fail("converted"))
-    engine(torch.rand(1, 3, 16, 24))
-    assert engine.name == "pytorch"
+def with_conversions(backend: AutoBackend, build) -> None:
+    """Every converted graph comes from `build`."""
+    backend.candidates = {**backend.candidates, **dict.fromkeys(CONVERTED, build)}
 
 
-def test_much_work_takes_a_faster_engine_that_agrees(engine, monkeypatch):
+def test_the_names_are_those_of_the_registry():
+    assert set(get_args(BackendName)) == {"auto", *BACKENDS}
+
+
+def test_a_few_images_convert_nothing(backend):
+    with_conversions(backend, lambda: pytest.fail("converted"))
+    backend(torch.rand(1, 3, 16, 24))
+    assert backend.name == "pytorch"
+
+
+def test_much_work_takes_a_faster_backend_that_agrees(backend, monkeypatch):
     views = torch.rand(2, 3, 16, 24)
-    expected = engine(views)
+    expected = backend(views)
     monkeypatch.setattr(choose, "_LOOK_AFTER_S", 0.0)
     monkeypatch.setattr(choose, "installed", lambda name: True)
-    monkeypatch.setattr(choose, "create_engine", lambda *a: Recorded(expected))
-    assert engine(views) is expected and engine.name == "recorded"
+    with_conversions(backend, lambda: Recorded(expected))
+    assert backend(views) is expected and backend.name == "recorded"
 
 
 @pytest.mark.parametrize("wrong", [0.1, float("nan")])
-def test_an_engine_that_disagrees_is_not_taken(engine, monkeypatch, wrong):
+def test_a_backend_that_disagrees_is_not_taken(backend, monkeypatch, wrong):
     views = torch.rand(2, 3, 16, 24)
-    expected = engine(views)
+    expected = backend(views)
     monkeypatch.setattr(choose, "_LOOK_AFTER_S", 0.0)
     monkeypatch.setattr(choose, "installed", lambda name: True)
-    monkeypatch.setattr(choose, "create_engine", lambda *a: Recorded(tuple(t + wrong for t in expected)))
-    torch.testing.assert_close(engine(views), expected)
-    assert engine.name == "pytorch"
+    with_conversions(backend, lambda: Recorded(tuple(t + wrong for t in expected)))
+    torch.testing.assert_close(backend(views), expected)
+    assert backend.name == "pytorch"
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_no_number_in_any_output_is_infinitely_far(place):
+def test_nan_in_any_output_never_agrees(place):
     outputs = [torch.zeros(2), torch.zeros(2)]
     outputs[place] = torch.tensor([0.0, float("nan")])
-    assert disagreement((torch.zeros(2), torch.zeros(2)), tuple(outputs)) == float("inf")
+    anything = Tolerance(absolute=float("inf"))
+    assert not agrees((torch.zeros(2), torch.zeros(2)), tuple(outputs), anything)
+    assert not agrees((torch.zeros(2),), (torch.zeros(2), torch.zeros(2)), anything)
 
 
-def test_a_converter_that_fails_leaves_pytorch(engine, monkeypatch):
-    def fail(*arguments):
+def test_tolerances_are_absolute_or_relative_to_the_largest_value():
+    a, b = (torch.tensor([0.0, 100.0]),), (torch.tensor([0.9, 100.0]),)
+    assert agrees(a, b, Tolerance(absolute=1.0)) and agrees(a, b, Tolerance(relative=1e-2))
+    assert not agrees(a, b, Tolerance(absolute=0.5)) and not agrees(a, b, Tolerance(relative=5e-3))
+
+
+def test_a_converter_that_fails_leaves_pytorch(backend, monkeypatch):
+    def fail():
         raise RuntimeError("no such operation")
 
     monkeypatch.setattr(choose, "_LOOK_AFTER_S", 0.0)
-    monkeypatch.setattr(choose, "create_engine", fail)
-    engine(torch.rand(2, 3, 16, 24))
-    assert engine.name == "pytorch" and engine.looked
+    with_conversions(backend, fail)
+    backend(torch.rand(2, 3, 16, 24))
+    assert backend.name == "pytorch" and backend.looked
 
 
 def test_openvino_by_name_agrees(random_run):

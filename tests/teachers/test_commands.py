@@ -40,7 +40,9 @@ def quick(monkeypatch):
     """Without what takes long and is tested elsewhere."""
     monkeypatch.setattr("deitkit.training.results.images_per_s", lambda call, batch: 1.0)
     monkeypatch.setattr("deitkit.evaluation.teacher_evaluation.images_per_s", lambda call, batch: 1.0)
-    monkeypatch.setattr("deitkit.training.results._fast_engine", lambda model, task, batch, device: Nothing())
+    monkeypatch.setattr(
+        "deitkit.training.results._fast_backend", lambda model, task, batch, device: Nothing()
+    )
     monkeypatch.setattr("deitkit.training.run.write_report", lambda folder: None)
 
 

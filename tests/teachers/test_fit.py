@@ -224,7 +224,7 @@ def test_one_member_answers_with_its_own_logits():
     assert mean_of_probabilities([logits], [2.0]) is logits
 
 
-def test_the_saved_engine_is_taken_again(tmp_path):
+def test_the_saved_backend_is_taken_again(tmp_path):
     """A resumed run must not measure again and get another one."""
     pytest.importorskip("openvino")
     teacher = fit(timm_file(tmp_path), fit="probe", backend="openvino")

@@ -14,7 +14,7 @@ from deitkit.errors import DeitkitError
 from deitkit.models.deit import joint_probabilities
 from deitkit.preprocessing import InputSize
 from deitkit.run_folder import read_run
-from deitkit.teachers.fast_backbone import engines_of
+from deitkit.teachers.fast_backbone import backend_builders
 from deitkit.teachers.spec import open_member, parse
 
 from .models import onnx_file, timm_file
@@ -30,7 +30,7 @@ def opened(text: str, configured: int | None = SIZE):
 
 def answer(model, images):
     """Logits and maps of images in [0, 1], through the reference backend."""
-    pooled, *maps = next(iter(engines_of(model, model.preprocessing, CPU).values()))()(images)
+    pooled, *maps = next(iter(backend_builders(model, model.preprocessing, CPU).values()))()(images)
     return model.head(pooled) if model.head is not None else pooled, maps
 
 
@@ -218,7 +218,7 @@ def test_an_exported_student_brings_its_classes(tmp_path, random_run):
     assert model.outputs == ("cat", "dog") and model.preprocessing.image_size == (16, 24)
     images = torch.rand(2, 3, 16, 24)
     classifier = deitkit.load(random_run, device="cpu", backend="pytorch")
-    expected = classifier.engine(images)[0]
+    expected = classifier.backend(images)[0]
     torch.testing.assert_close(answer(model, images)[0].softmax(1), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -127,8 +127,8 @@ def test_killed_under_a_real_teacher(tmp_path):
     data = write_images(tmp_path / "images", count=24)
     pytest.importorskip("openvino")
     # The backend is fixed: two runs from the start may measure differently; a resumed one keeps its own.
-    engine = "--set=teacher.backend=openvino"
-    arguments = ("--teacher=auto", "--set=teacher.image_size=32", engine, "--epochs=4")
+    backend = "--set=teacher.backend=openvino"
+    arguments = ("--teacher=auto", "--set=teacher.image_size=32", backend, "--epochs=4")
     arguments += ("--set=distillation.feature_weight=2", "--set=distillation.feature_until=0.6")
     finish(start(data, tmp_path / "whole", *arguments))
     child = start(data, tmp_path / "killed", *arguments)

@@ -12,7 +12,7 @@ import torch
 
 from ..classifier import load
 from ..evaluation.turns import serve
-from ..inference.backends import Engine, OnnxRuntimeEngine, OpenVINOEngine, PyTorchEngine
+from ..inference.backends import CONVERTED, Backend, PyTorchBackend, open_file
 
 
 def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
@@ -22,19 +22,17 @@ def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
     ONNX Runtime and OpenVINO, or the `run` and `merge` for PyTorch.
     """
     device = torch.device(spec["device"])
-    engine: Engine
-    if spec["backend"] == "onnxruntime":
-        engine = OnnxRuntimeEngine(Path(spec["file"]))
-    elif spec["backend"] == "openvino":
-        engine = OpenVINOEngine(Path(spec["file"]))
+    backend: Backend
+    if spec["backend"] in CONVERTED:
+        backend = open_file(spec["backend"], Path(spec["file"]))
     else:
         graph = load(spec["run"], device=spec["device"], backend="pytorch", merge=spec["merge"]).graph
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec["precision"]]
-        engine = PyTorchEngine(graph, device, precision=precision, compiled=spec["backend"] == "compiled")
+        backend = PyTorchBackend(graph, device, precision=precision, compiled=spec["backend"] == "compiled")
 
     def passes(batch_size: int) -> Callable[[], object]:
         views = torch.rand(batch_size, 3, *spec["image_size"]).to(device)
-        return lambda: engine(views)
+        return lambda: backend(views)
 
     return passes
 

@@ -24,22 +24,21 @@ from ..evaluation.run_images import calibration_views, run_splits
 from ..evaluation.turns import take_turns
 from ..inference.backends import (
     CONVERTED,
-    Engine,
-    OnnxRuntimeEngine,
-    OpenVINOEngine,
+    Backend,
+    BackendName,
     installed,
+    open_file,
     require,
     write_openvino,
 )
 from ..inference.int8 import quantise
 from ..inference.onnx_graph import missing_for_onnx, to_onnx
-from ..inference.selection import Backend
 from ..models.deit import VARIANTS, create_model
 from ..tasks import SCORES
 from ..weights import export as export_weights
 from .exporter import metadata
 
-BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")
+BACKENDS = tuple(name for name in get_args(BackendName) if name != "auto")
 _MOST_MEASURED = 1000  # validation images, spread over the set: int8 loses points, not hundredths
 _RANDOM = {
     "image_size": [224, 224],
@@ -204,13 +203,12 @@ def _command(side: Side, common: dict[str, Any]) -> list[str]:
 
 def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -> dict[str, float]:
     """Joint top-1 or mAP in percent; eager fp32 stands for compiled PyTorch and bf16, of the same weights."""
-    engines: dict[str, Engine] = {}
+    backends: dict[str, Backend] = {}
     for side in sides:
         if side.backend == "pytorch" and side.precision == "fp32":
-            engines[side.name] = classifier.engine
+            backends[side.name] = classifier.backend
         elif side.file is not None:
-            of = OnnxRuntimeEngine if side.backend == "onnxruntime" else OpenVINOEngine
-            engines[side.name] = of(side.file)
+            backends[side.name] = open_file(side.backend, side.file)
     images = splits.val.subset(evenly_spread(len(splits.val), _MOST_MEASURED))
     with log.progress_bar("accuracy", len(images)) as advance:
-        return scores_of(engines, image_batches(classifier, images), advance)
+        return scores_of(backends, image_batches(classifier, images), advance)

@@ -46,8 +46,8 @@ def export_run(
     if not int8:
         return Exported(export(classifier, to, out)[1])
     splits = run_splits(run, data)
-    engine, files = export(classifier, to, out, calibration_views(classifier, splits.train))
-    engines = {"int8": engine, "fp32": classifier.engine}
+    backend, files = export(classifier, to, out, calibration_views(classifier, splits.train))
+    backends = {"int8": backend, "fp32": classifier.backend}
     with log.progress_bar("measuring", len(splits.val)) as advance:
-        found = scores_of(engines, batches(classifier, splits.val), advance)
+        found = scores_of(backends, batches(classifier, splits.val), advance)
     return Exported(files, len(splits.val), **found)

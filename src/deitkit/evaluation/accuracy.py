@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-from ..inference.backends import Engine
+from ..inference.backends import Backend
 from ..inference.joint_classifier import as_output
 from .metrics import LogitAccumulator
 
 
 def scores_of(
-    engines: Mapping[str, Engine],
+    backends: Mapping[str, Backend],
     batches: Iterable[tuple[Tensor, Tensor]],
     on_progress: Callable[[int], None],
 ) -> dict[str, float]:
@@ -20,10 +20,10 @@ def scores_of(
 
     Raises DeitkitError where there is no image.
     """
-    collected = {name: LogitAccumulator() for name in engines}
+    collected = {name: LogitAccumulator() for name in backends}
     for pixels, labels in batches:
         views = pixels.float() / 255.0
-        for name, engine in engines.items():
-            collected[name].add(as_output(engine(views)), labels)
+        for name, backend in backends.items():
+            collected[name].add(as_output(backend(views)), labels)
         on_progress(len(labels))
     return {name: logits.metrics().score for name, logits in collected.items()}

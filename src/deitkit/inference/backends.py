@@ -1,27 +1,32 @@
-"""What runs a frozen network. Each backend takes views (B, 3, H, W) and gives the network's outputs."""
+"""The backends that run a frozen network, in one registry: `BACKENDS`.
+
+A backend takes views (B, 3, H, W), float in [0, 1], and returns the network's outputs. To add one, write a
+class with `name` and `__call__`, and register it in `BACKENDS` and `BackendName`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import DependencyError
+from .onnx_graph import to_onnx
 
-_EXTRA_OF = {"openvino": "cpu", "onnxruntime": "onnx"}  # of deitkit, which installs the backend
-# Backends that run a converted graph on the CPU, in the order in which they are tried.
-CONVERTED = tuple(_EXTRA_OF)
+BackendName = Literal["auto", "pytorch", "compiled", "onnxruntime", "openvino"]
 
 
-class Engine(Protocol):
-    """Anything that answers a batch of views (B, 3, H, W), float, on the CPU or its own device."""
+class Backend(Protocol):
+    """Runs a frozen network on views (B, 3, H, W), float, on the CPU or on the backend's own device."""
 
     @property
     def name(self) -> str: ...
@@ -29,21 +34,25 @@ class Engine(Protocol):
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]: ...
 
 
-def installed(engine: str) -> bool:
-    """Whether the package behind a backend is there; PyTorch always is."""
-    return engine not in CONVERTED or importlib.util.find_spec(engine) is not None
+@dataclass(frozen=True)
+class FrozenNetwork:
+    """What a backend is built from.
+
+    network: views (B, 3, *view_size) -> a tuple of tensors. device, precision, channels_last: how PyTorch
+    runs it; a converted graph runs on the CPU in float32. output_names: names in the ONNX graph, None to let
+    the exporter name them.
+    """
+
+    network: nn.Module
+    view_size: tuple[int, int]
+    device: torch.device
+    precision: torch.dtype = torch.float32
+    channels_last: bool = False
+    output_names: tuple[str, ...] | None = None
 
 
-def require(engine: str) -> None:
-    """Raises DeitkitError where the package behind a backend is missing."""
-    if not installed(engine):
-        raise DependencyError(
-            f'{engine} is not installed; install it with: pip install "deitkit[{_EXTRA_OF[engine]}]"'
-        )
-
-
-class PyTorchEngine:
-    """Eager PyTorch on any device, or compiled by TorchInductor, which the first calls wait for."""
+class PyTorchBackend:
+    """Eager PyTorch on any device, or compiled by TorchInductor during the first call of each batch size."""
 
     def __init__(
         self,
@@ -56,23 +65,23 @@ class PyTorchEngine:
     ):
         self.name = "compiled" if compiled else "pytorch"
         self.format = torch.channels_last if channels_last else torch.preserve_format
-        self.network: Any = network.to(device).eval()
-        if channels_last:  # convolutions are faster so
-            self.network = self.network.to(memory_format=torch.channels_last)
-        if compiled:
-            self.network = torch.compile(self.network, dynamic=False)  # faster, compiled once a batch size
+        self.network: Callable[[Tensor], tuple[Tensor, ...]]
+        network = network.to(device).eval()
+        if channels_last:  # faster convolutions
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Static shapes are faster; each batch size is compiled once.
+        self.network = torch.compile(network, dynamic=False) if compiled else network
         self.device, self.precision = device, precision
 
     @torch.inference_mode()
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
         mixed = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=mixed):
-            return tuple(
-                out.float() for out in self.network(views.to(self.device, memory_format=self.format))
-            )
+            outputs = self.network(views.to(self.device, memory_format=self.format))
+            return tuple(out.float() for out in outputs)
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeBackend:
     """ONNX Runtime on the CPU; `model` is an ONNX file or its bytes."""
 
     name = "onnxruntime"
@@ -89,11 +98,11 @@ class OnnxRuntimeEngine:
         self.input = self.session.get_inputs()[0].name
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        answer = self.session.run(None, {self.input: np.ascontiguousarray(views.numpy())})
-        return tuple(torch.from_numpy(out) for out in answer)
+        outputs = self.session.run(None, {self.input: np.ascontiguousarray(views.numpy())})
+        return tuple(torch.from_numpy(out) for out in outputs)
 
 
-class OpenVINOEngine:
+class OpenVINOBackend:
     """OpenVINO on the CPU; `model` comes from `to_openvino`, or is the path of an ONNX or IR file."""
 
     name = "openvino"
@@ -111,9 +120,9 @@ class OpenVINOEngine:
         self.compiled = openvino.Core().compile_model(source, "CPU", options)
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        answer = self.compiled(np.ascontiguousarray(views.numpy()))
-        # Copied: OpenVINO's buffers are overwritten by the next call.
-        return tuple(torch.from_numpy(np.array(answer[i])) for i in range(len(answer)))
+        outputs = self.compiled(np.ascontiguousarray(views.numpy()))
+        # Copied, because the next call overwrites OpenVINO's buffers.
+        return tuple(torch.from_numpy(np.array(outputs[i])) for i in range(len(outputs)))
 
 
 def to_openvino(network: nn.Module, view_size: tuple[int, int]) -> Any:
@@ -121,25 +130,88 @@ def to_openvino(network: nn.Module, view_size: tuple[int, int]) -> Any:
     require("openvino")
     import openvino
 
-    # A batch of two: a batch of one would be folded into the graph as a constant.
+    # A batch of two: tracing would fold a batch of one into the graph as a constant.
     example = torch.zeros(2, 3, *view_size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of the constant input size, which is meant
+        warnings.simplefilter("ignore")  # tracing warns that the input size is constant, as intended
         model = openvino.convert_model(network.cpu().eval(), example_input=example)
     model.reshape([-1, 3, *view_size])
     return model
 
 
 def write_openvino(network: nn.Module, view_size: tuple[int, int], file: Path) -> None:
-    """Writes what `to_openvino` gives as OpenVINO's own format, an .xml file with a .bin beside it."""
+    """Writes `network` in OpenVINO's format: the .xml file `file` and a .bin file beside it."""
     model = to_openvino(network, view_size)
     import openvino
 
     openvino.save_model(model, os.fspath(file), compress_to_fp16=False)
 
 
-def disagreement(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> float:
-    """The largest difference between two backends' outputs; infinite where one is no number."""
-    differences = [float((x.cpu() - y.cpu()).abs().max()) for x, y in zip(a, b, strict=True)]
-    # Each is looked at: max() passes over a NaN that is not the first.
-    return math.inf if any(map(math.isnan, differences)) else max(differences)
+def _pytorch(frozen: FrozenNetwork, *, compiled: bool = False) -> Backend:
+    return PyTorchBackend(
+        frozen.network,
+        frozen.device,
+        precision=frozen.precision,
+        compiled=compiled,
+        channels_last=frozen.channels_last,
+    )
+
+
+def _onnxruntime(frozen: FrozenNetwork) -> Backend:
+    graph = to_onnx(frozen.network, frozen.view_size, frozen.output_names)
+    return OnnxRuntimeBackend(graph.SerializeToString())
+
+
+def _openvino(frozen: FrozenNetwork) -> Backend:
+    return OpenVINOBackend(to_openvino(frozen.network, frozen.view_size))
+
+
+@dataclass(frozen=True)
+class BackendKind:
+    """An entry of `BACKENDS`.
+
+    build: makes the backend. open_file: runs a graph that was written to a file, for backends of converted
+    graphs; these run on the CPU only. package: what it imports. extra: of deitkit, which installs that.
+    """
+
+    build: Callable[[FrozenNetwork], Backend]
+    open_file: Callable[[Path], Backend] | None = None
+    package: str | None = None
+    extra: str | None = None
+
+
+# Converted graphs are tried in this order.
+BACKENDS: Mapping[str, BackendKind] = {
+    "pytorch": BackendKind(_pytorch),
+    "compiled": BackendKind(partial(_pytorch, compiled=True)),
+    "openvino": BackendKind(_openvino, OpenVINOBackend, "openvino", "cpu"),
+    "onnxruntime": BackendKind(_onnxruntime, OnnxRuntimeBackend, "onnxruntime", "onnx"),
+}
+# Backends that run a converted graph on the CPU, in the order in which they are tried.
+CONVERTED = tuple(name for name, kind in BACKENDS.items() if kind.open_file is not None)
+
+
+def installed(name: str) -> bool:
+    """Whether the package behind a backend is installed; True for a name that needs none."""
+    package = BACKENDS[name].package if name in BACKENDS else None
+    return package is None or importlib.util.find_spec(package) is not None
+
+
+def require(name: str) -> None:
+    """Raises DependencyError if the package behind a backend is missing."""
+    if not installed(name):
+        raise DependencyError(
+            f'{name} is not installed; install it with: pip install "deitkit[{BACKENDS[name].extra}]"'
+        )
+
+
+def open_file(name: str, file: Path) -> Backend:
+    """The backend `name`, one of CONVERTED, on a graph file."""
+    opened = BACKENDS[name].open_file
+    assert opened is not None, f"{name} runs no files"
+    return opened(file)
+
+
+def builders(frozen: FrozenNetwork) -> dict[str, Callable[[], Backend]]:
+    """A function that builds each backend for `frozen`, by name; PyTorch, the reference, comes first."""
+    return {name: partial(kind.build, frozen) for name, kind in BACKENDS.items()}

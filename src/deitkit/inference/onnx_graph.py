@@ -37,12 +37,13 @@ def require_onnx() -> None:
 def to_onnx(
     network: nn.Module,
     view_size: tuple[int, int],
-    output_names: Sequence[str],
+    output_names: Sequence[str] | None,
     metadata: Mapping[str, str] | None = None,
 ) -> Any:
     """An onnx.ModelProto of `network` for views (B, 3, *view_size) of any B; the input is `views`.
 
-    metadata goes into the model's metadata properties. Raises DeitkitError where a package is missing.
+    output_names: None lets the exporter name them. metadata goes into the model's metadata properties.
+    Raises DependencyError if a package is missing.
     """
     require_onnx()
     example = torch.zeros(2, 3, *view_size)
@@ -55,7 +56,7 @@ def to_onnx(
             network.cpu().eval(),
             (example,),
             input_names=["views"],
-            output_names=list(output_names),
+            output_names=None if output_names is None else list(output_names),
             dynamic_shapes=({0: batch},),
             opset_version=_OPSET,
             dynamo=True,

@@ -12,7 +12,7 @@ from ..config import TeacherConfig
 from ..errors import WeightsError
 from ..preprocessing import InputSize, Preprocessing
 from .classes import choose_outputs, recognise
-from .fast_backbone import choose_engine, engines_of
+from .fast_backbone import backend_builders, choose_backend
 from .finetune import FineTuneBatches, Network, finetune
 from .pretrained import Pretrained, count_params
 from .probe import fit_probe, held_out_fifth
@@ -157,7 +157,7 @@ def _fit_member(
         model.params + count_params(probe.head) - (count_params(model.head) if model.head is not None else 0)
     )
     card = replace(member.card, how=how, head="linear", columns=None, params=params)
-    return TeacherMember(card, member.engine, probe.head)
+    return TeacherMember(card, member.backend, probe.head)
 
 
 @torch.no_grad()
@@ -190,8 +190,8 @@ def _finetuned(
         params=count_params(network),
         finetuned=True,
     )
-    engine = choose_engine(engines_of(model, view, device), view, device, member.engine.name)
-    return TeacherMember(card, engine, head, model.body)
+    backend = choose_backend(backend_builders(model, view, device), view, device, member.backend.name)
+    return TeacherMember(card, backend, head, model.body)
 
 
 def _own_columns(
@@ -217,8 +217,8 @@ def _count_outputs(model: Pretrained, view: Preprocessing) -> int:
     if model.body is not None:
         pooled = model.body(images)[0]
     else:
-        assert model.engines is not None
-        pooled = next(iter(model.engines.values()))(view)(images)[0]
+        assert model.backends is not None
+        pooled = next(iter(model.backends.values()))(view)(images)[0]
     assert model.head is not None
     return model.head(pooled).shape[1]
 
@@ -278,8 +278,8 @@ def _member(
     device: torch.device,
 ) -> TeacherMember:
     """The member with a backend chosen."""
-    engine = choose_engine(engines_of(model, view, device), view, device, config.backend)
-    maps = engine(torch.zeros(2, 3, *view.image_size))[1:]
+    backend = choose_backend(backend_builders(model, view, device), view, device, config.backend)
+    maps = backend(torch.zeros(2, 3, *view.image_size))[1:]
     card = MemberCard(
         spec=spec.settled(),
         name=model.name,
@@ -291,6 +291,6 @@ def _member(
         params=model.params,
         map_channels=tuple(m.shape[1] for m in maps),
         finetuned=False,
-        backend=engine.name,
+        backend=backend.name,
     )
-    return TeacherMember(card, engine, head)
+    return TeacherMember(card, backend, head)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..inference.backends import Engine
+from ..inference.backends import Backend
 from ..preprocessing import InputSize, Preprocessing
 
 
@@ -29,7 +29,7 @@ class Pretrained:
     head: nn.Module | None
     outputs: tuple[str, ...] | None
     params: int
-    engines: Mapping[str, Callable[[Preprocessing], Engine]] | None = None
+    backends: Mapping[str, Callable[[Preprocessing], Backend]] | None = None
 
 
 class Kind(Protocol):

@@ -19,7 +19,7 @@ from ..errors import DeitkitError, WeightsError
 from ..io import read_json, write_json, write_tensors
 from ..preprocessing import InputSize, Preprocessing
 from ..run_folder import TEACHER_CARD, holds_teacher
-from .fast_backbone import choose_engine, engines_of
+from .fast_backbone import backend_builders, choose_backend
 from .spec import open_member, parse_member
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
@@ -96,17 +96,17 @@ def _load(
         assert model.body is not None
         model.body.load_state_dict(_part(state, f"{i}.body."))
     assert head is not None
-    makers = engines_of(model, view, device)
+    candidates = backend_builders(model, view, device)
     wanted: str = config.backend
-    if wanted == "auto" and device.type == "cpu" and card.backend in makers:
+    if wanted == "auto" and device.type == "cpu" and card.backend in candidates:
         wanted = card.backend
     try:
-        engine = choose_engine(makers, view, device, wanted)
+        backend = choose_backend(candidates, view, device, wanted)
     except DeitkitError:
         if config.backend != "auto":
             raise
-        engine = choose_engine(makers, view, device, "auto")
-    return TeacherMember(card, engine, head, model.body if card.finetuned else None)
+        backend = choose_backend(candidates, view, device, "auto")
+    return TeacherMember(card, backend, head, model.body if card.finetuned else None)
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..inference.backends import CONVERTED, Engine
+from ..inference.backends import CONVERTED, Backend
 from ..preprocessing import Preprocessing
 
 
@@ -87,22 +87,22 @@ class TeacherCard:
 class TeacherMember:
     """One member at work: views in, logits of the classes and maps out."""
 
-    def __init__(self, card: MemberCard, engine: Engine, head: nn.Module, body: nn.Module | None = None):
-        self.card, self.engine = card, engine
+    def __init__(self, card: MemberCard, backend: Backend, head: nn.Module, body: nn.Module | None = None):
+        self.card, self.backend = card, backend
         self.body = body  # kept where it was fine-tuned, to be saved
         self.head = head.eval().requires_grad_(False)
-        self.on_cpu = engine.name in CONVERTED
+        self.on_cpu = backend.name in CONVERTED
 
     def with_card(self, **changes: Any) -> TeacherMember:
         """The same member with other facts on its card."""
-        return TeacherMember(dataclasses.replace(self.card, **changes), self.engine, self.head, self.body)
+        return TeacherMember(dataclasses.replace(self.card, **changes), self.backend, self.head, self.body)
 
     def features(self, views: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) float views in [0, 1] -> pooled features (B, F) and maps, on the views' device."""
         images = self.card.preprocessing.resize(views)
         if self.on_cpu:
             images = images.cpu()
-        return tuple(out.to(views.device) for out in self.engine(images))
+        return tuple(out.to(views.device) for out in self.backend(images))
 
     @torch.no_grad()
     def whole_answer(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -130,7 +130,7 @@ class Teacher:
     @property
     def backend(self) -> str:
         """The backends in use, such as "openvino"."""
-        return " + ".join(dict.fromkeys(m.engine.name for m in self.members))
+        return " + ".join(dict.fromkeys(m.backend.name for m in self.members))
 
     def for_classes(self, classes: tuple[str, ...]) -> Teacher:
         """The same teacher with its answers in the order of `classes`, all or a part of those it knows.

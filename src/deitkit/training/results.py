@@ -21,10 +21,10 @@ from ..evaluation.measuring import MEAN, STD, collect_logits, plain_views
 from ..evaluation.metrics import confusion, score_and_interval
 from ..evaluation.multilabel import per_class
 from ..evaluation.throughput import images_per_s
-from ..inference.backends import Engine, PyTorchEngine
+from ..inference.backends import Backend, PyTorchBackend
 from ..inference.device import fast_precision
 from ..inference.joint_classifier import JointClassifier
-from ..inference.selection import FastestThatAgrees, create_engine
+from ..inference.selection import AutoBackend, create_backend
 from ..io import write_tensors
 from ..models.deit import DeiT, DeiTOutput, joint_probabilities, probabilities_of
 from ..report.verdict import verdict
@@ -86,15 +86,15 @@ def measure_student(
     output, labels = collected.output()
     joint = joint_probabilities(output, data.task)
     batch = next(plain_views(data.val.store, device, _SPEED_BATCH))
-    engine = _fast_engine(model, data.task, batch, device)
+    backend = _fast_backend(model, data.task, batch, device)
     params = model.num_params
     facts = {
         "name": name,
         **{k: v for k, v in collected.metrics().to_dict().items() if k not in ("images", "loss")},
         "interval": score_and_interval(joint, labels)[1],
         "params": params,
-        "images_per_s": images_per_s(lambda: engine(batch), len(batch)),
-        "backend": engine.name,
+        "images_per_s": images_per_s(lambda: backend(batch), len(batch)),
+        "backend": backend.name,
         "bytes": 4 * params,
         "test": collect_logits(model, data.test, device).metrics().to_dict() if data.test else None,
     }
@@ -105,15 +105,15 @@ def measure_student(
     return facts, output
 
 
-def _fast_engine(model: DeiT, task: Task, batch: Tensor, device: torch.device) -> Engine:
+def _fast_backend(model: DeiT, task: Task, batch: Tensor, device: torch.device) -> Backend:
     """What a deployed student would run on here, as a teacher is measured on its own fastest backend."""
     graph = JointClassifier(model.eval(), MEAN, STD, task=task)
     if device.type == "cuda":  # at a teacher's precision, or the two speeds would say little
-        return PyTorchEngine(graph, device, precision=fast_precision(device))
-    engine = create_engine(graph, model.image_size, "auto", device)
-    if isinstance(engine, FastestThatAgrees):
-        engine.look(batch)
-    return engine
+        return PyTorchBackend(graph, device, precision=fast_precision(device))
+    backend = create_backend(graph, model.image_size, "auto", device)
+    if isinstance(backend, AutoBackend):
+        backend.look(batch)
+    return backend
 
 
 def assemble(

@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from ...errors import WeightsError
-from ...inference.backends import Engine, OnnxRuntimeEngine, OpenVINOEngine, installed
+from ...inference.backends import Backend, OnnxRuntimeBackend, OpenVINOBackend, installed
 from ...preprocessing import InputSize, Preprocessing
 from ..pretrained import Pretrained
 
@@ -27,16 +27,16 @@ _NATIVE = 224  # where the file leaves the size open
 class OnnxFile:
     """Runs the file on images in [0, 1]: normalised here, probabilities turned into logits."""
 
-    def __init__(self, engine: Engine, view: Preprocessing, place: int, probabilities: bool):
-        self.engine, self.place, self.probabilities = engine, place, probabilities
+    def __init__(self, backend: Backend, view: Preprocessing, place: int, probabilities: bool):
+        self.backend, self.place, self.probabilities = backend, place, probabilities
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (view.mean, view.std))
 
     @property
     def name(self) -> str:
-        return self.engine.name
+        return self.backend.name
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        out = self.engine((views - self.mean) / self.std)[self.place].float()
+        out = self.backend((views - self.mean) / self.std)[self.place].float()
         return (out.clamp(min=1e-12).log() if self.probabilities else out,)
 
 
@@ -55,7 +55,7 @@ def open_model(rest: str, wanted: InputSize) -> Pretrained:
     """
     check(rest)
     try:
-        runtime = OnnxRuntimeEngine(Path(rest))
+        runtime = OnnxRuntimeBackend(Path(rest))
     except Exception as error:  # a runtime's own
         raise WeightsError(f"the ONNX file {rest} cannot be read ({type(error).__name__})") from None
     view, names = _describe(rest, runtime.session, wanted)
@@ -64,9 +64,9 @@ def open_model(rest: str, wanted: InputSize) -> Pretrained:
         raise WeightsError(f"the ONNX file {rest} names {len(names)} classes and answers {classes}")
     if names is None and classes == 1000:
         names = tuple(ImageNetInfo().label_names())
-    makers: dict[str, Callable[[Preprocessing], Engine]] = {
+    makers: dict[str, Callable[[Preprocessing], Backend]] = {
         "onnxruntime": lambda view: OnnxFile(runtime, view, place, probabilities),
-        "openvino": lambda view: OnnxFile(OpenVINOEngine(Path(rest)), view, place, probabilities),
+        "openvino": lambda view: OnnxFile(OpenVINOBackend(Path(rest)), view, place, probabilities),
     }
     return Pretrained(
         name=Path(rest).name,
@@ -75,7 +75,7 @@ def open_model(rest: str, wanted: InputSize) -> Pretrained:
         head=torch.nn.Identity(),
         outputs=names,
         params=_count_weights(rest),
-        engines=makers,
+        backends=makers,
     )
 
 
@@ -111,11 +111,11 @@ def _describe(rest: str, session: Any, wanted: InputSize) -> tuple[Preprocessing
     return Preprocessing(size), None
 
 
-def _find_answer(rest: str, engine: Engine, view: Preprocessing) -> tuple[int, int, bool]:
+def _find_answer(rest: str, backend: Backend, view: Preprocessing) -> tuple[int, int, bool]:
     """The place of the output with a number a class, how many classes, and whether it is probabilities."""
     images = torch.rand(2, 3, *view.image_size, generator=torch.Generator().manual_seed(0))
     try:
-        outputs = engine(images)
+        outputs = backend(images)
     except Exception as error:
         raise WeightsError(f"the ONNX file {rest} fails on a batch of images: {error}") from None
     flat = [i for i, out in enumerate(outputs) if out.ndim == 2 and len(out) == 2]

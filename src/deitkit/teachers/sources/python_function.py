@@ -74,7 +74,7 @@ def open_model(rest: str, wanted: InputSize) -> Pretrained:
         head=nn.Identity(),
         outputs=tuple(names) if names is not None else None,
         params=count_params(function if isinstance(function, nn.Module) else None),
-        engines={"python": lambda view: Call(function, rest)},
+        backends={"python": lambda view: Call(function, rest)},
     )
 
 
