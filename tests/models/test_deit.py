@@ -271,7 +271,7 @@ def test_sincos_positions_of_one_cell():
 
 def test_structured_start_makes_neighbours_alike():
     model = create_model("nano", num_classes=3, image_size=64, patch_size=8)
-    model.start_structured()
+    model.init_structured()
     positions = F.normalize(model.pos_embed[0, 2:], dim=1)
     assert positions[0] @ positions[1] > positions[0] @ positions[4] > positions[0] @ positions[7]
     bound = math.sqrt(6 / (128 + 512))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.cache import PixelStore
 from ..data.dataset import Split
-from ..models.deit import DeiT
+from ..models import Student
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .metrics import LogitAccumulator, Metrics
 
@@ -41,7 +41,7 @@ def plain_views(store: PixelStore, device: torch.device, batch_size: int = 64) -
 
 
 @torch.inference_mode()
-def collect_logits(model: DeiT, part: Split, device: torch.device) -> LogitAccumulator:
+def collect_logits(model: Student, part: Split, device: torch.device) -> LogitAccumulator:
     """All outputs of `model` over a split."""
     model.eval()
     total, first = LogitAccumulator(), 0
@@ -51,6 +51,6 @@ def collect_logits(model: DeiT, part: Split, device: torch.device) -> LogitAccum
     return total
 
 
-def evaluate(model: DeiT, part: Split, device: torch.device) -> Metrics:
+def evaluate(model: Student, part: Split, device: torch.device) -> Metrics:
     """Class head, distillation head and joint over a split."""
     return collect_logits(model, part, device).metrics()

@@ -1,0 +1,20 @@
+"""The students: DeiT, and the base class of every model that deitkit trains.
+
+`base` has the interface and the output, `deit` the model and its variants, `blocks` its layers,
+`token_merging` a faster evaluation of a trained model.
+"""
+
+from .base import DeiTOutput, Student, joint_logits, joint_probabilities, probabilities_of
+from .deit import VARIANTS, DeiT, Variant, create_model
+
+__all__ = [
+    "VARIANTS",
+    "DeiT",
+    "DeiTOutput",
+    "Student",
+    "Variant",
+    "create_model",
+    "joint_logits",
+    "joint_probabilities",
+    "probabilities_of",
+]

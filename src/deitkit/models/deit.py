@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..tasks import Task
+from .base import DeiTOutput as DeiTOutput
+from .base import Student
+from .base import joint_logits as joint_logits
+from .base import joint_probabilities as joint_probabilities
+from .base import probabilities_of as probabilities_of
 from .blocks import Block, PatchEmbed
 from .position_embedding import resize_positions, sincos_positions
 
@@ -39,48 +43,7 @@ VARIANTS = {
 }
 
 
-class DeiTOutput(NamedTuple):
-    """What a forward pass gives, whatever the mode.
-
-    class_logits: (B, K) from the class token's head.
-    distill_logits: (B, K) from the distillation token's head, or None for a plain ViT.
-    patch_tokens: one (B, N, D) per block asked for, without the prefix tokens.
-    grid_size: rows and columns of the patches that the images were cut into.
-    kept_patches: (B, N) which cells of that grid, row by row, the tokens stand for; None: all, in order.
-    """
-
-    class_logits: Tensor
-    distill_logits: Tensor | None
-    patch_tokens: tuple[Tensor, ...] = ()
-    grid_size: tuple[int, int] | None = None
-    kept_patches: Tensor | None = None
-
-
-def probabilities_of(logits: Tensor, task: Task = "multiclass") -> Tensor:
-    """What logits (B, K) say in [0, 1]: softmax over the classes, or of several labels each one's sigmoid."""
-    return logits.float().softmax(-1) if task == "multiclass" else logits.float().sigmoid()
-
-
-def joint_probabilities(output: DeiTOutput, task: Task = "multiclass") -> Tensor:
-    """Both heads as one classifier: the mean of their softmaxes, (B, K), rows sum to 1.
-
-    The paper adds the softmaxes (section 4, "Classification with our approach"); halving the sum
-    keeps the order and makes it a distribution. Of several labels an image, the mean of the sigmoids.
-    """
-    p = probabilities_of(output.class_logits, task)
-    if output.distill_logits is None:
-        return p
-    return (p + probabilities_of(output.distill_logits, task)) / 2
-
-
-def joint_logits(output: DeiTOutput) -> Tensor:
-    """Both heads as one classifier, the way the published code does it: mean logits, (B, K)."""
-    if output.distill_logits is None:
-        return output.class_logits
-    return (output.class_logits + output.distill_logits) / 2
-
-
-class DeiT(nn.Module):
+class DeiT(Student):
     """A vision transformer with, if `distilled`, a distillation token beside the class token.
 
     images: (B, in_channels, *image_size), normalised. Raises DeitkitError for another size, or
@@ -148,7 +111,7 @@ class DeiT(nn.Module):
                 nn.init.trunc_normal_(p, std=0.02)
 
     @torch.no_grad()
-    def start_structured(self) -> None:
+    def init_structured(self) -> None:
         """First values that need less training than the published ones, for little data.
 
         Positions start as half of their two-dimensional sines and cosines (as in arXiv 2205.01580,

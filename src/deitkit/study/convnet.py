@@ -6,8 +6,9 @@ A teacher with ImageNet's weights is no fair peer of a student from scratch; thi
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +20,7 @@ from ..data.loader import TrainingViews
 from ..evaluation.measuring import evaluate, normalise
 from ..inference.device import resolve_device
 from ..io import write_json, write_tensors
-from ..models.deit import DeiT, DeiTOutput
+from ..models import DeiTOutput, Student
 from ..training import results
 from ..training.run import train_one
 from ..training.student import choose_student, view_workers
@@ -30,33 +31,22 @@ from ..training.trainer import Trainer
 PEERS = {"nano": "resnet10t", "tiny": "resnet10t", "small": "resnet50", "base": "regnety_160"}
 
 
-class Convnet(nn.Module):
-    """A timm model with random weights that answers as a student without a distillation token."""
+class Convnet(Student):
+    """A timm model with random weights, trained and evaluated as a student without a distillation token."""
 
     def __init__(self, name: str, num_classes: int, image_size: tuple[int, int]):
         super().__init__()
-        self.num_classes, self.image_size, self.distilled = num_classes, image_size, False
+        self.num_classes, self.image_size = num_classes, image_size
         self.net = timm.create_model(name, num_classes=num_classes)
         for module in self.net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # A whole number, which the moving average of a model's state could not take.
+                # An integer counter cannot be averaged with the weights (EMA).
                 assert module.num_batches_tracked is not None
                 module.num_batches_tracked = module.num_batches_tracked.float()
 
-    def forward(self, images: Tensor, tokens_after: tuple[int, ...] = ()) -> DeiTOutput:
+    def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
         """(B, C, H, W) -> DeiTOutput with class logits only."""
         return DeiTOutput(self.net(images), None)
-
-    def token_cosine(self) -> None:
-        """There are no tokens to compare."""
-
-    def fold_layer_scale(self) -> None:
-        """There are no gains to fold."""
-
-    @property
-    def num_params(self) -> int:
-        """Parameters, all of which ship."""
-        return sum(p.numel() for p in self.parameters())
 
 
 def train_convnet(data: Path, out: Path, config: Config) -> None:
@@ -71,10 +61,9 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     opened = open_data(splits, config)
     name = PEERS[config.student.name]
     torch.manual_seed(config.train.seed)
-    # The loop reads a model's outputs and weights only, so it trains anything that answers alike.
     size = config.student.image_size
     assert size is not None
-    model = cast(DeiT, Convnet(name, len(opened.classes), size).to(device))
+    model = Convnet(name, len(opened.classes), size).to(device)
     labels, classes = opened.train.images.labels, len(opened.classes)
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
@@ -100,7 +89,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     assert epochs is not None, "choose_student comes first"
     trained, _ = train_one(trainer, epochs, opened, device, resume=True, title=title)
     # Under timm's own keys, so that it can teach: --teacher timm:NAME@FILE.
-    write_tensors(out / "model.safetensors", cast(Convnet, model).net.state_dict())
+    write_tensors(out / "model.safetensors", model.net.state_dict())
     trained["student"]["name"] = name
     found = results.assemble(trained, None, opened, time.monotonic() - started)
     parts = {"train": len(opened.train.images), "val": len(opened.val.images)}

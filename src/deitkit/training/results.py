@@ -26,7 +26,7 @@ from ..inference.device import fast_precision
 from ..inference.joint_classifier import JointClassifier
 from ..inference.selection import AutoBackend, create_backend
 from ..io import write_tensors
-from ..models.deit import DeiT, DeiTOutput, joint_probabilities, probabilities_of
+from ..models import DeiTOutput, Student, joint_probabilities, probabilities_of
 from ..report.verdict import verdict
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
 from ..teachers.teacher import Teacher
@@ -79,7 +79,7 @@ def say_teacher(facts: dict[str, Any], val: Split) -> None:
 
 
 def measure_student(
-    model: DeiT, name: str, data: Dataset, device: torch.device
+    model: Student, name: str, data: Dataset, device: torch.device
 ) -> tuple[dict[str, Any], DeiTOutput]:
     """Both heads and the joint classifier on validation (and test), speed, size; and the logits behind."""
     collected = collect_logits(model, data.val, device)
@@ -105,7 +105,7 @@ def measure_student(
     return facts, output
 
 
-def _fast_backend(model: DeiT, task: Task, batch: Tensor, device: torch.device) -> Backend:
+def _fast_backend(model: Student, task: Task, batch: Tensor, device: torch.device) -> Backend:
     """What a deployed student would run on here, as a teacher is measured on its own fastest backend."""
     graph = JointClassifier(model.eval(), MEAN, STD, task=task)
     if device.type == "cuda":  # at a teacher's precision, or the two speeds would say little
@@ -142,7 +142,7 @@ def assemble(
 def describe_run(
     config: Config,
     data: Dataset,
-    model: DeiT,
+    model: Student,
     teacher: dict[str, Any] | None,
     plan: dict[str, Any],
     root: Path,
@@ -191,7 +191,7 @@ def describe_run(
     }
 
 
-def save_model(path: Path, model: DeiT) -> None:
+def save_model(path: Path, model: Student) -> None:
     """Weights under the published keys."""
     write_tensors(path, model.state_dict())
 

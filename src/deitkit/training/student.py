@@ -175,7 +175,7 @@ def _with_initial(config: Config, num_classes: int) -> tuple[DeiT, list[str]]:
         patch_drop_rate=config.student.patch_drop_rate,
     )
     if config.student.init_scheme == "structured":
-        model.start_structured()
+        model.init_structured()
     assert config.student.initial_weights != "auto", "settle_init comes first"
     if config.student.initial_weights == "none":
         return model, []

@@ -22,7 +22,7 @@ from ..distillation.feature_distillation import FeatureDistillation
 from ..distillation.objective import training_loss
 from ..errors import Interrupted, TrainingError
 from ..io import write_json, write_text
-from ..models.deit import DeiT
+from ..models import DeiT, Student
 from ..soft_labels.store import SoftLabelStore
 from ..tasks import Task
 from ..teachers.teacher import Teacher, TeacherOutput
@@ -47,14 +47,14 @@ class Trainer:
     """Trains one student. `evaluate(model)` gives the metrics of the weights in `model` as a dict."""
 
     config: Config
-    model: DeiT
+    model: Student
     make: Callable[[Batch], ViewBatch]
     num_images: int  # labelled ones
     normalise: Callable[[Tensor], Tensor]
     teacher: Teacher | None
     device: torch.device
     folder: Path
-    evaluate: Callable[[DeiT], dict[str, Any]]
+    evaluate: Callable[[Student], dict[str, Any]]
     path_of: Callable[[int], str]  # image index -> file, for a message
     soft_labels: SoftLabelStore | None = None  # a teacher's answers, in place of a live one's
     num_unlabeled: int = 0  # of images that follow the labelled ones
@@ -70,6 +70,7 @@ class Trainer:
         distillation = self.config.distillation
         guidance: FeatureDistillation | None = None
         if self.teacher is not None and distillation.feature_weight > 0:
+            assert isinstance(self.model, DeiT)
             torch.manual_seed(self.config.train.seed + 1)
             guidance = FeatureDistillation(self.model, self.teacher.card.map_channels).to(self.device)
         modules: list[nn.Module] = [self.model] if guidance is None else [self.model, guidance]
