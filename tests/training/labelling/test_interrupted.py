@@ -22,8 +22,8 @@ from tests.training.labelling.conftest import EPOCHS, VIEWS, label, shards, taug
 CHILD = """
 import os, signal, sys, time, json
 import deitkit
-from deitkit.soft_labels.store import LabelStore
-write, left = LabelStore.write, int(sys.argv[4])
+from deitkit.soft_labels.store import SoftLabelStore
+write, left = SoftLabelStore.write, int(sys.argv[4])
 def slow(*arguments):
     global left
     if not left:
@@ -31,7 +31,7 @@ def slow(*arguments):
     left -= 1
     time.sleep(0.6)
     write(*arguments)
-LabelStore.write = slow
+SoftLabelStore.write = slow
 deitkit.label(sys.argv[1], sys.argv[2], epochs=3, **json.loads(sys.argv[3]))
 """
 
