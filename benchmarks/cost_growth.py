@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from deitkit.data.folder import scan
-from deitkit.evaluation.latency import peak_memory_mb
+from deitkit.evaluation.speed import peak_memory_mb
 from deitkit.models.deit import create_model
 from deitkit.training.run import train
 from provenance import provenance

@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cost_growth import write_images
-from deitkit.evaluation.throughput import wait_for_device
+from deitkit.evaluation.speed import wait_for_device
 from deitkit.models.deit import create_model
 from deitkit.training.run import train
 from provenance import provenance

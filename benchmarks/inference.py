@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from deitkit.evaluation.turns import serve, take_turns
+from deitkit.evaluation.side_by_side import serve, take_turns
 from deitkit.inference.backends import (
     Backend,
     OnnxRuntimeBackend,
@@ -122,7 +122,7 @@ def measure(name: str, batches: list[int], options: argparse.Namespace) -> dict[
             spec |= {"merge": options.merge, "device": options.device}
             commands[f"{one} {backend}"] = [sys.executable, __file__, "--side", json.dumps(spec)]
     found, failed = take_turns(commands, batches, rounds=options.rounds, seconds=options.seconds)
-    rows = [{"model": name, "side": s, "batch": b} | row for (s, b), row in found.items()]
+    rows = [{"model": name, "side": s, "batch": b} | turns.to_dict() for (s, b), turns in found.items()]
     for row in rows:
         print(
             f"{name:6} batch {row['batch']:<4} {row['side']:22} {row['images_per_s']:9.1f} images/s  "

@@ -31,8 +31,7 @@ import deitkit
 from deitkit import recipes
 from deitkit.config import Config
 from deitkit.data.dataset import Dataset, find_splits, open_data
-from deitkit.evaluation.measuring import normalise
-from deitkit.preprocessing import Preprocessing
+from deitkit.preprocessing import Preprocessing, normalise
 from deitkit.soft_labels.codec import make_codec
 from deitkit.soft_labels.manifest import fixed_settings
 from deitkit.soft_labels.store import SHARD_VIEWS, SoftLabelStore

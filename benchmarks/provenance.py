@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import deitkit
-from deitkit.evaluation.machine import describe_machine
+from deitkit.evaluation.speed import describe_machine
 
 
 def provenance(*libraries: ModuleType, on_gpu: bool = False) -> dict[str, Any]:

@@ -33,8 +33,8 @@ import timm
 import torch
 
 import deitkit
-from deitkit.evaluation.latency import peak_memory_mb
-from deitkit.evaluation.turns import serve, take_turns
+from deitkit.evaluation.side_by_side import serve, take_turns
+from deitkit.evaluation.speed import peak_memory_mb
 from deitkit.io import write_text
 from deitkit.preprocessing import Preprocessing
 from deitkit.teachers.fast_backbone import backend_builders, choose_backend
@@ -92,7 +92,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             sides[one] = [sys.executable, __file__, "--side", json.dumps(spec)]
         found, failed = take_turns(sides, batches, rounds=options.rounds, seconds=options.seconds)
         chosen = chosen_name(name, options)
-        rows = [{"side": s, "batch": b} | row for (s, b), row in found.items()]
+        rows = [{"side": s, "batch": b} | turns.to_dict() for (s, b), turns in found.items()]
         for row in rows:
             print(
                 f"{name:24} batch {row['batch']:<4}{row['side']:14}{row['images_per_s']:9.1f} images/s  "

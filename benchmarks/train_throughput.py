@@ -45,9 +45,8 @@ from torch.utils.data import DataLoader
 from deitkit import recipes
 from deitkit.data.dataset import find_splits, open_data
 from deitkit.data.loader import TrainingViews
-from deitkit.evaluation.measuring import normalise
 from deitkit.models.deit import VARIANTS
-from deitkit.preprocessing import InputSize
+from deitkit.preprocessing import InputSize, normalise
 from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.spec import open_member, parse

@@ -6,6 +6,7 @@ belong to the teacher and are never the student's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STUDENT_MEAN, STUDENT_STD = IMAGENET_MEAN, IMAGENET_STD  # of every student's input
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # Pillow's names
 
 
@@ -83,3 +85,17 @@ class InputSize:
         else:
             side = native if self.student is None else min(native, max(128, *self.student))
         return side, side
+
+
+def normalise(views: Tensor) -> Tensor:
+    """(B, 3, H, W) views in [0, 1] -> the student's input."""
+    mean, std = _student_statistics(views.device)
+    return (views - mean) / std
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _student_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation on the device, copied once: a copy to a GPU waits for all queued work."""
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (STUDENT_MEAN, STUDENT_STD))
+    return mean, std

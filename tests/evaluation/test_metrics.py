@@ -5,6 +5,7 @@ import torch
 
 from deitkit.errors import DeitkitError
 from deitkit.evaluation import metrics
+from deitkit.evaluation.evaluate import evaluate, heads_of
 from deitkit.models.deit import DeiTOutput
 
 
@@ -66,17 +67,24 @@ def test_top5_with_two_classes_is_complete():
 
 
 @pytest.mark.parametrize("size", [8, 57])
-def test_a_tally_does_not_depend_on_the_batches(size):
+def test_metrics_do_not_depend_on_the_batches(size):
     c, d, y = logits()
-    measured = metrics.LogitAccumulator()
-    for i in range(0, 57, size):
-        measured.add(DeiTOutput(c[i : i + size], d[i : i + size]), y[i : i + size])
-    assert measured.metrics() == metrics.measure(c, d, y)
+    batches = [(slice(i, i + size), y[i : i + size]) for i in range(0, 57, size)]
+    seen = []
+    found = evaluate(lambda rows: heads_of(DeiTOutput(c[rows], d[rows])), batches, seen.append)
+    assert found.metrics() == metrics.measure(c, d, y)
+    assert sum(seen) == 57 and torch.equal(found.labels, y)
+
+
+def test_outputs_are_collected_by_name():
+    batches = [(torch.ones(2), torch.zeros(2)), (torch.ones(3), torch.zeros(3))]
+    found = evaluate(lambda x: {"twice": 2 * x, "half": x / 2}, batches)
+    assert found.outputs["twice"].tolist() == [2.0] * 5 and found.outputs["half"].tolist() == [0.5] * 5
 
 
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(DeitkitError, match="no images"):
-        metrics.LogitAccumulator().metrics()
+        evaluate(lambda batch: {}, [])
     with pytest.raises(DeitkitError, match="no images"):
         metrics.measure(torch.zeros(0, 3), None, torch.zeros(0, dtype=torch.long))
 

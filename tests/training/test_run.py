@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import deitkit
 from deitkit.cli import main
 from deitkit.errors import DeitkitError
-from deitkit.evaluation.evaluate import evaluate_folder
+from deitkit.evaluation.run_evaluation import evaluate_folder
 from deitkit.evaluation.run_images import run_splits
 from deitkit.training import budget
 from deitkit.weights.conversion import convert

@@ -28,7 +28,7 @@ def evaluate(
     """Measure a run on a folder: class head, distillation head and joint."""
     import json
 
-    from ..evaluation.evaluate import evaluate_folder
+    from ..evaluation.run_evaluation import evaluate_folder
     from ..tasks import SCORES
 
     metrics = evaluate_folder(run, data, merge=merge, part=part)

@@ -41,7 +41,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
     """One for each set of published weights; where there is none, one at 224 pixels, distilled."""
     import torch
 
-    from ..evaluation.flops import multiply_adds
+    from ..evaluation.speed import multiply_adds
     from ..models.deit import VARIANTS, create_model
     from ..weights import PUBLISHED, SHIPPED, shipped_file
 

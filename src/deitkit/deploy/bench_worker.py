@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from ..classifier import load
-from ..evaluation.turns import serve
+from ..evaluation.side_by_side import serve
 from ..inference.backends import CONVERTED, Backend, PyTorchBackend, open_file
 
 
 def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
-    """The side as `evaluation.latency.serve` wants it.
+    """The side as `evaluation.side_by_side.serve` wants it.
 
     spec: `backend`, `precision`, `device`, `image_size`, and the `file` of the ONNX graph for
     ONNX Runtime and OpenVINO, or the `run` and `merge` for PyTorch.

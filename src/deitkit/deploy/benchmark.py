@@ -18,10 +18,9 @@ from ..classifier import Classifier, load
 from ..data.image_set import evenly_spread
 from ..data.splits import Splits
 from ..errors import DeitkitError, SettingError
-from ..evaluation.accuracy import scores_of
-from ..evaluation.run_images import batches as image_batches
-from ..evaluation.run_images import calibration_views, run_splits
-from ..evaluation.turns import take_turns
+from ..evaluation.evaluate import evaluate_backends
+from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
+from ..evaluation.side_by_side import take_turns
 from ..inference.backends import (
     CONVERTED,
     Backend,
@@ -79,7 +78,7 @@ def bench(
 
     target: a run folder, or a variant's name (random weights, 224 pixels). data: images whose
     training part calibrates int8 and whose validation part gives the score; None takes the run's own.
-    backends: None for all that are installed. rounds, seconds: see `evaluation.turns.take_turns`.
+    backends: None for all that are installed. rounds, seconds: see `evaluation.side_by_side.take_turns`.
     Raises DeitkitError for anything the caller can mend.
     """
     chosen = _settle(backends)
@@ -107,7 +106,7 @@ def bench(
         scores = _accuracies(classifier, whole, splits) if splits is not None and whole else {}
     return [
         {"backend": side.backend, "precision": side.precision, "batch": batch, "merge": merge}
-        | found[side.name, batch]
+        | found[side.name, batch].to_dict()
         | {SCORES[classifier.task].key: scores.get(side.name)}
         for batch in sorted(batches)
         for side in sides
@@ -211,4 +210,4 @@ def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -
             backends[side.name] = open_file(side.backend, side.file)
     images = splits.val.subset(evenly_spread(len(splits.val), _MOST_MEASURED))
     with log.progress_bar("accuracy", len(images)) as advance:
-        return scores_of(backends, image_batches(classifier, images), advance)
+        return evaluate_backends(backends, pixel_batches(classifier, images), advance)

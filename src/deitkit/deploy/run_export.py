@@ -8,8 +8,8 @@ from pathlib import Path
 from .. import log
 from ..classifier import load
 from ..errors import SettingError
-from ..evaluation.accuracy import scores_of
-from ..evaluation.run_images import batches, calibration_views, run_splits
+from ..evaluation.evaluate import evaluate_backends
+from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
 from .exporter import Target, check_target, export
 
 
@@ -49,5 +49,5 @@ def export_run(
     backend, files = export(classifier, to, out, calibration_views(classifier, splits.train))
     backends = {"int8": backend, "fp32": classifier.backend}
     with log.progress_bar("measuring", len(splits.val)) as advance:
-        found = scores_of(backends, batches(classifier, splits.val), advance)
+        found = evaluate_backends(backends, pixel_batches(classifier, splits.val), advance)
     return Exported(files, len(splits.val), **found)

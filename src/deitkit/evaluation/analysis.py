@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ from ..io import read_json_lines
 from ..models.deit import joint_probabilities
 from ..teachers.teacher import Teacher
 from .agreement import agreement_with_teacher, disagreement
-from .attention import mean_distance, patch_distances, patch_maps, rollout
+from .attention import layers, mean_distance, patch_distances, patch_maps, rollout, token_cosines
 from .calibration import calibration
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from .layers import layers
+from .evaluate import evaluate
 from .metrics import top_k, wilson_interval
-from .tokens import token_cosines
 
 _BATCH = 32
 # Images, spread evenly over the set: means over more of them would cost time and change little.
@@ -82,23 +81,26 @@ class AttentionImage:
 
 def measure(
     models: AnalysedModels,
-    store: PixelStore,
+    split: Split,
     indices: NDArray[np.int64],
     advance: Callable[[int], None],
     change: Callable[[NDArray[np.uint8], int], NDArray[np.uint8]] | None = None,
 ) -> Probabilities:
-    """Probabilities (n, K) of each classifier on the images `indices` (n,), changed if asked."""
-    parts: dict[str, list[Tensor]] = {}
-    for first in range(0, len(indices), _BATCH):
-        chosen = indices[first : first + _BATCH]
-        pixels = store.fetch(chosen)
-        if change is not None:
-            changed = [change(p, int(i)) for p, i in zip(pixels.numpy(), chosen, strict=True)]
-            pixels = torch.from_numpy(np.stack(changed))
-        for name, p in models.probabilities(pixels).items():
-            parts.setdefault(name, []).append(p)
-        advance(len(chosen))
-    return {name: torch.cat(p) for name, p in parts.items()}
+    """Probabilities (n, K) of each classifier on the images `indices` (n,) of `split`.
+
+    change: (pixels (3, H, W), image's index) -> the pixels to measure on instead.
+    """
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, len(indices), _BATCH):
+            chosen = indices[first : first + _BATCH]
+            pixels = split.store.fetch(chosen)
+            if change is not None:
+                changed = [change(p, int(i)) for p, i in zip(pixels.numpy(), chosen, strict=True)]
+                pixels = torch.from_numpy(np.stack(changed))
+            yield pixels, split.labels[chosen]
+
+    return evaluate(models.probabilities, batches(), advance).outputs
 
 
 def compare(probabilities: Probabilities, part: Split) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def measure_corrupted(models: AnalysedModels, part: Split, probabilities: Probab
                 def change(p: NDArray[np.uint8], i: int, name: str = name, severity: int = severity) -> Any:
                     return corrupt(p, name, severity, seed=i)
 
-                for who, p in measure(models, part.store, indices, advance, change).items():
+                for who, p in measure(models, part, indices, advance, change).items():
                     top1.setdefault(who, {}).setdefault(name, []).append(top_k(p, labels, 1))
     return {
         "images": len(indices),

@@ -1,54 +1,114 @@
-"""`deitkit eval`: a run measured on a folder of labelled images."""
+"""The evaluation loop: a predictor runs over batches, and its outputs are collected.
+
+Every measurement uses it: after an epoch of training, `deitkit eval`, `teacher eval`, `export --int8`,
+`bench` and `analyze`. They differ in their predictor and in where their batches come from.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
-from .. import log
-from ..classifier import load
-from ..data.cache import refuse_many_unreadable
-from ..models.deit import joint_probabilities
-from .metrics import LogitAccumulator, score_and_interval
-from .multilabel import per_class
-from .run_images import batches as image_batches
-from .run_images import labelled_images, without_training_images
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.dataset import Split
+from ..errors import DataError
+from ..inference.backends import Backend
+from ..models.base import DeiTOutput, Student
+from ..preprocessing import normalise
+from ..teachers.teacher import Teacher
+from .metrics import Metrics, measure, score_and_interval
+
+Batch = TypeVar("Batch")
+Outputs = Mapping[str, Tensor]  # (B, ...) each, by name
+
+_BATCH = 64
 
 
-def evaluate_folder(
-    run: str | Path, data: str | Path, batch_size: int = 32, *, merge: int = 0, part: str | None = None
-) -> dict[str, Any]:
-    """Metrics of class head, distillation head and joint over the images of `data`, in percent.
+@dataclass(frozen=True)
+class Predictions:
+    """What a predictor returned for n images, in their order.
 
-    `data` has one sub-folder per class, named as the run's classes (a part of them is enough), or val/ with
-    these, or a labels.csv for a run of several labels an image; `part` then takes its rows of train, val or
-    test. Without `part`, images that the run was trained on are left out, and `notes` says so.
-    merge: patch tokens merged away in each block (arXiv 2210.09461).
-    Raises DeitkitError for a class that the run does not know.
+    outputs: (n, ...) each, float32 on the CPU, by name. labels: (n,), or (n, K) if multilabel.
     """
-    # In PyTorch throughout: a measurement does not change backends half way.
-    classifier = load(run, backend="pytorch", merge=merge)
-    images = labelled_images(Path(data), classifier, part)
-    notes: list[str] = []
-    if part is None:
-        images, notes = without_training_images(Path(run), images)
-    for note in notes:
-        log.info(note)
-    collected, skipped = LogitAccumulator(), []
-    with log.progress_bar("evaluating", len(images)) as advance:
 
-        def on_unreadable(i: int, reason: str) -> None:
-            skipped.append((images.paths[i], reason))
-            advance(1)
+    outputs: dict[str, Tensor]
+    labels: Tensor
 
-        for pixels, labels in image_batches(classifier, images, batch_size, on_unreadable):
-            collected.add(classifier.forward(pixels), labels)
-            advance(len(labels))
-    refuse_many_unreadable(skipped, len(images))
-    output, labels = collected.output()
-    found = {"task": images.task, **collected.metrics().to_dict()}
-    found["interval"] = score_and_interval(joint_probabilities(output, images.task), labels)[1]
-    if images.task == "multilabel":
-        rows = per_class(output, labels)
-        found["per_class"] = [{"name": n} | row for n, row in zip(images.classes, rows, strict=True)]
-    return found | {"skipped": [path for path, _ in skipped], "notes": notes}
+    def heads(self) -> DeiTOutput:
+        """Both heads' logits, of a predictor that returns `heads_of`."""
+        return DeiTOutput(self.outputs["class_logits"], self.outputs.get("distill_logits"))
+
+    def metrics(self) -> Metrics:
+        """Metrics of class head, distillation head and joint, of a predictor that returns `heads_of`."""
+        return measure(*self.heads()[:2], self.labels)
+
+
+@torch.inference_mode()
+def evaluate(
+    predict: Callable[[Batch], Outputs],
+    batches: Iterable[tuple[Batch, Tensor]],
+    advance: Callable[[int], object] = lambda images: None,
+) -> Predictions:
+    """Runs `predict` over (batch, labels) pairs. `advance` is called with the images of each batch.
+
+    Raises DataError if there is no batch.
+    """
+    collected: dict[str, list[Tensor]] = {}
+    labels: list[Tensor] = []
+    for batch, batch_labels in batches:
+        for name, output in predict(batch).items():
+            collected.setdefault(name, []).append(output.detach().float().cpu())
+        labels.append(batch_labels.cpu())
+        advance(len(batch_labels))
+    if not labels:
+        raise DataError("there are no images to evaluate on; add some to the validation set")
+    return Predictions({name: torch.cat(parts) for name, parts in collected.items()}, torch.cat(labels))
+
+
+def heads_of(output: DeiTOutput) -> dict[str, Tensor]:
+    """The heads' logits as named outputs."""
+    heads = {"class_logits": output.class_logits, "distill_logits": output.distill_logits}
+    return {name: logits for name, logits in heads.items() if logits is not None}
+
+
+def views_of(split: Split, device: torch.device, batch_size: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images of `split`, in order, as views (B, 3, H, W) in [0, 1] on `device`, and their labels."""
+    labels = split.labels
+    for first in range(0, len(split.images), batch_size):
+        indices = np.arange(first, min(first + batch_size, len(split.images)))
+        yield split.store.fetch(indices).to(device).float().div_(255.0), labels[indices]
+
+
+def evaluate_student(model: Student, split: Split, device: torch.device) -> Predictions:
+    """Both heads' logits over a split."""
+    model.eval()
+    return evaluate(lambda views: heads_of(model(normalise(views))), views_of(split, device))
+
+
+def evaluate_teacher(teacher: Teacher, split: Split, device: torch.device) -> Tensor:
+    """The teacher's logits (n, K) over a split, on the views that the student sees."""
+    found = evaluate(lambda views: {"logits": teacher(views).logits}, views_of(split, device))
+    return found.outputs["logits"]
+
+
+def evaluate_backends(
+    backends: Mapping[str, Backend],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    advance: Callable[[int], object],
+) -> dict[str, float]:
+    """The score (top-1 or mAP, percent) of several backends over the same images, by name.
+
+    backends: their first output is probabilities (B, K). batches: (B, 3, H, W) uint8, and labels. Raises
+    DataError if there is no image.
+    """
+
+    def predict(pixels: Tensor) -> Outputs:
+        views = pixels.float() / 255.0
+        return {name: backend(views)[0] for name, backend in backends.items()}
+
+    found = evaluate(predict, batches, advance)
+    return {name: score_and_interval(p, found.labels)[0] for name, p in found.outputs.items()}

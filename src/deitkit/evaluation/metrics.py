@@ -82,34 +82,6 @@ def top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:
     return 100.0 * (best == labels[:, None]).any(-1).double().mean().item()
 
 
-class LogitAccumulator:
-    """Collects the logits of one pass over a set, batch by batch; about 8 n K bytes."""
-
-    def __init__(self) -> None:
-        self._class: list[Tensor] = []
-        self._distill: list[Tensor] = []
-        self._labels: list[Tensor] = []
-
-    def add(self, output: DeiTOutput, labels: Tensor) -> None:
-        """Takes one batch: logits (B, K) and labels (B,) or (B, K)."""
-        self._class.append(output.class_logits.detach().float().cpu())
-        if output.distill_logits is not None:
-            self._distill.append(output.distill_logits.detach().float().cpu())
-        self._labels.append(labels.cpu())
-
-    def output(self) -> tuple[DeiTOutput, Tensor]:
-        """All logits (n, K) and labels (n,) or (n, K) in the order they came."""
-        if not self._labels:
-            raise DataError("there are no images to evaluate on; add some to the validation set")
-        distill = torch.cat(self._distill) if self._distill else None
-        return DeiTOutput(torch.cat(self._class), distill), torch.cat(self._labels)
-
-    def metrics(self) -> Metrics:
-        """What `measure` says of all that was added."""
-        output, labels = self.output()
-        return measure(output.class_logits, output.distill_logits, labels)
-
-
 def score_and_interval(probabilities: Tensor, labels: Tensor) -> tuple[float, tuple[float, float]]:
     """The main score of (n, K) probabilities, top-1 or for labels (n, K) mAP, and its 95 % interval."""
     if labels.ndim == 2:

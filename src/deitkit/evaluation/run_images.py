@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..classifier import Classifier
+from ..classifier import Classifier, ImageClassifier
 from ..config import Config
 from ..data.decode import UnreadableImage
 from ..data.folder import scan_as
@@ -24,6 +26,7 @@ from ..io import read_json
 from ..run_folder import read_settings
 
 CALIBRATION_IMAGES = 128
+Decoded = TypeVar("Decoded")
 
 
 def run_splits(run: Path, data: Path | None) -> Splits:
@@ -111,31 +114,54 @@ def without_training_images(run: Path, images: ImageSet) -> tuple[ImageSet, list
     return images.subset(np.array(unseen)), notes
 
 
-def batches(
-    classifier: Classifier,
-    images: ImageSet,
-    batch_size: int = 32,
-    on_unreadable: Callable[[int, str], None] = lambda i, reason: None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(B, 3, H, W) uint8 as the run sees them, and their labels; unreadable images are passed over.
+class FileBatches(Generic[Decoded]):
+    """Batches of image files, decoded when they are needed; unreadable files are left out.
 
-    on_unreadable: told the index of each of those, and why.
+    Iterating yields (decoded images of a batch, their labels). Afterwards `skipped` holds (path, reason) of
+    the unreadable files. decode: path -> image; raises UnreadableImage. advance: called with the number of
+    unreadable files of each batch.
     """
-    for first in range(0, len(images), batch_size):
-        pixels, read = [], []
-        for i in range(first, min(first + batch_size, len(images))):
-            try:
-                pixels.append(classifier.pixels(images.full_path(i)))
-            except UnreadableImage as error:
-                on_unreadable(i, error.reason)
-                continue
-            read.append(i)
-        if pixels:
-            yield torch.from_numpy(np.stack(pixels)), torch.from_numpy(images.labels[read])
+
+    def __init__(
+        self,
+        images: ImageSet,
+        decode: Callable[[Path], Decoded],
+        batch_size: int = 32,
+        advance: Callable[[int], object] = lambda images: None,
+    ):
+        self.images, self.decode, self.batch_size, self.advance = images, decode, batch_size, advance
+        self.skipped: list[tuple[str, str]] = []
+
+    def __iter__(self) -> Iterator[tuple[list[Decoded], Tensor]]:
+        for first in range(0, len(self.images), self.batch_size):
+            decoded, read = [], []
+            chosen = range(first, min(first + self.batch_size, len(self.images)))
+            for i in chosen:
+                try:
+                    decoded.append(self.decode(self.images.full_path(i)))
+                except UnreadableImage as error:
+                    self.skipped.append((self.images.paths[i], error.reason))
+                    continue
+                read.append(i)
+            self.advance(len(chosen) - len(read))
+            if decoded:
+                yield decoded, torch.from_numpy(self.images.labels[read])
 
 
-def calibration_views(classifier: Classifier, images: ImageSet) -> Iterator[Tensor]:
+def stacked(batches: Iterable[tuple[list[NDArray[np.uint8]], Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of arrays (3, H, W) as tensors (B, 3, H, W), and their labels."""
+    return ((torch.from_numpy(np.stack(pixels)), labels) for pixels, labels in batches)
+
+
+def pixel_batches(
+    classifier: ImageClassifier, images: ImageSet, batch_size: int = 32
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views (B, 3, H, W) uint8 as `classifier` sees them, and their labels; unreadable files are left out."""
+    return stacked(FileBatches(images, classifier.pixels, batch_size))
+
+
+def calibration_views(classifier: ImageClassifier, images: ImageSet) -> Iterator[Tensor]:
     """Views in [0, 1] of up to 128 images spread over the set."""
     chosen = evenly_spread(len(images), CALIBRATION_IMAGES)
-    for pixels, _ in batches(classifier, images.subset(chosen), batch_size=16):
+    for pixels, _ in pixel_batches(classifier, images.subset(chosen), batch_size=16):
         yield pixels.float() / 255.0

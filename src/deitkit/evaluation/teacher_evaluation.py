@@ -1,7 +1,8 @@
-"""`deitkit teacher eval`: how good a teacher is on files, each seen with its own preprocessing."""
+"""`deitkit teacher eval`: a teacher measured on whole images, with its own preprocessing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from .. import log
 from ..config import Config, dotted
 from ..data.cache import refuse_many_unreadable
-from ..data.decode import UnreadableImage, center_crop, open_rgb
+from ..data.decode import center_crop, open_rgb
 from ..data.folder import scan
 from ..data.image_set import ImageSet
 from ..data.splits import eval_folder
@@ -24,9 +25,10 @@ from ..run_folder import run_of_teacher
 from ..teachers.fit import pretrained_head_teacher
 from ..teachers.spec import check_spec, parse
 from ..teachers.teacher import Teacher, TeacherMember
+from .evaluate import Outputs, evaluate
 from .metrics import top_k, wilson_interval
-from .run_images import without_training_images
-from .throughput import images_per_s
+from .run_images import FileBatches, without_training_images
+from .speed import images_per_s
 
 _SPEED_BATCH = 32
 
@@ -34,11 +36,11 @@ _SPEED_BATCH = 32
 def evaluate_teacher(
     spec: str, data: str | Path, *, device: str = "auto", batch_size: int = 32, **settings: Any
 ) -> dict[str, Any]:
-    """Top-1 of a teacher as it is, over the classes of `data`: whole images, its own size and crop.
+    """Top-1 of a teacher with its pretrained or fitted head on whole images, at its own size and crop.
 
-    `data` has one sub-folder per class, or val/ (or valid/, validation/) with these. settings as for
-    `deitkit.train`; those of the section `teacher` count. Raises DeitkitError where the teacher does not
-    know the classes.
+    data: a folder with one sub-folder per class, or val/ (or valid/, validation/) with these. settings: as
+    for `deitkit.train`; only the section `teacher` counts. Raises WeightsError if the teacher does not know
+    the classes.
     """
     changes = dotted(settings)
     config = Config().override({"teacher.spec": spec, **changes}).teacher
@@ -54,49 +56,32 @@ def evaluate_teacher(
         log.info(note)
     where = resolve_device(device)
     teacher = pretrained_head_teacher(config, images.classes, student_size=None, device=where)
-    logits: list[Tensor] = []
-    whole_right, kept = 0, []
-    skipped: list[tuple[str, str]] = []
     with log.progress_bar("evaluating", len(images)) as advance:
-        for first in range(0, len(images), batch_size):
-            pictures, labels = [], []
-            for i in range(first, min(first + batch_size, len(images))):
-                try:
-                    pictures.append(open_rgb(images.full_path(i)))
-                    labels.append(int(images.labels[i]))
-                except UnreadableImage as error:
-                    skipped.append((images.paths[i], error.reason))
-            if pictures:
-                answers = [
-                    member.whole_answer(_pixels(member, pictures, where))[0] for member in teacher.members
-                ]
-                parts = [m.of_classes(a) for m, a in zip(teacher.members, answers, strict=True)]
-                logits.append(teacher.joined(parts).cpu())
-                whole_right += _right_of_all(teacher, answers[0].cpu(), torch.tensor(labels))
-                kept += labels
-            advance(min(batch_size, len(images) - first))
-    refuse_many_unreadable(skipped, len(images))
-    top1 = top_k(torch.cat(logits), torch.tensor(kept), 1)
+        files = FileBatches(images, open_rgb, batch_size, advance)
+        found = evaluate(_predictor(teacher, where), files, advance)
+    refuse_many_unreadable(files.skipped, len(images))
+    n, whole = len(found.labels), found.outputs.get("all_outputs")
+    top1 = top_k(found.outputs["logits"], found.labels, 1)
     return {
         "teacher": teacher.card.name,
         "how": teacher.card.how,
-        "images": len(kept),
+        "images": n,
         "classes": len(images.classes),
         "top1": top1,
-        "interval": wilson_interval(top1 / 100, len(kept)),
-        "top1_of_all_outputs": 100 * whole_right / len(kept) if len(teacher.members) == 1 else None,
-        "outputs": answers[0].shape[1] if len(teacher.members) == 1 else None,
+        "interval": wilson_interval(top1 / 100, n),
+        "top1_of_all_outputs": None if whole is None else _top1_of_all(teacher, whole, found.labels),
+        "outputs": None if whole is None else whole.shape[1],
         "images_per_s": _speed(teacher, where),
         "backend": teacher.backend,
         "params": teacher.card.params,
         "preprocessing": [vars(member.preprocessing) for member in teacher.card.members],
-        "skipped": [path for path, _ in skipped],
+        "skipped": [path for path, _ in files.skipped],
         "notes": notes,
     }
 
 
 def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:
-    """The images that a run did not fit its teacher on; of other fitted teachers a word of warning."""
+    """The images that a run's teacher was not fitted on; for other fitted teachers a note."""
     for member in parse(spec):
         if member.kind != "fitted":
             continue
@@ -107,22 +92,34 @@ def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:
     return images, []
 
 
-def _pixels(member: TeacherMember, pictures: list[Image.Image], device: torch.device) -> Tensor:
-    """(B, 3, H, W) in [0, 1], the way the teacher was trained to see whole images."""
+def _predictor(teacher: Teacher, device: torch.device) -> Callable[[list[Image.Image]], Outputs]:
+    """Whole images -> `logits` of the classes, and `all_outputs` of a teacher with one member."""
+
+    def predict(images: list[Image.Image]) -> Outputs:
+        answers = [member.whole_answer(_pixels(member, images, device))[0] for member in teacher.members]
+        of_classes = [m.of_classes(a) for m, a in zip(teacher.members, answers, strict=True)]
+        whole = {"all_outputs": answers[0]} if len(answers) == 1 else {}
+        return {"logits": teacher.joined(of_classes), **whole}
+
+    return predict
+
+
+def _pixels(member: TeacherMember, images: list[Image.Image], device: torch.device) -> Tensor:
+    """(B, 3, H, W) in [0, 1], with the member's own preprocessing of whole images."""
     view = member.card.preprocessing
-    rows = [center_crop(p, view.image_size, view.crop, interpolation=view.interpolation) for p in pictures]
+    rows = [center_crop(i, view.image_size, view.crop, interpolation=view.interpolation) for i in images]
     return torch.from_numpy(np.stack(rows)).to(device).float() / 255
 
 
-def _right_of_all(teacher: Teacher, answer: Tensor, labels: Tensor) -> int:
-    """How often the highest of all outputs of the first member is the right one."""
+def _top1_of_all(teacher: Teacher, outputs: Tensor, labels: Tensor) -> float:
+    """Percent of images whose class is the highest of all outputs (n, ...) of the one member."""
     columns = teacher.members[0].card.columns
     places = labels if columns is None else torch.tensor(columns)[labels]
-    return int((answer.argmax(1) == places).sum())
+    return 100 * int((outputs.argmax(1) == places).sum()) / len(labels)
 
 
 def _speed(teacher: Teacher, device: torch.device) -> float:
-    """Images a second at batch 32 and the first member's size, decoding left out."""
+    """Images per second at batch 32 and the first member's size, without decoding."""
     size = teacher.card.members[0].preprocessing.image_size
     batch = torch.rand(_SPEED_BATCH, 3, *size, device=device)
     return images_per_s(lambda: teacher(batch), len(batch))

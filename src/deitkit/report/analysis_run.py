@@ -18,8 +18,8 @@ from ..data.image_set import ImageSet
 from ..errors import DataError, DeitkitError
 from ..evaluation import analysis
 from ..evaluation.analysis import AnalysedModels
-from ..evaluation.machine import describe_machine
 from ..evaluation.run_images import labelled_images, without_training_images
+from ..evaluation.speed import describe_machine
 from ..io import write_json
 from ..run_folder import TEACHER_FOLDER, holds_teacher, read_settings
 from ..teachers.saved import read_teacher
@@ -50,7 +50,7 @@ def analyze_run(run: str | Path, data: str | Path, out: str | Path | None = None
     for note in notes:
         log.info(note)
     with log.progress_bar("measuring", len(part.images)) as advance:
-        probabilities = analysis.measure(models, part.store, np.arange(len(part.images)), advance)
+        probabilities = analysis.measure(models, part, np.arange(len(part.images)), advance)
     found: dict[str, Any] = {
         "run": str(run),
         "data": str(data),

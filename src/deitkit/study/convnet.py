@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..config import Config
 from ..data.dataset import find_splits, open_data
 from ..data.loader import TrainingViews
-from ..evaluation.measuring import evaluate, normalise
+from ..evaluation.evaluate import evaluate_student
 from ..inference.device import resolve_device
 from ..io import write_json, write_tensors
 from ..models import DeiTOutput, Student
+from ..preprocessing import normalise
 from ..training import results
 from ..training.run import train_one
 from ..training.student import choose_student, view_workers
@@ -76,7 +77,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         teacher=None,
         device=device,
         folder=out,
-        evaluate=lambda m: evaluate(m, opened.val, device).to_dict(),
+        evaluate=lambda m: evaluate_student(m, opened.val, device).metrics().to_dict(),
         path_of=opened.train.images.paths.__getitem__,
         workers=view_workers(config, device),
         facts={

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..config import Config, StudentConfig
-from ..evaluation.flops import multiply_adds
+from ..evaluation.speed import multiply_adds
 from ..models.deit import create_model
 from .presets import HELD, IMAGENET_TRAIN_IMAGES, Preset
 

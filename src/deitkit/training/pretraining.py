@@ -18,6 +18,7 @@ from ..data.folder import find_unlabeled
 from ..data.image_set import ImageSet
 from ..data.splits import Splits
 from ..errors import SettingError
+from ..evaluation.evaluate import evaluate_teacher
 from ..inference.device import resolve_device
 from ..io import write_json
 from ..ranges import refuse_out_of_range
@@ -131,7 +132,7 @@ def _split(folders: Sequence[Path], seed: int) -> Splits:
 
 def _answered(opened: Dataset, teacher: Teacher, device: torch.device) -> Dataset:
     """All images to learn from, and the held-out ones with the teacher's classes as labels."""
-    said = results.teacher_logits(teacher, opened.val, device).argmax(1).numpy()
+    said = evaluate_teacher(teacher, opened.val, device).argmax(1).numpy()
     classes = teacher.card.classes
 
     def named(images: ImageSet, labels: np.ndarray) -> ImageSet:

@@ -16,17 +16,17 @@ from .. import log
 from ..config import Config
 from ..data.dataset import Dataset, Split
 from ..data.image_set import ImageSet
-from ..evaluation.machine import describe_machine
-from ..evaluation.measuring import MEAN, STD, collect_logits, plain_views
+from ..evaluation.evaluate import evaluate_student, evaluate_teacher, views_of
 from ..evaluation.metrics import confusion, score_and_interval
 from ..evaluation.multilabel import per_class
-from ..evaluation.throughput import images_per_s
+from ..evaluation.speed import describe_machine, images_per_s
 from ..inference.backends import Backend, PyTorchBackend
 from ..inference.device import fast_precision
 from ..inference.joint_classifier import JointClassifier
 from ..inference.selection import AutoBackend, create_backend
 from ..io import write_tensors
 from ..models import DeiTOutput, Student, joint_probabilities, probabilities_of
+from ..preprocessing import STUDENT_MEAN, STUDENT_STD
 from ..report.verdict import verdict
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
 from ..teachers.teacher import Teacher
@@ -34,17 +34,11 @@ from ..teachers.teacher import Teacher
 _SPEED_BATCH = 32
 
 
-def teacher_logits(teacher: Teacher, part: Split, device: torch.device) -> Tensor:
-    """The teacher's logits over a split, seen as the student sees it: (n, K)."""
-    views = plain_views(part.store, device)
-    return torch.cat([teacher(batch).logits.float().cpu() for batch in views])
-
-
 def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple[dict[str, Any], Tensor]:
     """Accuracy on validation in percent, speed at batch 32, size; and the logits (n, K) behind them."""
-    logits = teacher_logits(teacher, val, device)
+    logits = evaluate_teacher(teacher, val, device)
     score, interval = score_and_interval(probabilities_of(logits, val.images.task), val.labels)
-    batch = next(plain_views(val.store, device, _SPEED_BATCH))
+    batch, _ = next(views_of(val, device, _SPEED_BATCH))
     facts = {
         "name": teacher.card.name,
         SCORES[val.images.task].key: score,
@@ -82,21 +76,21 @@ def measure_student(
     model: Student, name: str, data: Dataset, device: torch.device
 ) -> tuple[dict[str, Any], DeiTOutput]:
     """Both heads and the joint classifier on validation (and test), speed, size; and the logits behind."""
-    collected = collect_logits(model, data.val, device)
-    output, labels = collected.output()
+    predictions = evaluate_student(model, data.val, device)
+    output, labels = predictions.heads(), predictions.labels
     joint = joint_probabilities(output, data.task)
-    batch = next(plain_views(data.val.store, device, _SPEED_BATCH))
+    batch, _ = next(views_of(data.val, device, _SPEED_BATCH))
     backend = _fast_backend(model, data.task, batch, device)
     params = model.num_params
     facts = {
         "name": name,
-        **{k: v for k, v in collected.metrics().to_dict().items() if k not in ("images", "loss")},
+        **{k: v for k, v in predictions.metrics().to_dict().items() if k not in ("images", "loss")},
         "interval": score_and_interval(joint, labels)[1],
         "params": params,
         "images_per_s": images_per_s(lambda: backend(batch), len(batch)),
         "backend": backend.name,
         "bytes": 4 * params,
-        "test": collect_logits(model, data.test, device).metrics().to_dict() if data.test else None,
+        "test": evaluate_student(model, data.test, device).metrics().to_dict() if data.test else None,
     }
     if data.task == "multiclass":
         facts["confusion"] = confusion(joint.argmax(1), labels, model.num_classes).tolist()
@@ -107,7 +101,7 @@ def measure_student(
 
 def _fast_backend(model: Student, task: Task, batch: Tensor, device: torch.device) -> Backend:
     """What a deployed student would run on here, as a teacher is measured on its own fastest backend."""
-    graph = JointClassifier(model.eval(), MEAN, STD, task=task)
+    graph = JointClassifier(model.eval(), STUDENT_MEAN, STUDENT_STD, task=task)
     if device.type == "cuda":  # at a teacher's precision, or the two speeds would say little
         return PyTorchBackend(graph, device, precision=fast_precision(device))
     backend = create_backend(graph, model.image_size, "auto", device)
@@ -162,8 +156,8 @@ def describe_run(
         "classes": list(data.classes),
         "preprocessing": {
             "image_size": list(model.image_size),
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(STUDENT_MEAN),
+            "std": list(STUDENT_STD),
             "interpolation": "bicubic",
             "crop": config.data.eval_crop,
         },

@@ -14,10 +14,11 @@ from ..config import Config, dotted
 from ..data.dataset import Dataset, find_splits, open_data
 from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
-from ..evaluation.measuring import evaluate, normalise
+from ..evaluation.evaluate import evaluate_student
 from ..inference.device import resolve_device
 from ..io import read_json, read_json_lines, refuse_occupied, write_json
 from ..models.deit import DeiTOutput
+from ..preprocessing import normalise
 from ..report.run_page import write_report
 from ..run_folder import TEACHER_FOLDER
 from ..soft_labels.replay import refuse_other_views
@@ -230,7 +231,7 @@ def create_trainer(
         teacher=teacher,
         device=device,
         folder=folder,
-        evaluate=lambda m: evaluate(m, data.val, device).to_dict(),
+        evaluate=lambda m: evaluate_student(m, data.val, device).metrics().to_dict(),
         path_of=data.pool.images.paths.__getitem__,
         soft_labels=soft_labels,
         task=data.task,

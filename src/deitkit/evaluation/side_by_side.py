@@ -1,29 +1,31 @@
-"""Measures several sides fairly: each in a process of its own, the sides taking turns.
+"""Times several models side by side: each in its own process, in turns.
 
-A side is a command that calls `serve`; `take_turns` starts them all and asks one after the other, so
-that a machine which slows down slows all of them, and no side's memory or threads count for another.
+A side is a command that calls `serve`. `take_turns` starts all of them and asks one after the other: a
+machine that slows down slows all of them, and no side's memory or threads count for another.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 
-from .latency import peak_memory_mb, summarise, time_calls
+from .speed import Latency, peak_memory_mb, summarise, time_calls
 
 
 def serve(create: Callable[[], Callable[[int], Callable[[], object]]], device: str = "cpu") -> None:
-    """Answers `take_turns` over stdin and stdout until there are no more questions.
+    """Answers `take_turns` over stdin and stdout until stdin is closed.
 
-    create: makes the side ready, and gives a function from batch size to one pass of such a batch.
-    Memory, that of `device`, is told from before `create` on, so that libraries loaded by then do not count.
+    create: prepares the side and returns a function from a batch size to a call that runs one such batch.
+    Memory of `device` counts from before `create`, so that libraries loaded by then do not count.
     """
     where = torch.device(device)
     before = peak_memory_mb(where)
@@ -41,6 +43,17 @@ def serve(create: Callable[[], Callable[[int], Callable[[], object]]], device: s
         print(json.dumps({"times": times, "memory_mb": peak_memory_mb(where) - before}), flush=True)
 
 
+@dataclass(frozen=True)
+class Turns:
+    """One side at one batch size, over all its turns."""
+
+    latency: Latency
+    memory_mb: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {**dataclasses.asdict(self.latency), "memory_mb": self.memory_mb}
+
+
 def take_turns(
     sides: Mapping[str, Sequence[str]],
     batches: Sequence[int],
@@ -48,13 +61,13 @@ def take_turns(
     rounds: int,
     seconds: float,
     on_turn: Callable[[], None] = lambda: None,
-) -> tuple[dict[tuple[str, int], dict[str, float]], dict[str, str]]:
-    """Measures commands that `serve`, in rounds: {(side, batch): summary}, and {side: why it failed}.
+) -> tuple[dict[tuple[str, int], Turns], dict[str, str]]:
+    """Times commands that `serve`, in rounds: {(side, batch size): Turns}, and {side: why it failed}.
 
-    Batch sizes run from the smallest up, so that a side's peak memory belongs to the batch at hand.
-    `seconds` is what one side gets for one batch in one round.
+    Batch sizes run from the smallest up, so that a side's peak memory belongs to the current batch.
+    seconds: time of one side for one batch size in one round.
     """
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    found: dict[tuple[str, int], Turns] = {}
     failed: dict[str, str] = {}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(_Worker(command)) for name, command in sides.items()}
@@ -73,17 +86,16 @@ def take_turns(
                     on_turn()
             for name in sides:
                 if name not in failed:
-                    row = summarise(times[name], batch_size)
-                    found[name, batch_size] = row | {"memory_mb": memory[name]}
+                    found[name, batch_size] = Turns(summarise(times[name], batch_size), memory[name])
     return found, failed
 
 
 class _Died(Exception):
-    """A side's process ended; the message is the last thing it said."""
+    """A side's process ended; the message is its last line on stderr."""
 
 
 class _Worker:
-    """A side's process."""
+    """The process of one side."""
 
     def __init__(self, command: Sequence[str]):
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
@@ -101,7 +113,7 @@ class _Worker:
         self.errors.close()
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one question; raises _Died where the process ended instead."""
+        """The answer to one question; raises _Died if the process ended instead."""
         if not self.ready:
             self._read()
             self.ready = True
@@ -116,12 +128,12 @@ class _Worker:
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith("{"):  # a library's own lines are passed over
-                return json.loads(line)
+            if line.startswith("{"):  # skips lines that libraries print
+                answer: dict[str, Any] = json.loads(line)
+                return answer
         self._give_up()
-        raise AssertionError
 
-    def _give_up(self) -> None:
+    def _give_up(self) -> NoReturn:
         self.process.wait()
         self.errors.seek(0)
         said = self.errors.read().decode(errors="replace").strip().splitlines()
