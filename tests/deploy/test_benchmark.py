@@ -10,6 +10,8 @@ from deitkit.cli import app
 from deitkit.cli.bench import parse_batches
 from deitkit.deploy.benchmark import bench
 from deitkit.errors import DeitkitError
+from deitkit.evaluation.side_by_side import Turns
+from deitkit.evaluation.speed import Latency
 
 
 @pytest.mark.parametrize("backends", ["pytorch", pytest.param("pytorch,openvino", marks=pytest.mark.slow)])
@@ -41,7 +43,7 @@ def test_openvino_alone_needs_no_onnx(random_run, capsys, monkeypatch):
 
 
 def test_what_was_found_before_every_side_died_is_kept(random_run, capsys, monkeypatch):
-    row = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s", "memory_mb"), 12.5)
+    row = Turns(Latency(12.5, 12.5, 12.5, 12.5, calls=1), memory_mb=12.5)
 
     def die(sides, batches, **_):
         return {(name, batches[0]): row for name in sides}, dict.fromkeys(sides, "out of memory")

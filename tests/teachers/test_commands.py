@@ -15,7 +15,7 @@ from deitkit.teachers.teacher import TeacherMember
 from tests.conftest import write_images
 
 from .models import onnx_file, timm_file
-from .test_kinds import saved_by_transformers
+from .test_sources import saved_by_transformers
 
 CALL = "python:tests.teachers.models:unnamed"
 SIZES = ["--set=student.image_size=16", "--set=student.patch_size=8", "--set=teacher.probe_views=1"]
