@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 import deitkit
 from deitkit.io import write_json
-from deitkit.teachers.classes import recognise
+from deitkit.teachers.classes import match_classes
 from provenance import provenance
 from train_throughput import BATCH, lite0, timm_loader, timm_mixup, timm_student
 
@@ -52,10 +52,10 @@ class OwnClasses(nn.Module):
     def __init__(self, classes: tuple[str, ...], size: int):
         super().__init__()
         whole = lite0(size)
-        columns = recognise(classes, whole.outputs)
-        if columns is None or whole.body is None or whole.head is None:
+        columns = match_classes(classes, whole.outputs)
+        if columns is None or whole.backbone is None or whole.head is None:
             sys.exit("the folder's classes must be among ImageNet's, called by their WordNet ids")
-        self.net, self.head, self.columns = whole.body.model, whole.head, list(columns)
+        self.net, self.head, self.columns = whole.backbone.model, whole.head, list(columns)
         # timm's task normalises the student's views anew by these.
         self.pretrained_cfg = {"mean": whole.preprocessing.mean, "std": whole.preprocessing.std}
 

@@ -39,7 +39,7 @@ from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.prepare import training_views
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.saved import read_teacher
-from deitkit.teachers.sources.timm_model import TimmBody
+from deitkit.teachers.sources.timm_model import TimmBackbone
 from deitkit.training.student import build_model, choose_student
 from deitkit.training.trainer import Trainer
 from provenance import provenance
@@ -173,8 +173,8 @@ def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
     config, images = opened(recipes.get("deit").override(settings), data)
     trainer = trainer_of(config, images, folder)
     view = Preprocessing((224, 224))
-    body = TimmBody(timm.create_model("regnety_160", num_classes=0))
-    model = Pretrained("regnety_160", view, body, head=None, outputs=None, params=0)
+    backbone = TimmBackbone(timm.create_model("regnety_160", num_classes=0))
+    model = Pretrained("regnety_160", view, backbone, head=None, outputs=None, params=0)
     teacher = choose_backend(backend_builders(model, view, CPU), view, CPU, "auto")
     batch = trainer.make(trainer.plan(0)[0])
     times: dict[str, list[float]] = {"teacher": [], "student": []}

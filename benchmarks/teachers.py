@@ -39,7 +39,7 @@ from deitkit.io import write_text
 from deitkit.preprocessing import Preprocessing
 from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.pretrained import Pretrained
-from deitkit.teachers.sources.timm_model import TimmBody
+from deitkit.teachers.sources.timm_model import TimmBackbone
 from provenance import provenance
 
 BASELINE = "timm eager"
@@ -49,8 +49,8 @@ BACKENDS = ("pytorch", "compiled", "onnxruntime", "openvino")
 def teacher_of(name: str, size: int) -> Pretrained:
     """A timm model with random weights as a teacher."""
     torch.manual_seed(0)
-    body = TimmBody(timm.create_model(name, num_classes=0).eval())
-    return Pretrained(name, Preprocessing((size, size)), body, head=None, outputs=None, params=0)
+    backbone = TimmBackbone(timm.create_model(name, num_classes=0).eval())
+    return Pretrained(name, Preprocessing((size, size)), backbone, head=None, outputs=None, params=0)
 
 
 def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:

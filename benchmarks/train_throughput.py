@@ -240,7 +240,7 @@ def timm_side(setting: Setting, with_teacher: bool) -> Side:
     task = None
     if with_teacher:
         teacher = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
-        teacher.load_state_dict(lite0(size).body.model.state_dict(), strict=False)
+        teacher.load_state_dict(lite0(size).backbone.model.state_dict(), strict=False)
         options = {"criterion": criterion, "distill_type": "hard", "device": torch.device("cpu")}
         task = TokenDistillationTask(student, teacher, verbose=False, **options)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-4, weight_decay=0.05)

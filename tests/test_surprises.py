@@ -25,7 +25,7 @@ from deitkit.errors import DeitkitError
 from deitkit.inference.backends import PyTorchBackend
 from deitkit.models.deit import DeiT, DeiTOutput, create_model
 from deitkit.preprocessing import Normalised, Preprocessing
-from deitkit.teachers.sources.timm_model import TimmBody
+from deitkit.teachers.sources.timm_model import TimmBackbone
 from deitkit.teachers.teacher import MemberCard, TeacherMember, TeacherOutput
 from deitkit.training import run as job
 from deitkit.training import student
@@ -203,7 +203,7 @@ def test_the_teacher_has_its_own_size_normalisation_and_head():
     first = cnn.conv1[0] if isinstance(cnn.conv1, torch.nn.Sequential) else cnn.conv1
     first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     view = Preprocessing((64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    backend = PyTorchBackend(Normalised(TimmBody(cnn), view.mean, view.std), torch.device("cpu"))
+    backend = PyTorchBackend(Normalised(TimmBackbone(cnn), view.mean, view.std), torch.device("cpu"))
     card = MemberCard("", "", 1.0, view, "linear", None, "", 0, (128, 256), False, "pytorch")
     logits, _ = TeacherMember(card, backend, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
     assert logits.shape == (2, 3)  # the user's classes
@@ -215,7 +215,7 @@ def test_the_teacher_stays_frozen_while_the_student_trains():
     """timm: the teacher is a part of the task, whose train() reaches it."""
     import timm
 
-    network = Normalised(TimmBody(timm.create_model("resnet10t", num_classes=0)), (0,) * 3, (1,) * 3)
+    network = Normalised(TimmBackbone(timm.create_model("resnet10t", num_classes=0)), (0,) * 3, (1,) * 3)
     backend = PyTorchBackend(network, torch.device("cpu"))
     before = {k: v.clone() for k, v in network.state_dict().items()}
     student = create_model("nano", num_classes=3, image_size=16, patch_size=8)

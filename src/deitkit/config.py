@@ -88,6 +88,8 @@ class TeacherConfig:
     std: tuple[float, float, float] | None = None  # likewise
     backend: Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"] = "auto"  # auto: measured
     soft_labels: str | None = None  # folder of stored answers (deitkit label), in place of a live teacher
+    code: str | None = None  # python:MODULE:FUNCTION that a saved teacher may run; never read from a file
+    trust_remote_code: bool = False  # run code that a hub's model comes with; never read from a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +187,12 @@ class Config:
         return dataclasses.replace(self, **sections)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and dicts, as written to `config.json`."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain lists and dicts, as written to `config.json`, without `OF_THIS_CALL`."""
+        plain = json.loads(json.dumps(dataclasses.asdict(self)))
+        for key in OF_THIS_CALL:
+            section, _, name = key.partition(".")
+            del plain[section][name]
+        return plain
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Config:
@@ -197,7 +203,7 @@ class Config:
             if isinstance(values, dict)
             for key, value in values.items()
         }
-        flat = {RENAMED.get(key, key): value for key, value in flat.items()}
+        flat = {RENAMED.get(k, k): value for k, value in flat.items() if k not in OF_THIS_CALL}
         return dataclasses.replace(cls(), recipe=saved["recipe"]).override(flat)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -226,6 +232,9 @@ def resized_side(side: int, crop: float) -> int:
     """
     return math.floor(side / crop + 1e-6)
 
+
+# Settings that let code run. They hold for the call that names them: files neither keep nor set them.
+OF_THIS_CALL = ("teacher.code", "teacher.trust_remote_code")
 
 # Settings of version 0.1 under the names they have now.
 RENAMED = {

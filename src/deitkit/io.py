@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import glob
 import json
+import math
 import os
 import re
 import secrets
 import time
+import types
+import typing
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +26,7 @@ from torch import Tensor
 from .errors import RunFolderError
 
 _ABANDONED_SECONDS = 24 * 3600.0
+_LARGEST_JSON = 1 << 28  # bytes; a log or a split of millions of images is smaller
 
 
 def refuse_occupied(out: Path, *, without: str | None = None, own: Collection[str] = ()) -> None:
@@ -70,8 +76,73 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; raises OSError or ValueError where it is not there or not JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` wrote. Raises OSError or ValueError if there is no such file, or no JSON in it."""
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def parse_json(hint: Any, value: Any, name: str = "") -> Any:
+    """`value`, as JSON has it, as the type `hint`: a dataclass, tuple, dict, union, Literal or plain type.
+
+    name: of `value`, for messages. Raises ValueError, naming the entry, if a value is missing, unknown or of
+    another type.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    where = name or "the content"
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _parse_dataclass(hint, value, name)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return parse_json(next(a for a in args if a is not type(None)), value, name)
+    if origin is typing.Literal:
+        if value not in args:
+            raise ValueError(f"{where} is none of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where} has {len(value)} entries instead of {len(kinds)}")
+        return tuple(
+            parse_json(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+        )
+    if origin is dict and isinstance(value, dict):
+        return {k: parse_json(args[1], v, f"{name}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}")
+        return float(value)
+    if origin is None and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    wanted = getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{where} has the type {type(value).__name__} instead of {wanted}")
+
+
+def _parse_dataclass(cls: Any, value: Any, name: str) -> Any:
+    where = name or "the content"
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} has the type {type(value).__name__} instead of an object")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"{where} has an unknown entry {key!r}")
+    dot = f"{name}." if name else ""
+    for key, field in fields.items():
+        optional = (
+            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        )
+        if key not in value and not optional:
+            raise ValueError(f"{dot}{key} is missing")
+    return cls(**{key: parse_json(hints[key], v, f"{dot}{key}") for key, v in value.items()})
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

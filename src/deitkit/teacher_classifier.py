@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from .classifier import ImageClassifier
-from .config import TeacherConfig
 from .errors import SettingError
 from .inference.device import resolve_inference_device
 from .models.deit import probabilities_of
@@ -19,21 +18,22 @@ from .teachers.saved import read_teacher
 from .teachers.teacher import Teacher
 
 
-def load_teacher(folder: str | Path, device: str = "auto") -> ImageClassifier:
+def load_teacher(folder: str | Path, device: str = "auto", *, code: str | None = None) -> ImageClassifier:
     """The fitted teacher in `folder` as a classifier of images.
 
     A teacher kept by a run or by stored labels sees images as validation measured it there; one by itself
-    takes its own input size and crop (of an ensemble, the first member's). Raises DeitkitError where
-    there is none.
+    takes its own input size and crop (of an ensemble, the first member's). code: python:MODULE:FUNCTION that
+    the teacher may run; without it, a teacher that needs one is refused. Raises DeitkitError where there is
+    none.
     """
     folder = Path(folder).resolve()  # of a link, and of ".", what is around it must be seen
     if not holds_teacher(folder):
         raise SettingError(f"{folder} holds no fitted teacher; give RUN/teacher of a run that kept one")
     where = resolve_inference_device(device)
-    teacher = read_teacher(folder, TeacherConfig(), device=where)
+    teacher = read_teacher(folder, device=where, code=[code] if code else ())
     own = teacher.card.members[0].preprocessing
     image_size, crop = _measured_view(folder) or (own.image_size, own.crop)
-    task: Task = "multilabel" if teacher.card.several else "multiclass"
+    task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
     return ImageClassifier(
         classes=teacher.card.classes,
         task=task,

@@ -8,7 +8,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from deitkit.errors import DeitkitError
-from deitkit.teachers.classes import choose_outputs, recognise
+from deitkit.teachers.classes import choose_outputs, match_classes
 
 IMAGENET = tuple(ImageNetInfo().label_names())
 NAMES = tuple(ImageNetInfo().label_descriptions())
@@ -16,22 +16,22 @@ IMAGENETTE = ("n01440764", "n02102040", "n02979186")  # tench, English springer,
 
 
 def test_the_same_labels_in_any_order_case_and_spelling():
-    assert recognise(("dog", "cat"), ("cat", "bird", "dog")) == (2, 0)
-    assert recognise(("Polar_Bear", "cat"), ("cat", "polar bear")) == (1, 0)
-    assert recognise(("dog", "wolf"), ("cat", "dog")) is None
-    assert recognise(("dog",), None) is None
-    assert recognise(("Dog", "cat_2"), ("dog", "Dog", "cat_2")) == (1, 2)  # two that differ by case only
+    assert match_classes(("dog", "cat"), ("cat", "bird", "dog")) == (2, 0)
+    assert match_classes(("Polar_Bear", "cat"), ("cat", "polar bear")) == (1, 0)
+    assert match_classes(("dog", "wolf"), ("cat", "dog")) is None
+    assert match_classes(("dog",), None) is None
+    assert match_classes(("Dog", "cat_2"), ("dog", "Dog", "cat_2")) == (1, 2)  # two that differ by case only
 
 
-def test_ids_of_wordnet_are_recognised():
-    assert recognise(IMAGENETTE, IMAGENET) == (0, 217, 482)
-    assert recognise(IMAGENETTE, NAMES) == (0, 217, 482)  # as transformers calls them
-    assert recognise(("n01440764", "n99999999"), IMAGENET) is None
+def test_ids_of_wordnet_are_match_classesd():
+    assert match_classes(IMAGENETTE, IMAGENET) == (0, 217, 482)
+    assert match_classes(IMAGENETTE, NAMES) == (0, 217, 482)  # as transformers calls them
+    assert match_classes(("n01440764", "n99999999"), IMAGENET) is None
 
 
 def test_english_words_are_ids_only_where_asked():
     words = ("tench", "cassette player")
-    assert recognise(words, IMAGENET) is None
+    assert match_classes(words, IMAGENET) is None
     assert choose_outputs("imagenet", words, IMAGENET, 1000, "t") == (0, 482)
     assert choose_outputs("imagenet", words, NAMES, 1000, "t") == (0, 482)
     assert choose_outputs("imagenet", ("English_springer", "n01440764"), IMAGENET, 1000, "t") == (217, 0)

@@ -1,4 +1,4 @@
-"""The verbs, and every kind of teacher teaching a student, by the command line."""
+"""The verbs, and every source of teachers teaching a student, by the command line."""
 
 from __future__ import annotations
 
@@ -68,25 +68,37 @@ def test_fit_eval_and_train_under_the_fitted_one(tmp_path, pictures, capsys):
     said = run(capsys, *arguments, stream="both")
     assert "linear probe over 1 views" in said and f"--teacher {folder}" in said
     assert (folder / "teacher.json").exists()
-    found = json.loads(run(capsys, "teacher", "eval", folder, pictures, "--device=cpu", "--json"))
+    evaluate = ["teacher", "eval", folder, pictures, "--device=cpu", f"--set=teacher.code={CALL}"]
+    found = json.loads(run(capsys, *evaluate, "--json"))
     assert found["top1"] > 90 and found["images"] == 24 and found["backend"] == "python"
     low, high = found["interval"]
     assert low < found["top1"] <= high
-    said = run(capsys, "teacher", "eval", folder, pictures, "--device=cpu")
+    said = run(capsys, *evaluate)
     assert "over 2 classes" in said and "images/s with python" in said
-    run(capsys, "train", pictures, "--out", tmp_path / "run", "--teacher", folder, *TRAIN)
+    run(
+        capsys,
+        "train",
+        pictures,
+        "--out",
+        tmp_path / "run",
+        "--teacher",
+        folder,
+        f"--set=teacher.code={CALL}",
+        *TRAIN,
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["teacher"]["how"].startswith("linear probe") and results["teacher"]["top1"] > 80
     labels = ["--teacher", folder, "--epochs=2", "--out", tmp_path / "labels", "--batch-size=8", "--hard"]
+    labels.append(f"--set=teacher.code={CALL}")
     said = run(capsys, "label", pictures, *labels, "--device=cpu", "--set=student.image_size=16")
     assert "a run of 2 epochs reads the first 1 of them, one of --epochs 4 all" in said
     manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
     assert manifest["teacher"]["how"].startswith("linear probe")
 
 
-@pytest.mark.parametrize("kind", ["timm", "hf", "onnx", "run", "python", "ensemble"])
-def test_every_kind_teaches(tmp_path, pictures, random_run, capsys, kind):
-    if kind == "hf":
+@pytest.mark.parametrize("source", ["timm", "hf", "onnx", "run", "python", "ensemble"])
+def test_every_source_teaches(tmp_path, pictures, random_run, capsys, source):
+    if source == "hf":
         saved_by_transformers("vit", tmp_path / "vit")
     specs = {
         "timm": lambda: timm_file(tmp_path),
@@ -96,15 +108,15 @@ def test_every_kind_teaches(tmp_path, pictures, random_run, capsys, kind):
         "python": lambda: CALL,
         "ensemble": lambda: f"{CALL}*2,onnx:{onnx_file(tmp_path / 'a.onnx')}",
     }
-    spec = specs[kind]()
-    more = ["--set=teacher.image_size=32", "--set=teacher.backend=pytorch"] if kind == "timm" else []
+    spec = specs[source]()
+    more = ["--set=teacher.image_size=32", "--set=teacher.backend=pytorch"] if source == "timm" else []
     out = tmp_path / "taught"
     arguments = ["train", pictures, "--out", out, "--teacher", spec, *TRAIN, *more]
     said = run(capsys, *arguments, stream="err")
     results = json.loads((out / "results.json").read_text())
     assert results["student"]["top1_distill"] is not None and results["teacher"]["images_per_s"] > 0
     line = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
-    has_maps = kind in ("timm", "hf", "run")
+    has_maps = source in ("timm", "hf", "run")
     assert ("guidance" in line["train"]) == has_maps
     assert ("feature guidance is off" in said) != has_maps
     assert "% on validation" in said
@@ -112,7 +124,6 @@ def test_every_kind_teaches(tmp_path, pictures, random_run, capsys, kind):
 
 def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pictures, capsys, monkeypatch):
     """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
-    from deitkit.config import TeacherConfig
     from deitkit.teachers.saved import read_teacher
     from deitkit.training import trainer as loop
 
@@ -135,7 +146,7 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
     more = ["--set=teacher.image_size=32", "--set=distillation.distill_until=1"]  # in every update
     run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)
     monkeypatch.undo()
-    alone = read_teacher(out / "teacher", TeacherConfig(backend="pytorch"), device=torch.device("cpu"))
+    alone = read_teacher(out / "teacher", device=torch.device("cpu"), backend="pytorch")
     assert len(learnt) >= 2 and not torch.equal(learnt[0], learnt[1])
     for logits in learnt:
         # The first views are asked about twice: guidance begins fitted to them.
@@ -227,7 +238,7 @@ def test_mistakes_at_the_verbs(tmp_path, pictures, capsys):
 def test_list(capsys):
     found = json.loads(run(capsys, "teacher", "list", "--json"))
     assert {"timm", "torchvision", "hf", "onnx", "run", "python"} <= {
-        row["syntax"].partition(":")[0] for row in found["kinds"]
+        row["syntax"].partition(":")[0] for row in found["sources"]
     }
     assert {row["name"] for row in found["packages"]} == {"lite0", "lite1", "lite2"}
     assert all(50 < row["top1"] < 100 for row in found["suggestions"])

@@ -59,13 +59,13 @@ def top1(teacher) -> float:
     return 100 * (teacher(images).logits.argmax(1) == labels).float().mean().item()
 
 
-def test_its_own_head_in_the_datas_order():
+def test_the_pretrained_head_in_the_order_of_the_data():
     teacher = fit(CALL, fit="head")
     assert top1(teacher) == 100 and teacher.card.how == "its pretrained head"
     assert teacher.card.members[0].columns == (2, 0, 1)
 
 
-def test_a_subset_of_its_own_head(tmp_path):
+def test_a_subset_of_the_pretrained_head(tmp_path):
     text = timm_file(tmp_path)
     ids = ("n01440764", "n02102040", "n02979186")
     teacher = fit(text, ids, fit="head")
@@ -75,14 +75,14 @@ def test_a_subset_of_its_own_head(tmp_path):
     torch.testing.assert_close(teacher(images).logits, whole(images).logits[:, [0, 217, 482]])
 
 
-def test_left_to_itself_the_better_head_teaches(tmp_path):
+def test_auto_chooses_the_better_head(tmp_path):
     """A random head with the right names loses against a probe; a right one is not beaten."""
     ids = ("n01440764", "n02102040", "n02979186")
     probed = fit(timm_file(tmp_path), ids)
     assert "linear probe over 2 views" in probed.card.how and "its pretrained head" in probed.card.how
     assert top1(probed) > 80
-    own = fit(CALL)
-    assert own.card.how.startswith("its pretrained head: 100.0 % on a held-out fifth, a linear probe")
+    pretrained = fit(CALL)
+    assert pretrained.card.how.startswith("its pretrained head: 100.0 % on a held-out fifth, a linear probe")
 
 
 def test_many_images_are_not_probed_where_the_head_knows_them(monkeypatch):
@@ -109,7 +109,7 @@ def test_a_head_that_does_not_know_the_classes_is_refused_where_asked_for(tmp_pa
 
 
 def test_a_callable_cannot_be_fine_tuned():
-    with pytest.raises(DeitkitError, match=r"cannot be trained here; use teacher\.fit probe"):
+    with pytest.raises(DeitkitError, match=r"cannot be fine-tuned; use teacher\.fit probe"):
         fit(CALL, fit="finetune")
 
 
@@ -137,10 +137,10 @@ def test_the_settings_change_mean_and_deviation(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["probe", "finetune", "finetune-last"])
-def test_what_was_fitted_comes_back(tmp_path, how):
+def test_a_saved_teacher_is_read_back_exactly(tmp_path, how):
     teacher = fit(timm_file(tmp_path), fit=how)
     save_teacher(tmp_path / "t", teacher)
-    again = read_teacher(tmp_path / "t", config("none"), device=CPU)
+    again = read_teacher(tmp_path / "t", device=CPU)
     assert again.card == teacher.card
     images = views(5)[0]
     a, b = teacher(images), again(images)
@@ -161,16 +161,16 @@ def test_only_the_last_half_is_fine_tuned(tmp_path):
 
 
 def test_the_last_half_holds_half_of_the_weights_and_ends_at_the_output():
-    body = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(5)))
-    assert [id(p) for p in last_half(body)] == [id(layer.weight) for layer in body[3:]]
-    everything = [*body[:2].parameters()]
-    assert len(last_half(body[:2])) == 1 and last_half(body[:2])[0] is everything[1]
+    backbone = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(5)))
+    assert [id(p) for p in last_half(backbone)] == [id(layer.weight) for layer in backbone[3:]]
+    everything = [*backbone[:2].parameters()]
+    assert len(last_half(backbone[:2])) == 1 and last_half(backbone[:2])[0] is everything[1]
     assert last_half(torch.nn.Identity()) == []
 
 
 def test_a_fitted_teacher_serves_a_part_of_its_classes_in_any_order(tmp_path):
     save_teacher(tmp_path / "t", fit(timm_file(tmp_path), fit="probe"))
-    loaded = read_teacher(tmp_path / "t", config("none"), device=CPU)
+    loaded = read_teacher(tmp_path / "t", device=CPU)
     images = views(5)[0]
     part = loaded.for_classes(("green", "blue"))
     torch.testing.assert_close(part(images).logits, loaded(images).logits[:, [2, 0]])
@@ -185,15 +185,19 @@ def test_a_teacher_of_several_labels_names_no_class(tmp_path):
     fitted = fit_teacher(config(CALL, fit="probe"), several, student_size=(24, 24), device=CPU)
     save_teacher(tmp_path / "t", fitted)
     for classes in (None, COLOURS):
-        with pytest.raises(DeitkitError, match="fitted to several labels an image, and one class"):
-            pretrained_head_teacher(config(str(tmp_path / "t")), classes, student_size=None, device=CPU)
+        with pytest.raises(DeitkitError, match="fitted to several labels per image, and one class"):
+            pretrained_head_teacher(
+                config(str(tmp_path / "t"), code=CALL), classes, student_size=None, device=CPU
+            )
 
 
 def test_a_damaged_teacher_is_refused(tmp_path):
     save_teacher(tmp_path / "t", fit(CALL, fit="head"))
     (tmp_path / "t" / "teacher.json").write_text('{"members": [{}]}')
-    with pytest.raises(DeitkitError, match=r"teacher in .* cannot be read \(KeyError\); fit it again"):
-        read_teacher(tmp_path / "t", config("none"), device=CPU)
+    with pytest.raises(
+        DeitkitError, match=r"teacher in .* cannot be read: teacher\.json: classes is missing; fit it again"
+    ):
+        read_teacher(tmp_path / "t", device=CPU)
 
 
 def test_an_ensembles_probabilities_are_the_weighted_mean(tmp_path):
@@ -212,14 +216,14 @@ def test_an_ensembles_probabilities_are_the_weighted_mean(tmp_path):
     assert [m.weight for m in again.card.members] == [1.5, 0.5, 1.0]
 
 
-def test_kinds_mix_in_an_ensemble(tmp_path):
+def test_an_ensemble_mixes_sources(tmp_path):
     path = onnx_file(tmp_path / "a.onnx", shape=("B", 3, 32, 32))
     teacher = fit(f"onnx:{path},{CALL}")
     assert top1(teacher) == 100 and teacher.card.map_channels == ()
     assert teacher.backend == "onnxruntime + python"
 
 
-def test_one_member_answers_with_its_own_logits():
+def test_a_single_member_keeps_its_logits():
     logits = torch.randn(4, 3)
     assert mean_of_probabilities([logits], [2.0]) is logits
 
@@ -229,9 +233,9 @@ def test_the_saved_backend_is_taken_again(tmp_path):
     pytest.importorskip("openvino")
     teacher = fit(timm_file(tmp_path), fit="probe", backend="openvino")
     save_teacher(tmp_path / "t", teacher)
-    again = read_teacher(tmp_path / "t", config("none", backend="auto"), device=CPU)
+    again = read_teacher(tmp_path / "t", device=CPU)
     assert again.backend == "openvino"
-    forced = read_teacher(tmp_path / "t", config("none", backend="pytorch"), device=CPU)
+    forced = read_teacher(tmp_path / "t", device=CPU, backend="pytorch")
     assert forced.backend == "pytorch"
     images = views(5)[0]
     torch.testing.assert_close(again(images).logits, forced(images).logits, rtol=1e-3, atol=1e-3)

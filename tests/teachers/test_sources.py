@@ -1,4 +1,4 @@
-"""Each kind gives what the model itself gives: features, own logits, maps, and its own preprocessing."""
+"""Each source returns what the model itself does: features, logits, feature maps, and its preprocessing."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_torchvision(tmp_path, name, maps):
 @torch.no_grad()
 def test_a_torchvision_vit_has_token_maps(tmp_path):
     reference = torchvision.models.VisionTransformer(224, 16, 2, 2, 32, 64).eval()
-    from deitkit.teachers.sources.torchvision_model import TorchvisionBody
+    from deitkit.teachers.sources.torchvision_model import TorchvisionBackbone
 
-    pooled, *maps = TorchvisionBody(reference, (224, 224))(pictures(224))
+    pooled, *maps = TorchvisionBackbone(reference, (224, 224))(pictures(224))
     assert pooled.shape == (3, 1000) and [tuple(m.shape) for m in maps] == [(3, 32, 14, 14)] * 2
 
 
@@ -166,9 +166,9 @@ def test_a_random_head_of_transformers_is_left_out(tmp_path):
     assert opened(folder).head is not None
     _, config = transformers_models()["vit"]
     t.ViTModel(config).save_pretrained(tmp_path / "m")
-    body = json.loads((tmp_path / "m" / "config.json").read_text())
-    body["architectures"] = ["ViTForImageClassification"]
-    (tmp_path / "m" / "config.json").write_text(json.dumps(body))
+    saved = json.loads((tmp_path / "m" / "config.json").read_text())
+    saved["architectures"] = ["ViTForImageClassification"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(saved))
     assert opened(folder).head is None
 
 
@@ -183,7 +183,7 @@ def test_transformers_weights_that_lack_a_part(tmp_path):
         opened(f"hf:{tmp_path / 'm'}")
 
 
-def test_a_folder_that_does_not_say_how_pictures_are_normalised(tmp_path):
+def test_a_folder_that_does_not_say_how_images_are_normalised(tmp_path):
     saved_by_transformers("vit", tmp_path / "m")
     (tmp_path / "m" / "preprocessor_config.json").unlink()
     with pytest.raises(DeitkitError, match="does not say how images are normalised"):

@@ -43,7 +43,7 @@ def test_commas_in_paths(tmp_path, monkeypatch):
     assert parse(f"run:a/b,{fitted}*3") == (MemberSpec("run", "a/b"), MemberSpec("fitted", str(fitted), 3.0))
 
 
-def test_short_names_take_the_packages_weights_where_installed(monkeypatch, tmp_path):
+def test_short_names_use_the_packages_weights_if_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(spec, "PACKAGED", {"lite0": ("tf_efficientnet_lite0", "no_such_package")})
     assert parse("auto") == parse("lite0") == (MemberSpec("timm", "tf_efficientnet_lite0.in1k"),)
     (tmp_path / "lite_for_test" / "models").mkdir(parents=True)
@@ -54,9 +54,9 @@ def test_short_names_take_the_packages_weights_where_installed(monkeypatch, tmp_
     monkeypatch.setattr(spec, "PACKAGED", {"lite1": ("tf_efficientnet_lite1", "lite_for_test")})
     assert parse("lite1*3") == (MemberSpec("timm", f"tf_efficientnet_lite1@{weights}", 3.0),)
     # What is written down holds where the package lies elsewhere; a file of the user's stays that file.
-    assert parse_member("lite1").settled() == "lite1"
+    assert parse_member("lite1").portable() == "lite1"
     own = parse_member(f"timm:tf_efficientnet_lite1@{tmp_path / 'own.pth'}")
-    assert own.settled() == f"timm:tf_efficientnet_lite1@{tmp_path / 'own.pth'}"
+    assert own.portable() == f"timm:tf_efficientnet_lite1@{tmp_path / 'own.pth'}"
 
 
 def test_a_path_to_a_fitted_teacher_is_enough(tmp_path):
@@ -177,7 +177,7 @@ def test_an_onnx_file_of_one_size_or_damaged(tmp_path):
 
 
 def test_callables_that_are_no_teachers():
-    with pytest.raises(DeitkitError, match=r"gives \(2, 3, 32, 32\) for 2 views; give logits \(2, K\)"):
+    with pytest.raises(DeitkitError, match=r"returns \(2, 3, 32, 32\) for 2 views; return logits \(2, K\)"):
         opened("python:tests.teachers.models:wrong_shape")
     with pytest.raises(DeitkitError, match=r"fails on views \(2, 3, 32, 32\): ZeroDivisionError: on purpose"):
         opened("python:tests.teachers.models:failing")
@@ -188,7 +188,7 @@ def test_a_size_that_a_run_cannot_take(random_run):
         opened(f"run:{random_run}", 32)
 
 
-def test_an_untrained_body_is_refused_and_an_untrained_head_left_out(tmp_path):
+def test_an_untrained_backbone_is_refused_and_an_untrained_head_left_out(tmp_path):
     text = timm_file(tmp_path)
     name, _, path = text.partition("@")
     from safetensors.torch import load_file
@@ -204,7 +204,7 @@ def test_an_untrained_body_is_refused_and_an_untrained_head_left_out(tmp_path):
         opened(f"{name}@{tmp_path / 'headless.safetensors'}")
 
 
-def test_a_head_of_ones_own_size_is_taken(tmp_path):
+def test_a_head_of_any_size_is_used(tmp_path):
     model = opened(timm_file(tmp_path, num_classes=7))
     assert model.outputs is None and model.head is not None
     assert model.head(torch.zeros(1, model.head.in_features)).shape == (1, 7)

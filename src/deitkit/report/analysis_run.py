@@ -89,8 +89,8 @@ def _models_of(run: Path, config: Config, student: Classifier) -> tuple[Analysed
         try:
             teacher = read_teacher(
                 run / TEACHER_FOLDER,
-                config.teacher,
                 device=student.device,
+                backend=config.teacher.backend,
             )
         except DeitkitError as error:  # its backbone may lie on another machine; the rest needs none
             notes.append(f"The teacher is left out: {error}.")

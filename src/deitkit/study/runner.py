@@ -115,7 +115,7 @@ def _missing_teacher(spec: str) -> str | None:
     try:
         check_spec(spec)
         for member in parse(spec):
-            if member.kind != "fitted":  # whose folder check_spec has looked at
+            if member.source != "fitted":  # whose folder check_spec has looked at
                 open_member(member, InputSize())
     except DeitkitError as error:
         return str(error)

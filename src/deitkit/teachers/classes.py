@@ -1,4 +1,4 @@
-"""Which outputs of a teacher's pretrained head are the classes of a data set."""
+"""Which outputs of a teacher's pretrained head are the classes of the data."""
 
 from __future__ import annotations
 
@@ -9,55 +9,60 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from timm.data import ImageNetInfo
-
 from ..errors import WeightsError
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def recognise(classes: tuple[str, ...], outputs: tuple[str, ...] | None) -> tuple[int, ...] | None:
-    """The output of each class, where every class is called as an output is; else None.
+def match_classes(classes: tuple[str, ...], outputs: tuple[str, ...] | None) -> tuple[int, ...] | None:
+    """The output of each class by name. None if any class is not among `outputs`, or if they are unknown.
 
-    An id of WordNet and ImageNet's name for it are the same where the folders are called by ids: a word
-    such as "crane" may mean something else in another data set.
+    Case and underscores do not matter unless two outputs differ in them only. A WordNet id matches ImageNet's
+    name for it only if all classes are ids: a word such as "crane" may mean something else in other data.
     """
     if outputs is None:
         return None
-    # Names that are alike but for case and underscores must be met to the letter.
-    alike = len({_key(name) for name in outputs}) < len(outputs)
-    spelling: Callable[[str], str] = str if alike else _key
-    places = {spelling(name): i for i, name in enumerate(outputs)}
-    if all(_WORDNET_ID.fullmatch(name) for name in classes) and not set(classes) <= set(places):
-        places = {_imagenet_id(name) or name: i for i, name in enumerate(outputs)}
-    found = [places.get(spelling(name)) for name in classes]
+    ambiguous = len({_key(name) for name in outputs}) < len(outputs)
+    spelling: Callable[[str], str] = str if ambiguous else _key
+    indices = {spelling(name): i for i, name in enumerate(outputs)}
+    if all(_WORDNET_ID.fullmatch(name) for name in classes) and not set(classes) <= set(indices):
+        indices = {_imagenet_id(name) or name: i for i, name in enumerate(outputs)}
+    found = [indices.get(spelling(name)) for name in classes]
     return None if None in found else tuple(i for i in found if i is not None)
 
 
 def choose_outputs(
-    asked: str, classes: tuple[str, ...], outputs: tuple[str, ...] | None, num_outputs: int, name: str
+    wanted: str, classes: tuple[str, ...], outputs: tuple[str, ...] | None, num_outputs: int, name: str
 ) -> tuple[int, ...]:
-    """The output of each class as `teacher.classes` asks: "imagenet", or a JSON or CSV file.
+    """The output of each class as `teacher.classes` says: "imagenet", or a JSON or CSV file.
 
-    Raises DeitkitError, naming the class, for one that has no output, or shares one.
+    name: the teacher's, for messages. Raises WeightsError, naming the class, if it has no output or shares
+    one.
     """
-    by_class = _from_imagenet(classes, outputs, name) if asked == "imagenet" else _from_file(Path(asked))
+    by_class = _from_imagenet(classes, outputs, name) if wanted == "imagenet" else _from_file(Path(wanted))
     chosen: list[int] = []
     for class_name in classes:
         if class_name not in by_class:
-            where = "among ImageNet's ids and names" if asked == "imagenet" else f"in {asked}"
+            where = "among ImageNet's ids and names" if wanted == "imagenet" else f"in {wanted}"
             raise WeightsError(f"the class {class_name!r} is not {where}; name it, or fit a new head")
-        place = by_class[class_name]
-        if not 0 <= place < num_outputs:
+        index = by_class[class_name]
+        if not 0 <= index < num_outputs:
             raise WeightsError(
-                f"the class {class_name!r} is output {place} in {asked}, and the teacher {name} has "
+                f"the class {class_name!r} is output {index} in {wanted}, and the teacher {name} has "
                 f"{num_outputs} outputs, 0 to {num_outputs - 1}"
             )
-        if place in chosen:
-            twin = classes[chosen.index(place)]
-            raise WeightsError(f"{twin!r} and {class_name!r} are the same output {place} of {name}")
-        chosen.append(place)
+        if index in chosen:
+            other = classes[chosen.index(index)]
+            raise WeightsError(f"{other!r} and {class_name!r} are the same output {index} of {name}")
+        chosen.append(index)
     return tuple(chosen)
+
+
+def imagenet_ids(num_outputs: int) -> tuple[str, ...] | None:
+    """ImageNet-1k's WordNet ids for a model with 1000 unnamed outputs; else None."""
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo().label_names()) if num_outputs == 1000 else None
 
 
 def _from_imagenet(classes: tuple[str, ...], outputs: tuple[str, ...] | None, name: str) -> dict[str, int]:
@@ -66,13 +71,13 @@ def _from_imagenet(classes: tuple[str, ...], outputs: tuple[str, ...] | None, na
         raise WeightsError(
             f"the outputs of the teacher {name} are not ImageNet's; give a file that maps classes to them"
         )
-    places = {known: i for i, known in enumerate(ids) if known is not None}
+    indices = {known: i for i, known in enumerate(ids) if known is not None}
     found = {class_name: _imagenet_id(class_name) for class_name in classes}
-    return {class_name: places[id_] for class_name, id_ in found.items() if id_ in places}
+    return {class_name: indices[id_] for class_name, id_ in found.items() if id_ in indices}
 
 
 def _from_file(path: Path) -> dict[str, int]:
-    """`{"class": 7}` as JSON, or lines `class,7` as CSV with or without a first line of headings."""
+    """`{"class": 7}` as JSON, or lines `class,7` as CSV with or without a header."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
@@ -81,7 +86,7 @@ def _from_file(path: Path) -> dict[str, int]:
             rows = [(row[0].strip(), row[1]) for row in csv.reader(text.splitlines()) if row]
             if rows and not rows[0][1].strip().isdigit():
                 rows = rows[1:]
-        return {str(name): _whole(place) for name, place in rows}
+        return {str(name): _integer(index) for name, index in rows}
     except FileNotFoundError:
         raise WeightsError(
             f"there is no file {path}; teacher.classes is imagenet, or a JSON or CSV file of class names "
@@ -94,10 +99,10 @@ def _from_file(path: Path) -> dict[str, int]:
         ) from None
 
 
-def _whole(place: object) -> int:
-    if isinstance(place, bool) or (isinstance(place, float) and not place.is_integer()):
-        raise ValueError(f"{place} is no output number")
-    return int(place)  # type: ignore[call-overload]
+def _integer(index: object) -> int:
+    if isinstance(index, bool) or (isinstance(index, float) and not index.is_integer()):
+        raise ValueError(f"{index} is no output number")
+    return int(index)  # type: ignore[call-overload]
 
 
 def _key(name: str) -> str:
@@ -106,16 +111,18 @@ def _key(name: str) -> str:
 
 @functools.cache
 def _imagenet_names() -> dict[str, str]:
-    """ImageNet-1k's ids by id, whole name and single names; "crane", which is two, is neither."""
+    """ImageNet-1k's ids by id, whole name and synonym; without synonyms of two ids, such as "crane"."""
+    from timm.data import ImageNetInfo
+
     info = ImageNetInfo()
     by_name: dict[str, str] = {}
-    doubtful = set()
+    ambiguous = set()
     for id_ in info.label_names():
-        whole = info.label_name_to_description(id_)
-        for name in {id_, whole, *whole.split(",")}:
+        description = info.label_name_to_description(id_)
+        for name in {id_, description, *description.split(",")}:
             if by_name.setdefault(_key(name), id_) != id_:
-                doubtful.add(_key(name))
-    return {name: id_ for name, id_ in by_name.items() if name not in doubtful}
+                ambiguous.add(_key(name))
+    return {name: id_ for name, id_ in by_name.items() if name not in ambiguous}
 
 
 def _imagenet_id(name: str) -> str | None:

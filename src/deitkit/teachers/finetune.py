@@ -1,4 +1,4 @@
-"""Fine-tunes a probed teacher, briefly and gently: the whole network, or its last layers."""
+"""Fine-tunes a teacher, briefly and with a small learning rate: the whole network, or its last half."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..preprocessing import Normalised, Preprocessing
 FineTuneBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # epoch -> (views, soft targets)
 
 _EPOCHS = 5
-_LR = 2e-4  # the probe's head is already right; larger rates undo the pretrained features
+_LR = 2e-4  # the head is fitted already, and larger rates destroy the pretrained features
 
 
 class Network(nn.Module):
-    """A body with a head, as it trains: views (B, 3, H, W) in [0, 1] -> logits (B, K)."""
+    """A backbone and a head for training: views (B, 3, H, W) in [0, 1] -> logits (B, K)."""
 
-    def __init__(self, body: nn.Module, head: nn.Module, view: Preprocessing):
+    def __init__(self, backbone: nn.Module, head: nn.Module, view: Preprocessing):
         super().__init__()
-        self.body, self.head, self.view = Normalised(body, view.mean, view.std), head, view
+        self.backbone, self.head, self.view = Normalised(backbone, view.mean, view.std), head, view
 
     def forward(self, views: Tensor) -> Tensor:
-        return self.head(self.body(self.view.resize(views))[0])
+        return self.head(self.backbone(self.view.resize(views))[0])
 
 
 def finetune(
@@ -34,19 +34,21 @@ def finetune(
     device: torch.device,
     *,
     last: bool = False,
-    several: bool = False,
+    multilabel: bool = False,
 ) -> int:
-    """Trains `network` in place for five epochs, batch norms frozen; returns the number of epochs.
+    """Trains `network` in place for five epochs with frozen batch norms. Returns the number of epochs.
 
-    last: the head and `last_half` of the body only, which takes about half as long: no gradient goes
-    further back. several: an image may have several labels, each a question of its own.
+    last: trains only the head and the `last_half` of the backbone, in about half the time, since gradients
+    go no further back.
     """
-    loss_of = F.binary_cross_entropy_with_logits if several else F.cross_entropy
+    loss_of = F.binary_cross_entropy_with_logits if multilabel else F.cross_entropy
     network.to(device).requires_grad_(False)
-    trained = [*last_half(network.body), *network.head.parameters()] if last else [*network.parameters()]
-    for parameter in trained:
+    parameters = [*network.parameters()]
+    if last:
+        parameters = [*last_half(network.backbone), *network.head.parameters()]
+    for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=_LR, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=0.05)
     for epoch in range(_EPOCHS):
         lr = _LR * 0.5 * (1 + math.cos(math.pi * epoch / _EPOCHS))
         for group in optimizer.param_groups:
@@ -60,13 +62,12 @@ def finetune(
     return _EPOCHS
 
 
-def last_half(body: nn.Module) -> list[nn.Parameter]:
-    """The parameters nearest to the output that hold at most half of all weights, nearest last.
+def last_half(backbone: nn.Module) -> list[nn.Parameter]:
+    """The last parameters, in order, that together have at most half of all weights.
 
-    Modules register their layers in the order in which they run, and so a network of any kind has a
-    last half, whatever its blocks are called.
+    Works for any architecture, because modules register their layers in the order in which they run.
     """
-    parameters = list(body.parameters())
+    parameters = list(backbone.parameters())
     room = sum(p.numel() for p in parameters) / 2
     first = len(parameters)
     while first and (room := room - parameters[first - 1].numel()) >= 0:

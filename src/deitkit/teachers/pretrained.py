@@ -1,55 +1,115 @@
-"""What every kind of teacher opens to: features, maps and the head that the weights came with."""
+"""A pretrained model, as every source of teachers opens it, and what a source is."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from ..errors import WeightsError
 from ..inference.backends import Backend
 from ..preprocessing import InputSize, Preprocessing
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model as its weights come; nothing in it is random.
+    """A pretrained model. None of its weights are random.
 
-    body: normalised images (B, 3, H, W) -> pooled features (B, F) and none or two maps (B, C, h, w); None
-    where only `backends` can run it. head: pooled features -> logits (B, K), None where the weights hold
-    none. outputs: the K names of these logits, None where nobody knows them. backends: name to maker of an
-    backend that takes images in [0, 1] of the preprocessing's size, for what is no PyTorch network.
+    backbone: normalised images (B, 3, H, W) -> pooled features (B, F), followed by two feature maps
+    (B, C, h, w) or by none; None if only `backends` can run the model.
+    head: pooled features (B, F) -> logits (B, K); None if the checkpoint has no head.
+    outputs: the names of the K logits; None if they are unknown.
+    backends: builders by name, for a model that is no PyTorch module. Each builds a backend for images in
+    [0, 1] at the size of the preprocessing; the first one is the reference.
     """
 
     name: str
     preprocessing: Preprocessing
-    body: nn.Module | None
+    backbone: nn.Module | None
     head: nn.Module | None
     outputs: tuple[str, ...] | None
     params: int
     backends: Mapping[str, Callable[[Preprocessing], Backend]] | None = None
 
 
-class Kind(Protocol):
-    """One kind of teacher: a module of `kinds`."""
+class TeacherSource(ABC):
+    """A source of teachers. A spec such as `timm:resnet18` names the source and then the model in it.
 
-    SYNTAX: str  # as the user writes it
-    ABOUT: str  # a phrase for lists
-    PACKAGE: str  # what has to be installed
+    To add one, write a module in `sources/` with a subclass decorated by `register`. Specs, messages and
+    `deitkit teacher list` follow from its attributes. The module must not import its package at the top:
+    all sources are imported together.
+    """
 
-    def check(self, rest: str) -> None:
-        """Raises DeitkitError for a misspelt or missing `rest` (what follows the colon); loads nothing."""
+    name: ClassVar[str]  # before the colon
+    syntax: ClassVar[str]  # the whole spec, for messages
+    about: ClassVar[str]  # a phrase for `deitkit teacher list`
+    package: ClassVar[str] = "deitkit"  # the package that has to be installed
+    runs_code: ClassVar[bool] = False  # whether a spec names code that opening it runs
 
-    def open_model(self, rest: str, wanted: InputSize) -> Pretrained:
-        """The model with its weights; raises DeitkitError where there are none."""
+    @abstractmethod
+    def check(self, model: str) -> None:
+        """Raises WeightsError for a model that is misspelt or missing. Loads no weights."""
+
+    @abstractmethod
+    def open(self, model: str, size: InputSize, *, trust_remote_code: bool = False) -> Pretrained:
+        """Loads the model. Raises WeightsError if its weights are missing or damaged.
+
+        trust_remote_code: whether to run code that comes with the model, from a hub that has such models.
+        """
+
+    def absolute(self, model: str) -> str:
+        """`model` with the paths in it made absolute, for a teacher that is saved."""
+        return model
 
 
-def pick_levels(strides: Sequence[float]) -> list[int]:
-    """Indices of the two maps that guide a student (arXiv 2207.10026): the last of stride 8 and of 16.
+SOURCES: dict[str, TeacherSource] = {}
+_Source = TypeVar("_Source", bound=type[TeacherSource])
 
-    Where a model has one stride only, those half way and five sixths up.
+
+def register(source: _Source) -> _Source:
+    """Adds a source, as the decorator of its class."""
+    SOURCES[source.name] = source()
+    return source
+
+
+def split_weights_file(model: str) -> tuple[str, Path | None]:
+    """`NAME[@FILE]` -> name and weights file. Raises WeightsError if there is no such file."""
+    name, _, path = model.partition("@")
+    if path and not Path(path).is_file():
+        raise WeightsError(f"the teacher's weights {path} do not exist; give the path of a weights file")
+    return name, Path(path) if path else None
+
+
+def absolute_weights_file(model: str) -> str:
+    """`NAME[@FILE]` with an absolute path."""
+    name, at, path = model.partition("@")
+    return f"{name}@{Path(path).resolve()}" if at else model
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], head: str, path: Path, name: str) -> bool:
+    """Loads the state dict of the file `path` into `model`. Returns whether it has the head.
+
+    head: the prefix of the head's keys. Only the head may be missing, and no other key may be there; else
+    raises WeightsError.
+    """
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    foreign = [key for key in state if key not in expected or expected[key].shape != state[key].shape]
+    if foreign or not all(key.startswith(head) for key in missing):
+        raise WeightsError(f"{path} does not hold weights of {name}; give the matching file")
+    model.load_state_dict(state, strict=False)
+    return not missing
+
+
+def feature_levels(strides: Sequence[float]) -> list[int]:
+    """Indices of the two feature maps to distil from (arXiv 2207.10026): the last of stride 8 and of 16.
+
+    For a model of a single stride, `middle_levels`.
     """
     if 8 in strides and 16 in strides:
         return [len(strides) - 1 - list(reversed(strides)).index(stride) for stride in (8, 16)]
@@ -57,12 +117,12 @@ def pick_levels(strides: Sequence[float]) -> list[int]:
 
 
 def middle_levels(depth: int) -> tuple[int, int]:
-    """Of so many levels, the indices of those half way and five sixths up."""
+    """Indices of the blocks at one half and at five sixths of `depth` blocks."""
     return max(depth // 2 - 1, 0), max(depth * 5 // 6 - 1, 0)
 
 
 def as_map(features: Tensor) -> Tensor:
-    """(B, C, h, w) as it is; tokens (B, prefix + h * w, C) of a square grid -> (B, C, h, w)."""
+    """A map (B, C, h, w) unchanged; tokens (B, prefix + h * w, C) of a square grid as (B, C, h, w)."""
     if features.ndim == 4:
         return features
     side = math.isqrt(features.shape[1])
@@ -70,5 +130,5 @@ def as_map(features: Tensor) -> Tensor:
 
 
 def count_params(*modules: nn.Module | None) -> int:
-    """Parameters of all modules that are there."""
+    """The number of parameters of the modules that are not None."""
     return sum(p.numel() for module in modules if module is not None for p in module.parameters())

@@ -1,7 +1,4 @@
-"""Fits a linear probe: a logistic regression on a frozen backbone's pooled features.
-
-One regression over all classes, or where an image may have several labels one for each.
-"""
+"""A linear probe: logistic regression on the pooled features of a frozen backbone."""
 
 from __future__ import annotations
 
@@ -11,26 +8,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Strengths of the squared-norm penalty that are tried, on standardised features.
+# Candidates for the L2 penalty, for standardised features.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted head on raw features, and how it was chosen."""
+    """A fitted head for raw features.
+
+    score: on the held-out fifth, top-1 in percent, or for multi-label data the negated loss.
+    holdout: the score as a phrase.
+    """
 
     head: nn.Linear
     penalty: float
-    score: float  # top-1 in percent, or minus the loss of several labels, on a held-out fifth
-    holdout: str  # a phrase: how it did on a fifth of the training images, with that penalty
+    score: float
+    holdout: str
 
 
 def fit_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Probe:
-    """features (V, N, F) of V views of N images -> a linear head on raw features.
+    """Fits a linear head to features (V, N, F) of V views of N images.
 
-    labels: (N,) classes, or (N, K) labels, of which an image may have several. The penalty is chosen on a
-    held-out fifth of the training images (all views of an image on one side), by top-1, or for several
-    labels by the loss; the head is then fitted on all of them.
+    labels: (N,) classes, or (N, K) yes/no rows, for which one regression per label is fitted. The penalty is
+    the best on a held-out fifth of the images, by top-1 or by the loss; the head is then fitted on all of
+    them. All views of an image are on the same side of the split.
     """
     mean, std = features.mean((0, 1)), features.std((0, 1)) + 1e-6
     x = (features - mean) / std
@@ -45,29 +46,29 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> 
     with torch.no_grad():
         head.weight.copy_(weight / std)
         head.bias.copy_(bias - (weight / std) @ mean)
-    what = f"{scores[best]:.1f} %" if labels.ndim == 1 else f"a loss of {-scores[best]:.3f} a label"
-    return Probe(head.requires_grad_(False), PENALTIES[best], scores[best], f"{what} on a held-out fifth")
+    score = f"{scores[best]:.1f} %" if labels.ndim == 1 else f"a loss of {-scores[best]:.3f} per label"
+    return Probe(head.requires_grad_(False), PENALTIES[best], scores[best], f"{score} on a held-out fifth")
+
+
+def held_out_fifth(images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the held-out images, and of the others."""
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    count = max(1, images // 5)
+    return order[:count], order[count:]
 
 
 def _score(logits: Tensor, labels: Tensor) -> float:
-    """Top-1 in percent, or minus the mean loss of several labels; the more the better."""
+    """Top-1 in percent, or the negated mean multi-label loss; higher is better."""
     if labels.ndim == 2:
         return -F.binary_cross_entropy_with_logits(logits, labels.float()).item()
     return 100 * (logits.argmax(1) == labels).float().mean().item()
 
 
 def _logistic_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of classes (n,), or the sum over (n, K) labels of theirs; mean over images."""
+    """Cross-entropy; for (N, K) labels the sum of K binary ones. The mean over images."""
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(1).mean()
-
-
-def held_out_fifth(images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the images that a choice is measured on, and of the others."""
-    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-    count = max(1, images // 5)
-    return order[:count], order[count:]
 
 
 def _fit(x: Tensor, labels: Tensor, num_classes: int, penalty: float) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,14 @@
-"""A fitted teacher in a folder: `teacher.json` says how it was made, beside it lies what was fitted.
+"""A fitted teacher in a folder: teacher.json describes it, teacher.safetensors has what was fitted.
 
-The backbone's own weights stay where they came from, unless they were fine-tuned.
+The pretrained weights of a backbone stay where they came from, unless it was fine-tuned. A folder may come
+from a stranger: it is data. Opening it reads weights from the files and hubs that teacher.json names, in
+formats that hold tensors only; it never imports code that only the file names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,98 +18,220 @@ from torch import Tensor, nn
 
 from ..config import TeacherConfig
 from ..errors import DeitkitError, WeightsError
-from ..io import read_json, write_json, write_tensors
-from ..preprocessing import InputSize, Preprocessing
+from ..inference.backends import Backend
+from ..io import parse_json, read_json, write_json, write_tensors
+from ..preprocessing import INTERPOLATIONS, InputSize
 from ..run_folder import TEACHER_CARD, holds_teacher
-from .fast_backbone import backend_builders, choose_backend
-from .spec import open_member, parse_member
+from .fast_backbone import CHOICE_BATCH, backend_builders, choose_backend
+from .pretrained import Pretrained
+from .spec import FITTED, allowed_code, open_member, parse_member, refuse_code
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
 _WEIGHTS = "teacher.safetensors"
+_LARGEST_SIDE = 4096  # pixels
 
 
 def save_teacher(folder: Path, teacher: Teacher) -> None:
-    """Writes the heads that were fitted, the networks that were fine-tuned, and then the card."""
+    """Writes the fitted heads and the fine-tuned backbones, and then the card."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {}
     for i, member in enumerate(teacher.members):
         if member.card.head == "linear":
-            state |= {f"{i}.head.{k}": v for k, v in member.head.state_dict().items()}
+            state |= {f"{i}.head.{key}": value for key, value in member.head.state_dict().items()}
         if member.card.finetuned:
-            assert member.body is not None
-            state |= {f"{i}.body.{k}": v for k, v in member.body.state_dict().items()}
+            assert member.finetuned is not None
+            state |= {f"{i}.body.{key}": value for key, value in member.finetuned.state_dict().items()}
     write_tensors(folder / _WEIGHTS, state)
-    # Last, and whole: it says that the teacher is there.
-    write_json(folder / TEACHER_CARD, dataclasses.asdict(teacher.card))
+    # Last: a folder with a card is a complete teacher.
+    write_json(folder / TEACHER_CARD, _card_to_file(teacher.card))
 
 
 def kept_teacher(
     folder: Path, config: TeacherConfig, device: torch.device, make: Callable[[], Teacher]
 ) -> Teacher:
-    """The teacher in `folder`, backend included, or a new one that is kept there from now on."""
+    """The teacher saved in `folder`; or else what `make` returns, which is saved there.
+
+    config: the settings typed in this call. `backend` replaces the saved one.
+    """
     if holds_teacher(folder):
-        return read_teacher(folder, config, device=device)
+        return read_teacher(
+            folder,
+            device=device,
+            backend=config.backend,
+            code=allowed_code(config),
+            trust_remote_code=config.trust_remote_code,
+        )
     teacher = make()
     save_teacher(folder, teacher)
     return teacher
 
 
-def read_teacher(folder: str | Path, config: TeacherConfig, *, device: torch.device) -> Teacher:
-    """The teacher that `save_teacher` wrote, with the networks' weights from where they came from.
+def read_teacher(
+    folder: str | Path,
+    *,
+    device: torch.device,
+    backend: str = "auto",
+    code: Collection[str] = (),
+    trust_remote_code: bool = False,
+) -> Teacher:
+    """The teacher that `save_teacher` wrote, with pretrained weights from where they came from.
 
-    Of `config` the backend counts only. Raises DeitkitError where something is missing or damaged.
+    backend: "auto" is the saved one, so that outputs stay the same. code: the specs, such as
+    `python:MODULE:FUNCTION`, that may run if teacher.json names them; only what the user typed in this call
+    belongs here. Raises WeightsError if a file is missing or damaged, and for other code.
     """
     folder = Path(folder)
-    try:
-        card = _read_card(read_json(folder / TEACHER_CARD))
-        state = load_file(folder / _WEIGHTS)
-    except Exception as error:  # a cut file fails in many ways
-        raise WeightsError(
-            f"the teacher in {folder} cannot be read ({type(error).__name__}); fit it again"
-        ) from None
-    members = [_load(i, member, state, config, device) for i, member in enumerate(card.members)]
-    return Teacher(TeacherCard(card.classes, tuple(m.card for m in members), card.several), members)
-
-
-def _read_card(saved: dict[str, Any]) -> TeacherCard:
+    card = read_card(folder)
+    for member_card in card.members:
+        refuse_code(parse_member(member_card.spec), code, folder / TEACHER_CARD)
+    state = _read_weights(folder / _WEIGHTS)
     members = []
-    for member in saved["members"]:
-        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in member.items()}
-        facts["preprocessing"] = Preprocessing.from_dict(facts["preprocessing"])
-        members.append(MemberCard(**facts))
-    return TeacherCard(tuple(saved["classes"]), tuple(members), saved["several"])
+    for i, member_card in enumerate(card.members):
+        model = _open_backbone(i, member_card, folder, state, trust_remote_code)
+        head = _head(i, member_card, folder, state, model)
+        chosen = _saved_backend(model, member_card, backend, device)
+        member = TeacherMember(member_card, chosen, head, model.backbone if member_card.finetuned else None)
+        _check_outputs(member, len(card.classes), folder)
+        members.append(member)
+    return Teacher(card, members)
 
 
-def _load(
-    i: int, card: MemberCard, state: dict[str, Tensor], config: TeacherConfig, device: torch.device
-) -> TeacherMember:
-    """One member; its backend is the saved one where that can be had here, so that answers stay the same."""
-    member = parse_member(card.spec)
-    view = card.preprocessing
-    # Fixed sizes come as they are; any other is the one that the head was fitted at.
-    model = open_member(member, InputSize(view.image_size[0], view.image_size))
-    head = model.head
-    if card.head == "linear":
-        fitted = _part(state, f"{i}.head.")
-        classes, width = fitted["weight"].shape
-        head = nn.Linear(width, classes)
-        head.load_state_dict(fitted)
-    if card.finetuned:
-        assert model.body is not None
-        model.body.load_state_dict(_part(state, f"{i}.body."))
-    assert head is not None
-    candidates = backend_builders(model, view, device)
-    wanted: str = config.backend
-    if wanted == "auto" and device.type == "cpu" and card.backend in candidates:
-        wanted = card.backend
+def read_card(folder: Path) -> TeacherCard:
+    """The description in teacher.json. Raises WeightsError if it is damaged."""
     try:
-        backend = choose_backend(candidates, view, device, wanted)
+        card = _card_from_file(read_json(folder / TEACHER_CARD))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"the teacher in {folder} cannot be read: {TEACHER_CARD}: {error}; fit it again"
+        ) from None
+    return card
+
+
+def _card_to_file(card: TeacherCard) -> dict[str, Any]:
+    """In the words of version 0.1, which the file keeps."""
+    saved = dataclasses.asdict(card)
+    saved["several"] = saved.pop("multilabel")
+    for member in saved["members"]:
+        member["head"] = "own" if member["head"] == "pretrained" else member["head"]
+    return saved
+
+
+def _card_from_file(saved: Any) -> TeacherCard:
+    """The inverse of `_card_to_file`. Raises ValueError, naming the entry, if one is wrong."""
+    renamed = {"several": "multilabel"}
+    if isinstance(saved, dict):
+        saved = {renamed.get(key, key): value for key, value in saved.items()}
+        members = saved.get("members")
+        for member in members if isinstance(members, list) else ():
+            if isinstance(member, dict) and member.get("head") == "own":
+                member["head"] = "pretrained"
+    card = parse_json(TeacherCard, saved)
+    if not card.members or not card.classes or len(set(card.classes)) < len(card.classes):
+        raise ValueError("it needs a member, and classes that differ")
+    for i, member in enumerate(card.members):
+        for what, right in _rules(member, len(card.classes)).items():
+            if not right:
+                raise ValueError(f"members[{i}].{what} is out of range")
+    return card
+
+
+def _rules(member: MemberCard, num_classes: int) -> dict[str, bool]:
+    """What has to hold for each entry of a card, by its name."""
+    view, columns = member.preprocessing, member.columns
+    return {
+        "spec": parse_member(member.spec).source != FITTED,
+        "weight": member.weight > 0,
+        "params": member.params >= 0,
+        "columns": columns is None
+        or (len(set(columns)) == len(columns) == num_classes and min(columns) >= 0),
+        "map_channels": len(member.map_channels) in (0, 2) and all(c > 0 for c in member.map_channels),
+        "preprocessing.image_size": all(0 < side <= _LARGEST_SIDE for side in view.image_size),
+        "preprocessing.mean": len(view.mean) == 3,
+        "preprocessing.std": len(view.std) == 3 and all(std > 0 for std in view.std),
+        "preprocessing.crop": 0.01 <= view.crop <= 10,
+        "preprocessing.interpolation": view.interpolation in INTERPOLATIONS,
+    }
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("it is missing")
+        return load_file(path)
+    except Exception as error:  # safetensors' own, or of the disk
+        raise WeightsError(
+            f"the teacher in {path.parent} cannot be read: {path.name}: {error}; fit it again"
+        ) from None
+
+
+def _open_backbone(
+    i: int, card: MemberCard, folder: Path, state: dict[str, Tensor], trust_remote_code: bool
+) -> Pretrained:
+    """The member's pretrained model, with the backbone's fine-tuned weights if there are any."""
+    view = card.preprocessing
+    # A model of one size keeps it; any other runs at the size that its head was fitted at.
+    size = InputSize(view.image_size[0], view.image_size)
+    model = open_member(parse_member(card.spec), size, trust_remote_code=trust_remote_code)
+    if card.finetuned:
+        if model.backbone is None:
+            raise _mismatch(folder)
+        try:
+            model.backbone.load_state_dict(_with_prefix(state, f"{i}.body."))
+        except RuntimeError:
+            raise _mismatch(folder) from None
+    return model
+
+
+def _head(i: int, card: MemberCard, folder: Path, state: dict[str, Tensor], model: Pretrained) -> nn.Module:
+    if card.head == "pretrained":
+        if model.head is None:
+            raise _mismatch(folder)
+        return model.head
+    fitted = _with_prefix(state, f"{i}.head.")
+    try:
+        num_outputs, width = fitted["weight"].shape
+        head = nn.Linear(width, num_outputs)
+        head.load_state_dict(fitted)
+    except (KeyError, ValueError, RuntimeError):
+        raise _mismatch(folder) from None
+    return head
+
+
+def _saved_backend(model: Pretrained, card: MemberCard, wanted: str, device: torch.device) -> Backend:
+    """The backend `wanted`; for "auto" the saved one if this machine has it."""
+    candidates = backend_builders(model, card.preprocessing, device)
+    choice = wanted
+    if wanted == "auto" and device.type == "cpu" and card.backend in candidates:
+        choice = card.backend
+    try:
+        return choose_backend(candidates, card.preprocessing, device, choice)
     except DeitkitError:
-        if config.backend != "auto":
+        if wanted != "auto":
             raise
-        backend = choose_backend(candidates, view, device, "auto")
-    return TeacherMember(card, backend, head, model.body if card.finetuned else None)
+        return choose_backend(candidates, card.preprocessing, device, "auto")
 
 
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+@torch.no_grad()
+def _check_outputs(member: TeacherMember, num_classes: int, folder: Path) -> None:
+    """Refuses a card, or fitted weights, that do not fit the model."""
+    card = member.card
+    # A batch of the size that the backend was chosen with: compiled ones compile once per size.
+    views = torch.zeros(CHOICE_BATCH, 3, *card.preprocessing.image_size)
+    try:
+        logits, maps = member.all_outputs(views)
+    except RuntimeError:
+        raise _mismatch(folder) from None
+    known = logits.shape[1] == num_classes if card.columns is None else logits.shape[1] > max(card.columns)
+    if not known or tuple(m.shape[1] for m in maps) != card.map_channels:
+        raise _mismatch(folder)
+
+
+def _mismatch(folder: Path) -> WeightsError:
+    return WeightsError(
+        f"the teacher in {folder} cannot be used: {TEACHER_CARD}, {_WEIGHTS} and the pretrained weights do "
+        "not belong together; fit it again"
+    )
+
+
+def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

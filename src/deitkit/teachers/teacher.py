@@ -1,6 +1,6 @@
-"""A teacher: one frozen model or several, with heads for the user's classes, run fast.
+"""A teacher: one frozen model or an ensemble, with heads for the data's classes.
 
-It is never part of the student's module tree, so nothing can train it by accident.
+It is not part of the student's module tree, so no optimizer can train it by accident.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ..preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What a teacher says of a batch: logits (B, K), and feature maps (B, C, h, w)."""
+    """Of a batch: logits (B, K), and feature maps (B, C, h, w) if the teacher has any."""
 
     logits: Tensor
     feature_maps: tuple[Tensor, ...]
@@ -29,20 +29,20 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class MemberCard:
-    """How one member was made; saved beside its head.
+    """How a member was made.
 
-    head: "own" is the one that its weights came with, "linear" one fitted here. columns: which of the
-    pretrained head's outputs are the classes; None: all, in their order. backend: the backend that was chosen, so
-    that a resumed run has the same.
+    head: the checkpoint's own ("pretrained"), or one fitted to the data ("linear"). columns: the outputs of
+    the pretrained head that are the classes, in order; None if all of them are. backend: the one that was
+    chosen, so that a resumed run uses it again.
     """
 
-    spec: str  # as spec.parse reads it, without a weight
+    spec: str  # as `spec.parse_member` reads it
     name: str
     weight: float
     preprocessing: Preprocessing
-    head: str
+    head: Literal["pretrained", "linear"]
     columns: tuple[int, ...] | None
-    how: str  # one phrase, such as "linear probe over 4 views"
+    how: str  # a phrase, such as "linear probe over 4 views"
     params: int
     map_channels: tuple[int, ...]
     finetuned: bool
@@ -55,7 +55,7 @@ class TeacherCard:
 
     classes: tuple[str, ...]
     members: tuple[MemberCard, ...]
-    several: bool = False  # an image may have several labels: each logit is a question of its own
+    multilabel: bool = False
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class TeacherCard:
 
     @property
     def how(self) -> str:
-        """One phrase; of an ensemble each member's, where they differ."""
+        """How the head was made, as one phrase; for an ensemble the members' different phrases."""
         return "; ".join(dict.fromkeys(m.how for m in self.members))
 
     @property
@@ -74,28 +74,33 @@ class TeacherCard:
         return sum(m.params for m in self.members)
 
     @property
-    def guide(self) -> int | None:
-        """The member whose maps guide the student: the first that has any."""
+    def feature_member(self) -> int | None:
+        """The index of the member that provides the feature maps: the first that has any."""
         return next((i for i, m in enumerate(self.members) if m.map_channels), None)
 
     @property
     def map_channels(self) -> tuple[int, ...]:
-        """Channels of the maps; empty where no member gives any."""
-        return () if self.guide is None else self.members[self.guide].map_channels
+        """Channels of each feature map; empty if no member has any."""
+        return () if self.feature_member is None else self.members[self.feature_member].map_channels
 
 
 class TeacherMember:
-    """One member at work: views in, logits of the classes and maps out."""
+    """A member of a teacher: its backbone on a backend, and its head.
 
-    def __init__(self, card: MemberCard, backend: Backend, head: nn.Module, body: nn.Module | None = None):
-        self.card, self.backend = card, backend
-        self.body = body  # kept where it was fine-tuned, to be saved
+    finetuned: the fine-tuned backbone, which is saved; None if the backbone is the pretrained one.
+    """
+
+    def __init__(
+        self, card: MemberCard, backend: Backend, head: nn.Module, finetuned: nn.Module | None = None
+    ):
+        self.card, self.backend, self.finetuned = card, backend, finetuned
         self.head = head.eval().requires_grad_(False)
         self.on_cpu = backend.name in CONVERTED
 
     def with_card(self, **changes: Any) -> TeacherMember:
-        """The same member with other facts on its card."""
-        return TeacherMember(dataclasses.replace(self.card, **changes), self.backend, self.head, self.body)
+        """A copy with other values on its card."""
+        card = dataclasses.replace(self.card, **changes)
+        return TeacherMember(card, self.backend, self.head, self.finetuned)
 
     def features(self, views: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) float views in [0, 1] -> pooled features (B, F) and maps, on the views' device."""
@@ -105,37 +110,37 @@ class TeacherMember:
         return tuple(out.to(views.device) for out in self.backend(images))
 
     @torch.no_grad()
-    def whole_answer(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The head's logits over all of its outputs, and the maps."""
+    def all_outputs(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits of all outputs of the head, and the feature maps."""
         pooled, *maps = self.features(views)
-        # In float32 whatever training's autocast says: the head is small.
+        # In float32 even under training's autocast: the head is small.
         with torch.autocast(views.device.type, enabled=False):
             return self.head.to(views.device)(pooled.float()), tuple(maps)
 
     def __call__(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits, maps = self.whole_answer(views)
-        return self.of_classes(logits), maps
+        logits, maps = self.all_outputs(views)
+        return self.class_logits(logits), maps
 
-    def of_classes(self, logits: Tensor) -> Tensor:
-        """The columns of a whole answer that are the classes, in their order."""
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """Selects the classes, in order, from the logits of all outputs."""
         return logits if self.card.columns is None else logits[:, list(self.card.columns)]
 
 
 class Teacher:
-    """Answers batches of views; an ensemble's probabilities are the members' weighted mean."""
+    """Predicts batches of views. An ensemble's probabilities are the weighted mean of its members'."""
 
     def __init__(self, card: TeacherCard, members: Sequence[TeacherMember]):
         self.card, self.members = card, tuple(members)
 
     @property
     def backend(self) -> str:
-        """The backends in use, such as "openvino"."""
+        """The names of the backends in use, such as "openvino"."""
         return " + ".join(dict.fromkeys(m.backend.name for m in self.members))
 
     def for_classes(self, classes: tuple[str, ...]) -> Teacher:
-        """The same teacher with its answers in the order of `classes`, all or a part of those it knows.
+        """The same teacher for `classes`, which are all or some of its own, in any order.
 
-        Raises DeitkitError, naming the class, for one that it does not know.
+        Raises WeightsError, naming the class, for one that it does not know.
         """
         if classes == self.card.classes:
             return self
@@ -145,35 +150,38 @@ class Teacher:
                 f"the fitted teacher {self.card.name} does not know the class {unknown[0]!r}; "
                 f"it knows {', '.join(self.card.classes[:8])}; fit it again"
             )
-        places = [self.card.classes.index(name) for name in classes]
+        indices = [self.card.classes.index(name) for name in classes]
         members = []
         for member in self.members:
             columns = member.card.columns or tuple(range(len(self.card.classes)))
-            members.append(member.with_card(columns=tuple(columns[i] for i in places)))
-        return Teacher(TeacherCard(classes, tuple(m.card for m in members), self.card.several), members)
+            members.append(member.with_card(columns=tuple(columns[i] for i in indices)))
+        return Teacher(TeacherCard(classes, tuple(m.card for m in members), self.card.multilabel), members)
 
     def __call__(self, views: Tensor) -> TeacherOutput:
-        """(B, 3, H, W) float views in [0, 1] -> TeacherAnswer; resizes and normalises for itself."""
-        answers = [member(views) for member in self.members]
-        maps = answers[self.card.guide][1] if self.card.guide is not None else ()
-        return TeacherOutput(self.joined([logits for logits, _ in answers]), maps)
+        """(B, 3, H, W) float views in [0, 1] -> logits and maps. Each member resizes and normalises."""
+        outputs = [member(views) for member in self.members]
+        i = self.card.feature_member
+        return TeacherOutput(
+            self.combine([logits for logits, _ in outputs]), outputs[i][1] if i is not None else ()
+        )
 
-    def joined(self, logits: Sequence[Tensor]) -> Tensor:
-        """One answer (B, K) of the members' (B, K), in the order of `members`."""
-        return mean_of_probabilities(logits, [m.weight for m in self.card.members], self.card.several)
+    def combine(self, logits: Sequence[Tensor]) -> Tensor:
+        """The ensemble's logits (B, K) from those of each member, in the order of `members`."""
+        weights = [m.weight for m in self.card.members]
+        return mean_of_probabilities(logits, weights, multilabel=self.card.multilabel)
 
 
 def mean_of_probabilities(
-    logits: Sequence[Tensor], weights: Sequence[float], several: bool = False
+    logits: Sequence[Tensor], weights: Sequence[float], *, multilabel: bool = False
 ) -> Tensor:
-    """Logits (B, K) whose softmax, or sigmoid of several labels, is the members' weighted mean.
+    """Logits (B, K) whose probabilities are the weighted mean of the members'.
 
-    One member's stay as they are.
+    Probabilities are a softmax, or a sigmoid if `multilabel`. The logits of a single member are unchanged.
     """
     if len(logits) == 1:
         return logits[0]
     total = sum(weights)
     parts = list(zip(logits, weights, strict=True))
-    if several:
+    if multilabel:
         return torch.stack([one.sigmoid() * (w / total) for one, w in parts]).sum(0).logit(eps=1e-6)
     return torch.stack([one.log_softmax(-1) + math.log(w / total) for one, w in parts]).logsumexp(0)

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ..soft_labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_vie
 from ..soft_labels.store import SHARD_VIEWS, Place, SoftLabelStore
 from ..soft_labels.student_config import refuse_smaller_views
 from ..teachers.prepare import prepare_teacher, training_views
-from ..teachers.spec import check_spec, parse
+from ..teachers.spec import allowed_code, check_spec, parse, refuse_code
 from ..teachers.teacher import Teacher
 from . import results
 from .student import choose_student, view_workers
@@ -94,8 +95,11 @@ def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: di
     refuse_smaller_views(config)
     if config.distillation.distill_until == 0:
         raise SettingError("distillation.distill_until is 0: no answer would ever be read; give more")
+    if "teacher.spec" not in changes:  # it comes from the manifest, or is the recipe's
+        for member in parse(teacher.spec):
+            refuse_code(member, allowed_code(replace(teacher, spec="none")), out / FILE)
     check_spec(teacher.spec)  # a misspelt teacher is refused before hours of decoding
-    fitted = [Path(member.rest) for member in parse(teacher.spec) if member.kind == "fitted"]
+    fitted = [Path(member.model) for member in parse(teacher.spec) if member.source == "fitted"]
     if any(folder.resolve().parent == out.resolve() for folder in fitted):
         raise SettingError(
             f"the teacher {teacher.spec} lies inside --out {out}, where the labels keep their own; "

@@ -1,24 +1,13 @@
-"""Where teachers come from, one module per source: `check` is quick, `open_model` loads the weights."""
+"""Where teachers come from: one module per source. Importing this package registers all of them."""
 
 from __future__ import annotations
 
 import importlib
-from typing import cast
+import pkgutil
 
-from ..pretrained import Kind
+from ..pretrained import SOURCES
 
-# As in `timm:NAME`, and the module that opens it.
-_MODULES = {
-    "timm": "timm_model",
-    "torchvision": "torchvision_model",
-    "hf": "hugging_face",
-    "onnx": "onnx_file",
-    "run": "deitkit_run",
-    "python": "python_function",
-}
-NAMES = tuple(_MODULES)
+__all__ = ["SOURCES"]
 
-
-def kind(name: str) -> Kind:
-    """The source called `name`; its module is imported on first use."""
-    return cast(Kind, importlib.import_module(f".{_MODULES[name]}", __name__))
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

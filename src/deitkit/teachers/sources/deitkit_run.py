@@ -1,4 +1,4 @@
-"""run:RUN: a student that deitkit trained earlier teaches another one; transformers teach too."""
+"""run:RUN: a student that deitkit trained earlier, with both of its heads, as a transformer teacher."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from ...models.deit import DeiT, DeiTOutput, joint_probabilities
 from ...preprocessing import InputSize, Preprocessing
 from ...run_folder import read_run
 from ...tasks import Task
-from ..pretrained import Pretrained, count_params, pick_levels
-
-SYNTAX = "run:RUN"
-ABOUT = "a finished deitkit run"
-PACKAGE = "deitkit"
+from ..pretrained import Pretrained, TeacherSource, count_params, feature_levels, register
 
 
-class RunBody(nn.Module):
+class RunBackbone(nn.Module):
     """Normalised images -> the prefix tokens (B, prefix * D), and two blocks' patch tokens as maps."""
 
     def __init__(self, model: DeiT):
         super().__init__()
         self.model = model
-        self.levels = pick_levels([0] * model.depth)
+        self.levels = feature_levels([0] * model.depth)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x, after, prefix = self.model.embed(images), [], self.model.num_prefix_tokens
+        x, outputs, prefix = self.model.embed(images), [], self.model.num_prefix_tokens
         for block in self.model.blocks:
             x = block(x)
-            after.append(x)
-        maps = [after[i][:, prefix:].transpose(1, 2).unflatten(2, self.model.grid_size) for i in self.levels]
+            outputs.append(x)
+        maps = [
+            outputs[i][:, prefix:].transpose(1, 2).unflatten(2, self.model.grid_size) for i in self.levels
+        ]
         return self.model.norm(x[:, :prefix]).flatten(1), *maps
 
 
 class RunHead(nn.Module):
-    """Both heads' tokens (B, prefix * D) -> the joint classifier's logits (B, K)."""
+    """The prefix tokens (B, prefix * D) -> the joint classifier's logits (B, K)."""
 
     def __init__(self, head: nn.Module, head_dist: nn.Module | None, task: Task):
         super().__init__()
@@ -47,34 +45,47 @@ class RunHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         if self.head_dist is None:
             return self.head(pooled)
-        by_class, by_distill = pooled.chunk(2, 1)
-        joint = joint_probabilities(DeiTOutput(self.head(by_class), self.head_dist(by_distill)), self.task)
+        cls_token, dist_token = pooled.chunk(2, 1)
+        output = DeiTOutput(self.head(cls_token), self.head_dist(dist_token))
+        joint = joint_probabilities(output, self.task)
         if self.task == "multilabel":
             return joint.logit(eps=1e-6)
         return joint.clamp(min=torch.finfo(joint.dtype).tiny).log()
 
 
-def check(rest: str) -> None:
-    """Raises DeitkitError where there is no finished run."""
-    if not (Path(rest) / "model.safetensors").is_file() or not (Path(rest) / "config.json").is_file():
-        raise WeightsError(f"{rest} holds no finished run; give the --out folder of a training that ended")
+@register
+class RunSource(TeacherSource):
+    name = "run"
+    syntax = "run:RUN"
+    about = "a finished deitkit run"
 
+    def check(self, model: str) -> None:
+        run = Path(model)
+        if not (run / "model.safetensors").is_file() or not (run / "config.json").is_file():
+            raise WeightsError(f"{run} holds no finished run; give the --out folder of a training that ended")
 
-def open_model(rest: str, wanted: InputSize) -> Pretrained:
-    """The run's student with both heads, at its own size."""
-    check(rest)
-    model, saved = read_run(Path(rest))
-    if wanted.configured not in (None, *model.image_size):
-        size = "x".join(map(str, model.image_size))
-        raise WeightsError(f"the run {rest} takes {size} pixels only; leave out teacher.image_size")
-    view = saved["preprocessing"]
-    return Pretrained(
-        name=f"deit {saved['student'].get('name', 'of other weights')}",
-        preprocessing=Preprocessing(
-            model.image_size, tuple(view["mean"]), tuple(view["std"]), view["crop"], view["interpolation"]
-        ),
-        body=RunBody(model.eval()),
-        head=RunHead(model.head, model.head_dist, saved.get("task", "multiclass")),
-        outputs=tuple(saved["classes"]),
-        params=count_params(model),
-    )
+    def open(self, model: str, size: InputSize, *, trust_remote_code: bool = False) -> Pretrained:
+        """The student at its own image size."""
+        self.check(model)
+        student, saved = read_run(Path(model))
+        if size.configured not in (None, *student.image_size):
+            pixels = "x".join(map(str, student.image_size))
+            raise WeightsError(f"the run {model} takes {pixels} pixels only; leave out teacher.image_size")
+        view = saved["preprocessing"]
+        return Pretrained(
+            name=f"deit {saved['student'].get('name', 'of other weights')}",
+            preprocessing=Preprocessing(
+                student.image_size,
+                tuple(view["mean"]),
+                tuple(view["std"]),
+                view["crop"],
+                view["interpolation"],
+            ),
+            backbone=RunBackbone(student.eval()),
+            head=RunHead(student.head, student.head_dist, saved.get("task", "multiclass")),
+            outputs=tuple(saved["classes"]),
+            params=count_params(student),
+        )
+
+    def absolute(self, model: str) -> str:
+        return str(Path(model).resolve())

@@ -1,4 +1,4 @@
-"""onnx:PATH: a classifier in an ONNX file, with one input of images and one output a class."""
+"""onnx:FILE: a classifier in an ONNX file, with one input of images and one output per class."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo
 from torch import Tensor
 
 from ...errors import WeightsError
 from ...inference.backends import Backend, OnnxRuntimeBackend, OpenVINOBackend, installed
 from ...preprocessing import InputSize, Preprocessing
-from ..pretrained import Pretrained
+from ..classes import imagenet_ids
+from ..pretrained import Pretrained, TeacherSource, register
 
-SYNTAX = "onnx:PATH"
-ABOUT = "a classifier in an ONNX file: one input (B, 3, H, W), logits or probabilities out"
-PACKAGE = "onnxruntime"
-
-_NATIVE = 224  # where the file leaves the size open
+_DEFAULT_SIZE = 224  # if the file takes any size
+_TAKES = "an ONNX teacher takes one input of floats (B, 3, H, W)"
 
 
-class OnnxFile:
-    """Runs the file on images in [0, 1]: normalised here, probabilities turned into logits."""
+class OnnxFileBackend:
+    """Runs the file on images in [0, 1]: normalises them, and turns probabilities into logits."""
 
-    def __init__(self, backend: Backend, view: Preprocessing, place: int, probabilities: bool):
-        self.backend, self.place, self.probabilities = backend, place, probabilities
+    def __init__(self, backend: Backend, view: Preprocessing, output: int, probabilities: bool):
+        self.backend, self.output, self.probabilities = backend, output, probabilities
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (view.mean, view.std))
 
     @property
@@ -36,103 +33,128 @@ class OnnxFile:
         return self.backend.name
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        out = self.backend((views - self.mean) / self.std)[self.place].float()
+        out = self.backend((views - self.mean) / self.std)[self.output].float()
         return (out.clamp(min=1e-12).log() if self.probabilities else out,)
 
 
-def check(rest: str) -> None:
-    """Raises DeitkitError where there is no such file, or nothing to run it with."""
-    if not Path(rest).is_file():
-        raise WeightsError(f"there is no ONNX file {rest}; give the path of one")
-    if not installed("onnxruntime"):
-        raise WeightsError('onnx: teachers need onnxruntime; install it with: pip install "deitkit[onnx]"')
+@register
+class OnnxSource(TeacherSource):
+    name = "onnx"
+    syntax = "onnx:FILE"
+    about = "a classifier in an ONNX file: one input (B, 3, H, W), logits or probabilities out"
+    package = "onnxruntime"
+
+    def check(self, model: str) -> None:
+        if not Path(model).is_file():
+            raise WeightsError(f"there is no ONNX file {model}; give the path of one")
+        if not installed("onnxruntime"):
+            raise WeightsError(
+                'onnx: teachers need onnxruntime; install it with: pip install "deitkit[onnx]"'
+            )
+
+    def open(self, model: str, size: InputSize, *, trust_remote_code: bool = False) -> Pretrained:
+        """The network in the file. teacher.mean and teacher.std say how it normalises images."""
+        self.check(model)
+        path = Path(model)
+        try:
+            runtime = OnnxRuntimeBackend(path)
+        except Exception as error:  # of the runtime
+            raise WeightsError(
+                f"the ONNX file {model} cannot be read ({type(error).__name__}); export it again"
+            ) from None
+        image_size = _image_size(model, runtime.session, size)
+        view, names = _metadata(model, runtime.session, image_size)
+        output, num_classes, probabilities = _find_logits(model, runtime, view)
+        if names is not None and len(names) != num_classes:
+            raise WeightsError(
+                f"the ONNX file {model} names {len(names)} classes and returns {num_classes} logits; "
+                "export it again"
+            )
+        backends: dict[str, Callable[[Preprocessing], Backend]] = {
+            "onnxruntime": lambda view: OnnxFileBackend(runtime, view, output, probabilities),
+            "openvino": lambda view: OnnxFileBackend(OpenVINOBackend(path), view, output, probabilities),
+        }
+        return Pretrained(
+            name=path.name,
+            preprocessing=view,
+            backbone=None,
+            head=torch.nn.Identity(),
+            outputs=names or imagenet_ids(num_classes),
+            params=_count_weights(model),
+            backends=backends,
+        )
+
+    def absolute(self, model: str) -> str:
+        return str(Path(model).resolve())
 
 
-def open_model(rest: str, wanted: InputSize) -> Pretrained:
-    """The file's network; a teacher's own mean and deviation come from teacher.mean and teacher.std.
-
-    Raises DeitkitError for a file that cannot be read, or whose input is not a batch of images.
-    """
-    check(rest)
-    try:
-        runtime = OnnxRuntimeBackend(Path(rest))
-    except Exception as error:  # a runtime's own
-        raise WeightsError(f"the ONNX file {rest} cannot be read ({type(error).__name__})") from None
-    view, names = _describe(rest, runtime.session, wanted)
-    place, classes, probabilities = _find_answer(rest, runtime, view)
-    if names is not None and len(names) != classes:
-        raise WeightsError(f"the ONNX file {rest} names {len(names)} classes and answers {classes}")
-    if names is None and classes == 1000:
-        names = tuple(ImageNetInfo().label_names())
-    makers: dict[str, Callable[[Preprocessing], Backend]] = {
-        "onnxruntime": lambda view: OnnxFile(runtime, view, place, probabilities),
-        "openvino": lambda view: OnnxFile(OpenVINOBackend(Path(rest)), view, place, probabilities),
-    }
-    return Pretrained(
-        name=Path(rest).name,
-        preprocessing=view,
-        body=None,
-        head=torch.nn.Identity(),
-        outputs=names,
-        params=_count_weights(rest),
-        backends=makers,
-    )
-
-
-def _describe(rest: str, session: Any, wanted: InputSize) -> tuple[Preprocessing, tuple[str, ...] | None]:
-    """How images go in, and what the outputs are called where the file says so."""
+def _image_size(file: str, session: Any, size: InputSize) -> tuple[int, int]:
+    """The input size. Raises WeightsError if the input is not a batch of images."""
     inputs = session.get_inputs()
     shape = inputs[0].shape
-    takes = "an ONNX teacher takes one input of floats (B, 3, H, W)"
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].type != "tensor(float)":
         found = ", ".join(f"{i.name} {i.type} {list(i.shape)}" for i in inputs)
-        raise WeightsError(f"the ONNX file {rest} takes {found}; {takes}")
+        raise WeightsError(f"the ONNX file {file} takes {found}; {_TAKES}")
     if isinstance(shape[1], int) and shape[1] != 3:
         last = ", channels last" if shape[3] == 3 else ""
-        raise WeightsError(f"the ONNX file {rest} takes {list(shape)}{last}; {takes}")
+        raise WeightsError(f"the ONNX file {file} takes {list(shape)}{last}; {_TAKES}")
     if isinstance(shape[0], int):
         raise WeightsError(
-            f"the ONNX file {rest} takes exactly {shape[0]} images at a time; export it with a free batch"
+            f"the ONNX file {file} takes exactly {shape[0]} images at a time; export it with a dynamic batch"
         )
-    size = wanted.resolve(_NATIVE)
-    if isinstance(shape[2], int) and isinstance(shape[3], int):
-        if wanted.configured not in (None, shape[2]):
-            raise WeightsError(
-                f"the ONNX file {rest} takes {shape[2]} x {shape[3]} pixels only; "
-                "leave out teacher.image_size"
-            )
-        size = (shape[2], shape[3])
-    says = session.get_modelmeta().custom_metadata_map
-    if "classes" in says and "preprocessing" in says:  # deitkit export: the normalisation is inside
-        if json.loads(says.get("task", '"multiclass"')) != "multiclass":
-            raise WeightsError(f"the ONNX file {rest} knows several labels an image; give its run as run:RUN")
-        crop = json.loads(says["preprocessing"])["crop"]
-        return Preprocessing(size, (0.0,) * 3, (1.0,) * 3, crop), tuple(json.loads(says["classes"]))
-    return Preprocessing(size), None
+    if not (isinstance(shape[2], int) and isinstance(shape[3], int)):
+        return size.resolve(_DEFAULT_SIZE)
+    if size.configured not in (None, shape[2]):
+        raise WeightsError(
+            f"the ONNX file {file} takes {shape[2]} x {shape[3]} pixels only; leave out teacher.image_size"
+        )
+    return shape[2], shape[3]
 
 
-def _find_answer(rest: str, backend: Backend, view: Preprocessing) -> tuple[int, int, bool]:
-    """The place of the output with a number a class, how many classes, and whether it is probabilities."""
+def _metadata(
+    file: str, session: Any, image_size: tuple[int, int]
+) -> tuple[Preprocessing, tuple[str, ...] | None]:
+    """Preprocessing and class names, which files of `deitkit export` contain. Else ImageNet's, and None."""
+    saved = session.get_modelmeta().custom_metadata_map
+    if "classes" not in saved or "preprocessing" not in saved:
+        return Preprocessing(image_size), None
+    try:
+        task = json.loads(saved.get("task", '"multiclass"'))
+        crop = float(json.loads(saved["preprocessing"])["crop"])
+        names = tuple(str(name) for name in json.loads(saved["classes"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"the metadata of the ONNX file {file} cannot be read ({type(error).__name__}); export it again"
+        ) from None
+    if task != "multiclass":
+        raise WeightsError(f"the ONNX file {file} is a multi-label classifier; give its run as run:RUN")
+    return Preprocessing(image_size, (0.0,) * 3, (1.0,) * 3, crop), names  # it normalises by itself
+
+
+def _find_logits(file: str, backend: Backend, view: Preprocessing) -> tuple[int, int, bool]:
+    """The index of the output (B, K), K, and whether it holds probabilities."""
     images = torch.rand(2, 3, *view.image_size, generator=torch.Generator().manual_seed(0))
     try:
         outputs = backend(images)
     except Exception as error:
-        raise WeightsError(f"the ONNX file {rest} fails on a batch of images: {error}") from None
+        raise WeightsError(f"the ONNX file {file} fails on a batch of images: {error}") from None
     flat = [i for i, out in enumerate(outputs) if out.ndim == 2 and len(out) == 2]
     if not flat:
         shapes = ", ".join(str(tuple(out.shape)) for out in outputs)
-        raise WeightsError(f"the ONNX file {rest} gives {shapes}; a teacher gives one number a class, (B, K)")
-    answer = outputs[flat[0]]
-    sums = answer.sum(1)
-    likely = bool((answer >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-    return flat[0], answer.shape[1], likely
+        raise WeightsError(
+            f"the ONNX file {file} returns {shapes}; a teacher returns one logit per class (B, K)"
+        )
+    found = outputs[flat[0]]
+    sums = found.sum(1)
+    probabilities = bool((found >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+    return flat[0], found.shape[1], probabilities
 
 
-def _count_weights(rest: str) -> int:
-    """Numbers in the file's initialisers; 0 where the package onnx is not there to tell."""
+def _count_weights(file: str) -> int:
+    """The number of weights in the file; 0 if the package onnx, which counts them, is not installed."""
     try:
         import onnx
     except ImportError:
         return 0
-    model = onnx.load(rest, load_external_data=False)
+    model = onnx.load(file, load_external_data=False)
     return sum(math.prod(weight.dims) for weight in model.graph.initializer)

@@ -9,27 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ...errors import WeightsError, did_you_mean
 from ...preprocessing import InputSize, Preprocessing
-from ..pretrained import Pretrained, count_params
+from ..classes import imagenet_ids
+from ..pretrained import Pretrained, TeacherSource, count_params, register
 
-SYNTAX = "python:MODULE:FUNCTION"
-ABOUT = "a callable from views (B, 3, H, W) in [0, 1] to logits (B, K); its `classes` name them"
-PACKAGE = "deitkit"
-
-_NATIVE = 224  # for whole images, where no student's view decides
+_DEFAULT_SIZE = 224  # for whole images, if no student's image size is known
 
 
-class Call:
-    """The callable as a backend."""
+class FunctionBackend:
+    """The callable as a backend; checks what it returns."""
 
     name = "python"
 
-    def __init__(self, function: Callable[[Tensor], Tensor], rest: str):
-        self.function, self.rest = function, rest
+    def __init__(self, function: Callable[[Tensor], Tensor], spec: str):
+        self.function, self.spec = function, spec
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
         try:
@@ -37,65 +33,81 @@ class Call:
                 logits = self.function(views)
         except Exception as error:
             raise WeightsError(
-                f"python:{self.rest} fails on views {tuple(views.shape)}: {type(error).__name__}: {error}"
+                f"{self.spec} fails on views {tuple(views.shape)}: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(views):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise WeightsError(
-                f"python:{self.rest} gives {found} for {len(views)} views; give logits "
-                f"({len(views)}, K), a number a class"
+                f"{self.spec} returns {found} for {len(views)} views; return logits "
+                f"({len(views)}, K), one per class"
             )
         return (logits.float(),)
 
 
-def check(rest: str) -> None:
-    """Raises DeitkitError where the module or the callable in it is not there."""
-    _find(rest)
+@register
+class PythonSource(TeacherSource):
+    name = "python"
+    syntax = "python:MODULE:FUNCTION"
+    about = "a callable from views (B, 3, H, W) in [0, 1] to logits (B, K); its `classes` name them"
+    runs_code = True
+
+    def check(self, model: str) -> None:
+        _import(model)
+
+    def open(self, model: str, size: InputSize, *, trust_remote_code: bool = False) -> Pretrained:
+        """The callable. It gets the student's views at their own size unless teacher.image_size is set."""
+        spec, function = f"python:{model}", _import(model)
+        if isinstance(function, nn.Module):
+            function.eval().requires_grad_(False)
+        image_size = size.student or (_DEFAULT_SIZE, _DEFAULT_SIZE)
+        if size.configured is not None:
+            image_size = (size.configured, size.configured)
+        num_outputs = FunctionBackend(function, spec)(torch.zeros(2, 3, *image_size))[0].shape[1]
+        return Pretrained(
+            name=model,
+            preprocessing=Preprocessing(image_size, (0.0,) * 3, (1.0,) * 3, 1.0),
+            backbone=None,
+            head=nn.Identity(),
+            outputs=_outputs(spec, function, num_outputs),
+            params=count_params(function if isinstance(function, nn.Module) else None),
+            backends={"python": lambda view: FunctionBackend(function, spec)},
+        )
 
 
-def open_model(rest: str, wanted: InputSize) -> Pretrained:
-    """The callable; it sees the student's views at their own size, unless teacher.image_size is set."""
-    function = _find(rest)
-    if isinstance(function, nn.Module):
-        function.eval().requires_grad_(False)
-    size = wanted.student or (_NATIVE, _NATIVE)
-    if wanted.configured is not None:
-        size = (wanted.configured, wanted.configured)
-    count = Call(function, rest)(torch.zeros(2, 3, *size))[0].shape[1]
+def _outputs(spec: str, function: Any, num_outputs: int) -> tuple[str, ...] | None:
+    """The callable's `classes`, or ImageNet's ids for a thousand outputs."""
     names = getattr(function, "classes", None)
-    if names is not None and len(names) != count:
-        raise WeightsError(f"python:{rest} names {len(names)} classes and answers {count}")
-    if names is None and count == 1000:
-        names = ImageNetInfo().label_names()
-    return Pretrained(
-        name=rest,
-        preprocessing=Preprocessing(size, (0.0,) * 3, (1.0,) * 3, 1.0),
-        body=None,
-        head=nn.Identity(),
-        outputs=tuple(names) if names is not None else None,
-        params=count_params(function if isinstance(function, nn.Module) else None),
-        backends={"python": lambda view: Call(function, rest)},
-    )
+    if names is None:
+        return imagenet_ids(num_outputs)
+    if len(names) != num_outputs:
+        raise WeightsError(
+            f"{spec} names {len(names)} classes and returns {num_outputs} logits; name each of them"
+        )
+    return tuple(names)
 
 
-def _find(rest: str) -> Any:
-    module_name, _, name = rest.partition(":")
+def _import(model: str) -> Any:
+    """Imports the callable; the current folder is searched first.
+
+    Only for a spec that the user typed in this call, never for one from a file: see `spec.refuse_code`.
+    """
+    module_name, _, name = model.partition(":")
     if not module_name or not name:
-        raise WeightsError(f"python:{rest} names no function; give {SYNTAX}")
-    if os.getcwd() not in sys.path:  # a file beside the user's data
+        raise WeightsError(f"python:{model} names no function; give {PythonSource.syntax}")
+    if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise WeightsError(
-            f"python:{rest}: there is no module {error.name!r}; start from the folder that holds it"
+            f"python:{model}: there is no module {error.name!r}; run the command in the folder that holds it"
         ) from None
     except Exception as error:
         raise WeightsError(
-            f"python:{rest}: {module_name} cannot be imported: {type(error).__name__}: {error}"
+            f"python:{model}: {module_name} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if not callable(getattr(module, name, None)):
         callables = [n for n in vars(module) if callable(getattr(module, n))]
-        also = did_you_mean(name, callables)
-        raise WeightsError(f"python:{rest}: {module_name} has no function {name!r}{also}")
+        hint = did_you_mean(name, callables)
+        raise WeightsError(f"python:{model}: {module_name} has no function {name!r}{hint}")
     return getattr(module, name)
