@@ -126,7 +126,7 @@ def _metadata(
         raise WeightsError(
             f"the metadata of the ONNX file {file} cannot be read ({type(error).__name__}); export it again"
         ) from None
-    if task != "multiclass":
+    if task not in ("multiclass", "classes"):  # "classes": version 0.1
         raise WeightsError(f"the ONNX file {file} is a multi-label classifier; give its run as run:RUN")
     return Preprocessing(image_size, (0.0,) * 3, (1.0,) * 3, crop), names  # it normalises by itself
 
