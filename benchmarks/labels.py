@@ -32,7 +32,7 @@ from deitkit import recipes
 from deitkit.config import Config
 from deitkit.data.dataset import Dataset, find_splits, open_data
 from deitkit.preprocessing import Preprocessing, normalise
-from deitkit.soft_labels.codec import make_codec
+from deitkit.soft_labels.codec import SoftLabelFormat, make_codec
 from deitkit.soft_labels.manifest import fixed_settings
 from deitkit.soft_labels.store import SHARD_VIEWS, SoftLabelStore
 from deitkit.teachers.fast_backbone import backend_builders, choose_backend
@@ -206,11 +206,13 @@ def on_paper() -> list[dict[str, Any]]:
         ("ImageNet-1k x 300", 1000, 1_281_167, 300),
         ("ImageNet-21k x 90", 21_841, 14_197_122, 90),
     ):
-        for kind in ("top-k", "hard"):
-            codec = make_codec(classes, kind=kind)  # type: ignore[arg-type]
+        for stored in (SoftLabelFormat("top-k", 10, 1.0), SoftLabelFormat("hard")):
+            codec = make_codec(classes, stored)
             files = epochs * -(-images // SHARD_VIEWS)
             size = epochs * images * codec.bytes_per_view + files * HEADER_BYTES
-            rows.append({"data": name, "kind": kind, "files": files, "gigabytes": round(size / 1e9, 2)})
+            rows.append(
+                {"data": name, "kind": stored.kind, "files": files, "gigabytes": round(size / 1e9, 2)}
+            )
             rows[-1]["bytes_per_view"] = codec.bytes_per_view
     return rows
 

@@ -12,6 +12,7 @@ import torch
 
 from deitkit import recipes
 from deitkit.errors import DeitkitError
+from deitkit.soft_labels.codec import SoftLabelFormat
 from deitkit.soft_labels.locks import Claims
 from deitkit.soft_labels.manifest import Manifest, read_manifest
 from deitkit.soft_labels.store import SoftLabelStore, open_soft_labels
@@ -20,8 +21,8 @@ CPU = torch.device("cpu")
 CLASSES = ("a", "b", "c")
 
 
-def answers_to(epoch: int, indices) -> torch.Tensor:
-    """Logits that tell epoch and image apart."""
+def logits_of(epoch: int, indices) -> torch.Tensor:
+    """Logits that differ between epochs and images."""
     return torch.stack([torch.tensor([i % 7, (i + epoch) % 5, epoch * 0.5]) for i in indices.tolist()])
 
 
@@ -31,11 +32,11 @@ def store(tmp_path) -> SoftLabelStore:
     config = recipes.get("small-data").override({"train.batch_size": 4})
     manifest = Manifest(
         settings=config.to_dict(),
-        data="0" * 16,
+        data_fingerprint="0" * 16,
         images=20,
         unlabeled=0,
         classes=CLASSES,
-        labels={"kind": "top-k", "k": 3, "temperature": 2.0},
+        format=SoftLabelFormat("top-k", 3, 2.0),
         shard_batches=2,
         teacher={"name": "t", "top1": 90.0},
         teacher_sha256="",
@@ -45,16 +46,16 @@ def store(tmp_path) -> SoftLabelStore:
     store = open_soft_labels(tmp_path)
     for place in store.places(2):
         batches = store.plan(place[0])[store.batches(place)]
-        store.write(place, [store.codec.encode(answers_to(place[0], b.indices)) for b in batches])
+        store.write(place, [store.codec.encode(logits_of(place[0], b.indices)) for b in batches])
     return store
 
 
-def test_answers_are_those_of_the_planned_batches(store):
+def test_outputs_are_those_of_the_planned_batches(store):
     assert store.shards == 3 and store.epochs() == 2 and store.views_per_epoch == 20
     for epoch in (1, 0):
         for position, batch in enumerate(store.plan(epoch)):
-            found = store.answer(epoch, position, CPU)
-            expected = answers_to(epoch, batch.indices).softmax(1)
+            found = store.outputs(epoch, position, CPU)
+            expected = logits_of(epoch, batch.indices).softmax(1)
             torch.testing.assert_close(found.logits.softmax(1), expected, rtol=1e-4, atol=1e-6)
             assert found.feature_maps == ()
 
@@ -80,14 +81,14 @@ def test_a_bad_shard_is_refused_by_name(store, change):
     elif change == "moved":
         shutil.copy(store.path((0, 0)), path)
     else:
-        other = SoftLabelStore(store.folder, replace(store.manifest, data="1" * 16))
+        other = SoftLabelStore(store.folder, replace(store.manifest, data_fingerprint="1" * 16))
         other.write((1, 0), [store.read((1, 0))])
     with pytest.raises(DeitkitError, match=f"{path.name}.*label again: deitkit label DATA --epochs 2"):
         open_soft_labels(store.folder).verify(2, lambda n: None)
     open_soft_labels(store.folder).verify(1, lambda n: None)
 
 
-def test_a_gap_ends_the_whole_epochs(store):
+def test_a_gap_ends_the_complete_epochs(store):
     store.path((0, 2)).unlink()
     assert store.epochs() == 0
 
@@ -114,7 +115,7 @@ with Claims(Path(sys.argv[1])) as claims:
 """
 
 
-def test_a_piece_is_one_processes_until_that_ends(tmp_path):
+def test_a_piece_belongs_to_one_process_until_that_ends(tmp_path):
     pytest.importorskip("fcntl")
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

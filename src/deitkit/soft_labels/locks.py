@@ -1,4 +1,4 @@
-"""Several processes share out one folder's work without knowing of each other."""
+"""Lets several processes share the work on one folder without talking to each other."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..errors import RunFolderError
 
 
 class Claims:
-    """Numbered pieces of work, each held by one process at most.
+    """Numbered pieces of work, each held by at most one process.
 
-    A piece is one byte of a lock file (POSIX record locks, which network file systems have too);
-    the system frees it when its process ends, however that happens. Where there are no such locks,
-    everything is granted: one process a folder, then.
+    A piece is one byte of a lock file (a POSIX record lock, which network file systems support). The system
+    releases it when its process ends, for whatever reason. On systems without such locks every claim
+    succeeds: use one process per folder there.
     """
 
     def __init__(self, path: Path):
@@ -29,7 +29,7 @@ class Claims:
         self._file.close()
 
     def take(self, piece: int, *, wait: bool = False) -> bool:
-        """Whether this process now holds `piece`; with `wait`, only returns once it does."""
+        """Whether this process now holds `piece`. With `wait`, blocks until it does."""
         try:
             import fcntl
         except ImportError:
@@ -45,7 +45,7 @@ class Claims:
         return True
 
     def free(self, piece: int) -> None:
-        """Gives `piece` back."""
+        """Releases `piece`."""
         try:
             import fcntl
         except ImportError:

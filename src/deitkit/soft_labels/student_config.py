@@ -25,7 +25,7 @@ def student_settings(store: SoftLabelStore, recipe: str | None, changes: dict[st
     start = recipes.get(recipe or manifest.config.recipe)
     _say_what_differs(folder, manifest, start)
     settings = fixed_settings(manifest) | {"train.epochs": store.epochs()} | changes
-    if manifest.labels["kind"] == "hard":
+    if manifest.format.kind == "hard":
         settings.setdefault("distillation.mode", "hard")
     refuse_out_of_range(start.override(changes))
     wanted = start.override(settings)
@@ -33,7 +33,7 @@ def student_settings(store: SoftLabelStore, recipe: str | None, changes: dict[st
         raise RunFolderError(
             "distillation.mode none uses no labels; leave out --soft-labels or choose soft or hard"
         )
-    if manifest.labels["kind"] == "hard" and wanted.distillation.mode != "hard":
+    if manifest.format.kind == "hard" and wanted.distillation.mode != "hard":
         raise RunFolderError(
             f"{folder} holds hard labels, which cannot serve distillation.mode {wanted.distillation.mode}; "
             "give --distillation hard, or label again with --top-k"

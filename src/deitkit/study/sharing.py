@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..soft_labels.manifest import settings_of_labels
+from ..soft_labels.manifest import view_settings
 from ..soft_labels.student_config import epochs_read
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def share_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
     groups = defaultdict(list)
     for run in runs:
         if _can_read(run):
-            deciding = json.dumps(settings_of_labels(run.config.to_dict()), sort_keys=True)
+            deciding = json.dumps(view_settings(run.config.to_dict()), sort_keys=True)
             groups[run.data, deciding].append(run)
     shared: dict[Path, SharedLabels] = {}
     for group in groups.values():

@@ -24,7 +24,7 @@ from ..errors import SettingError
 from ..inference.device import resolve_device
 from ..io import refuse_occupied
 from ..run_folder import TEACHER_FOLDER
-from ..soft_labels.codec import make_codec
+from ..soft_labels.codec import SoftLabelFormat, make_codec
 from ..soft_labels.locks import Claims
 from ..soft_labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
 from ..soft_labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
@@ -110,35 +110,24 @@ def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: di
 
 def _kind(
     out: Path, known: Manifest | None, config: Config, num_classes: int, top_k: int | None, hard: bool
-) -> dict[str, Any]:
-    """`Codec.facts()` of the labels to write; what is there already must not be asked for otherwise."""
+) -> SoftLabelFormat:
+    """What to store of each view; what is there already must not be asked for otherwise."""
     if hard and top_k is not None:
         raise SettingError("--hard and --top-k both say what to keep; give one of them")
-    wanted = make_codec(
-        num_classes,
-        kind="hard" if hard else "top-k",
-        k=top_k or _TOP_K,
-        temperature=config.distillation.temperature,
-    ).facts()
+    asked = SoftLabelFormat("top-k", top_k or _TOP_K, config.distillation.temperature)
+    wanted = make_codec(num_classes, SoftLabelFormat("hard") if hard else asked).format
     if known is None:
         return wanted
-    if (hard or top_k is not None) and (wanted["kind"], wanted.get("k")) != (
-        known.labels["kind"],
-        known.labels.get("k"),
-    ):
+    if (hard or top_k is not None) and wanted.name != known.format.name:
         raise SettingError(
-            f"{out} holds {_words(known.labels)} labels, and {_words(wanted)} ones are asked for; "
+            f"{out} holds {known.format.name} labels, and {wanted.name} ones are asked for; "
             "leave that out, or choose another --out"
         )
-    return known.labels
-
-
-def _words(kind: dict[str, Any]) -> str:
-    return "hard" if kind["kind"] == "hard" else f"top-{kind['k']}"
+    return known.format
 
 
 def _prepare(
-    out: Path, config: Config, kind: dict[str, Any], data: Dataset, device: torch.device
+    out: Path, config: Config, kind: SoftLabelFormat, data: Dataset, device: torch.device
 ) -> tuple[SoftLabelStore, Teacher]:
     """The store and its teacher: both opened and checked where they are there, else made."""
     images, make = data.pool.images, training_views(config, data, device).make
@@ -164,11 +153,11 @@ def _prepare(
     results.say_teacher(facts, data.val)
     manifest = Manifest(
         settings=config.to_dict(),
-        data=images.fingerprint(times=False),
+        data_fingerprint=images.fingerprint(times=False),
         images=len(images),
         unlabeled=len(images) - len(data.train.images),
         classes=data.classes,
-        labels=kind,
+        format=kind,
         shard_batches=max(1, SHARD_VIEWS // config.train.batch_size),
         teacher=facts,
         teacher_sha256=_digest(out / TEACHER_FOLDER),

@@ -204,7 +204,7 @@ class Trainer:
         parts = batch.images.split(self.micro_batch_size)
         taught = self._taught(step)
         if taught and self.soft_labels is not None:
-            answer = self.soft_labels.answer(*divmod(step, self.steps_per_epoch), self.device)
+            answer = self.soft_labels.outputs(*divmod(step, self.steps_per_epoch), self.device)
             yield from (TeacherOutput(logits, ()) for logits in answer.logits.split(self.micro_batch_size))
         elif taught and self.teacher is not None:
             yield from map(self.teacher, parts)

@@ -75,7 +75,7 @@ def test_a_run_from_labels_says_so(stage, tmp_path, soft, capsys):
     assert "feature guidance is off" in capsys.readouterr().err
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert described["config"]["train"]["epochs"] == EPOCHS and described["config"]["teacher"]["labels"]
+    assert described["config"]["train"]["epochs"] == EPOCHS and described["config"]["teacher"]["soft_labels"]
     assert described["teacher"]["name"] == results["teacher"]["name"] == "test_efficientnet"
     assert not (tmp_path / "run" / "teacher").exists()
     kept = Path(results["teacher"]["folder"])  # which sees images as the labelled views were made
