@@ -1,7 +1,8 @@
-"""The settings of a run: one source for command-line flags, recipes and saved runs.
+"""All settings, in sections: what the user asks for (`Config`) and what is run (`ResolvedConfig`).
 
-Every section is a frozen dataclass, so a run's settings cannot drift while it works; `override`
-makes a changed copy and refuses a key that does not exist. The text after each field is its help.
+A `Config` may say "auto"; `training.resolve` replaces every "auto" once, and only a `ResolvedConfig`
+is handed on. Sections are frozen dataclasses; `override` returns a changed copy. Each setting states its
+type, default, help and allowed values where it is declared (see `settings`).
 """
 
 from __future__ import annotations
@@ -10,214 +11,414 @@ import dataclasses
 import functools
 import json
 import math
-import types
 import typing
 import warnings
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 from .errors import SettingError, did_you_mean, nearest
+from .settings import (
+    AUTO,
+    SEED,
+    Auto,
+    Registered,
+    above,
+    at_least,
+    parse,
+    raise_all,
+    section_problems,
+    setting,
+    share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """The model that is trained."""
 
-    name: str = "auto"  # nano, tiny, small, base; auto picks by device and image count
-    image_size: tuple[int, int] | None = None  # height, width in pixels; None picks by device and data
-    patch_size: tuple[int, int] | None = None  # height, width in pixels; None picks about 64 patches on a CPU
-    drop_path_rate: float = 0.0  # stochastic depth at the last block (arXiv 1603.09382)
-    patch_drop_rate: float = 0.0  # share of patches left out in training (PatchDropout, arXiv 2208.07220)
-    init_scheme: Literal["published", "structured"] = (
-        "published"  # how weights are drawn; see DeiT.init_structured
+    name: str = setting("auto", "nano, tiny, small or base; auto: by device and number of images.")
+    image_size: tuple[int, int] | Auto = setting(
+        AUTO, "Height and width in pixels; auto: by device and images.", at_least(1)
     )
-    layer_scale: float | None = None  # where LayerScale's gains start (arXiv 2103.17239); none: no gains
-    init_antialias: bool = False  # positions of other sizes resized as timm does; false: as published
-    initial_weights: str = (
-        "none"  # weights to start from: auto, none, a run folder, a file, timm:, hf: or deitkit:NAME
+    patch_size: tuple[int, int] | Auto = setting(
+        AUTO, "Height and width in pixels; auto: about 64 patches on a CPU.", at_least(1)
+    )
+    drop_path_rate: float = setting(
+        0.0, "Stochastic depth of the last block (arXiv 1603.09382).", share(one=False)
+    )
+    patch_drop_rate: float = setting(
+        0.0, "Share of patches dropped in training (PatchDropout, arXiv 2208.07220).", share(one=False)
+    )
+    init_scheme: Literal["published", "structured"] = setting(
+        "published", "Weight initialisation scheme; structured needs less data (DeiT.init_structured)."
+    )
+    layer_scale: float | None = setting(
+        None, "LayerScale init value (arXiv 2103.17239); none disables it.", above(0)
+    )
+    init_antialias: bool = setting(
+        False, "Resize position embeddings of initial weights with antialiasing, as timm does."
+    )
+    initial_weights: str = setting(
+        "none", "Initial weights: auto, none, a run folder, a file, timm:NAME, hf:NAME or deitkit:NAME."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where views come from."""
+    """Images, splits and loading."""
 
-    split: Literal["stratified", "blocks"] = "stratified"  # blocks: consecutive file names stay together
-    split_seed: int = 0  # which images are held out; apart from train.seed, so that seeds compare
-    val_fraction: float = 0.25  # held out where the folder has no val/
-    train_fraction: float = 1.0  # share of the training images that are used, drawn by split_seed
-    eval_fraction: float = 1.0  # share of the validation images that are measured on, drawn likewise
-    eval_crop: float = 1.0  # share of the shorter side that evaluation's centre crop keeps
-    repeats: int = 1  # views of an image in one batch (repeated augmentation, arXiv 1902.05509, 1901.09335)
-    unlabeled: str | None = None  # folder of images for the teacher to answer, of the same field
-    unlabeled_share: float = 0.5  # of each batch, where there are unlabelled images
-    cache_gb: float = 8.0  # decoded pixels are kept on disk up to this size; above, decoded as needed
-    workers: int | None = None  # threads that decode and augment ahead; None: by device
+    split: Literal["stratified", "blocks"] = setting(
+        "stratified", "How validation images are held out; blocks keeps consecutive file names together."
+    )
+    split_seed: int = setting(0, "Seed of the split; independent of train.seed.", SEED)
+    val_fraction: float = setting(0.25, "Share held out for validation if the folder has no val/.")
+    train_fraction: float = setting(1.0, "Share of the training images to use.", share(zero=False))
+    eval_fraction: float = setting(1.0, "Share of the validation images to use.", share(zero=False))
+    eval_crop: float = setting(1.0, "Share of the shorter side kept by evaluation's centre crop.", above(0))
+    repeats: int = setting(
+        1,
+        "Views of each image in a batch (repeated augmentation, arXiv 1902.05509, 1901.09335).",
+        at_least(1),
+    )
+    unlabeled: str | None = setting(None, "Folder of unlabelled images for the teacher to label.")
+    unlabeled_share: float = setting(
+        0.5, "Share of each batch taken by unlabelled images.", share(zero=False, one=False)
+    )
+    cache_gb: float = setting(8.0, "Decoded pixels are cached on disk up to this size.", at_least(0))
+    workers: int | Auto = setting(
+        AUTO, "Threads that decode and augment batches ahead; auto: by device.", at_least(0)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How a view differs from its image."""
+    """Augmentation of training views."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area that a crop covers
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop
-    flip: float = 0.5  # probability of a horizontal mirror
-    randaugment_ops: int = 2  # operations a view (RandAugment, arXiv 1909.13719); 0: none
-    randaugment_magnitude: float = 9.0  # of 10
-    randaugment_std: float = 0.5  # spread of the magnitude between operations
-    three_augment: bool = False  # each view greyed, solarised or blurred (3-Augment, arXiv 2204.07118)
-    color_jitter: float = 0.0  # brightness, contrast, saturation each within 1 +- this
-    erasing: float = 0.25  # probability of erasing a rectangle (arXiv 1708.04896)
-    mixup: float = 0.8  # Beta parameter of mixup (arXiv 1710.09412); 0: off
-    cutmix: float = 1.0  # Beta parameter of CutMix (arXiv 1905.04899); 0: off
-    mix_probability: float = 1.0  # share of pairs that are mixed at all
-    cutmix_share: float = 0.5  # share of mixed pairs that take CutMix where both are on
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), "Area of a random crop, as a share.", above(0))
+    crop_ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "Aspect ratio (width / height) of a random crop.", above(0)
+    )
+    flip: float = setting(0.5, "Probability of a horizontal flip.", share())
+    randaugment_ops: int = setting(
+        2, "Operations per view (RandAugment, arXiv 1909.13719); 0 disables it.", at_least(0)
+    )
+    randaugment_magnitude: float = setting(9.0, "Magnitude, out of 10.", at_least(0))
+    randaugment_std: float = setting(0.5, "Standard deviation of the magnitude.", at_least(0))
+    three_augment: bool = setting(
+        False, "Grayscale, solarisation or blur for each view (3-Augment, arXiv 2204.07118)."
+    )
+    color_jitter: float = setting(0.0, "Jitter of brightness, contrast and saturation.", at_least(0))
+    erasing: float = setting(0.25, "Probability of random erasing (arXiv 1708.04896).", share())
+    mixup: float = setting(0.8, "Beta parameter of mixup (arXiv 1710.09412); 0 disables it.", at_least(0))
+    cutmix: float = setting(1.0, "Beta parameter of CutMix (arXiv 1905.04899); 0 disables it.", at_least(0))
+    mix_probability: float = setting(1.0, "Probability that a pair of views is mixed.", share())
+    cutmix_share: float = setting(0.5, "Share of mixed pairs that use CutMix if both are enabled.", share())
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The teacher: which model, which head, how it runs."""
+    """The teacher: model, head, backend."""
 
-    spec: str = "auto"  # auto, none, KIND:NAME or a fitted one's folder; or several: A*2,B
-    # Which head; auto: its own if it can. The last two train the network too, or its last half.
-    fit: Literal["auto", "head", "probe", "finetune", "finetune-last"] = "auto"
-    classes: str | None = None  # which outputs of its pretrained head: imagenet, or a file; None: by name
-    image_size: int | None = None  # pixels a side of its input; None picks by the student's
-    probe_views: int = 4  # views of each training image that the probe is fitted on
-    mean: tuple[float, float, float] | None = None  # of the channels, in place of its own
-    std: tuple[float, float, float] | None = None  # likewise
-    backend: Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"] = "auto"  # auto: measured
-    soft_labels: str | None = None  # folder of stored answers (deitkit label), in place of a live teacher
-    code: str | None = None  # python:MODULE:FUNCTION that a saved teacher may run; never read from a file
-    trust_remote_code: bool = False  # run code that a hub's model comes with; never read from a file
+    spec: str = setting(
+        "auto", "auto, none, SOURCE:NAME, the folder of a fitted teacher, or an ensemble such as A*2,B."
+    )
+    fit: Literal["auto", "head", "probe", "finetune", "finetune-last"] = setting(
+        "auto", "Pretrained head, linear probe, or fine-tune the whole network or its last half."
+    )
+    classes: str | None = setting(
+        None, "Outputs of the pretrained head to use: imagenet, or a file; none: match by name."
+    )
+    image_size: int | Auto = setting(AUTO, "Input size in pixels; auto: by the student's.", at_least(1))
+    probe_views: int = setting(4, "Views of each training image that the probe is fitted on.", at_least(1))
+    mean: tuple[float, float, float] | None = setting(None, "Channel means; none: the teacher's own.")
+    std: tuple[float, float, float] | None = setting(
+        None, "Channel standard deviations; none: the teacher's own.", above(0)
+    )
+    backend: Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"] = setting(
+        "auto", "Inference backend; auto: the fastest one that agrees with PyTorch."
+    )
+    soft_labels: str | None = setting(
+        None, "Folder of stored soft labels (deitkit label) to use instead of a live teacher."
+    )
+    code: str | None = setting(
+        None, "python:MODULE:FUNCTION that a saved teacher may run; never read from a file."
+    )
+    trust_remote_code: bool = setting(
+        False, "Run code that comes with a model of a hub; never read from a file."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """What the student takes from the teacher."""
+    """What the student learns from the teacher, and for how long."""
 
-    mode: Literal["none", "soft", "hard", "dist"] = "hard"  # dist: correlations (arXiv 2205.10536)
-    token: Literal["distill", "class"] = "distill"  # which token learns from the teacher; class: one head
-    alpha: float = 0.5  # weight of the teacher's term; the label's term weighs 1 - alpha
-    distill_until: float = 1.0  # share of the updates after which labels replace the teacher's answers
-    temperature: float = 3.0  # of soft distillation (arXiv 1503.02531) and of dist
-    standardise: bool = False  # both logits as z-scores before soft distillation (arXiv 2403.01427)
-    reduction: Literal["batch", "batch_and_classes"] = "batch"  # soft; the second is the published code's
-    smoothing: float = 0.0  # of the teacher's hard labels; the paper leaves them as they are
-    feature_weight: float = 0.0  # weight of feature distillation (arXiv 2207.10026); 0: off
-    feature_until: float = 1.0  # share of the updates after which guidance stops
+    mode: str = setting(
+        "hard",
+        "Distillation loss, or none.",
+        Registered(".distillation.losses", "DISTILLATION_LOSSES", also=("none",)),
+    )
+    token: Literal["distill", "class"] = setting(
+        "distill", "Token that learns from the teacher; class: a plain ViT with one head."
+    )
+    alpha: float = setting(0.5, "Weight of the distillation loss; the label loss weighs 1 - alpha.", share())
+    distill_until: float = setting(
+        1.0, "Share of training after which distillation stops and both heads learn from labels.", share()
+    )
+    temperature: float = setting(3.0, "Temperature of soft distillation (arXiv 1503.02531).", above(0))
+    standardise: bool = setting(False, "Standardise both logits before soft distillation (arXiv 2403.01427).")
+    reduction: Literal["batch", "batch_and_classes"] = setting(
+        "batch", "Of soft distillation; batch_and_classes divides by the classes too, as the published code."
+    )
+    smoothing: float = setting(0.0, "Label smoothing of the teacher's hard labels.", share(one=False))
+    feature_weight: float = setting(
+        0.0, "Weight of feature distillation (arXiv 2207.10026); 0 disables it.", at_least(0)
+    )
+    feature_until: float = setting(1.0, "Share of training after which feature distillation stops.", share())
 
-    def answered_epochs(self, epochs: int) -> int:
-        """Of so many epochs, those in which the teacher's answers are read at all."""
+    def distilled_epochs(self, epochs: int) -> int:
+        """Number of epochs, out of `epochs`, in which the distillation loss is used."""
         return math.ceil(self.distill_until * epochs - 1e-9)  # 0.07 x 100 is 7, whatever its last bit
 
-    def longest_run(self, answered: int) -> int:
-        """Epochs of the longest run that reads the teacher's answers in no more than `answered` of them."""
-        return int(answered / self.distill_until)
+    def longest_run(self, stored: int) -> int:
+        """Longest run, in epochs, that uses the distillation loss in at most `stored` of them."""
+        return int(stored / self.distill_until)
+
+    def problems(self) -> list[str]:
+        if self.mode != "none" and self.token == "distill" and self.alpha in (0, 1):
+            head = "distillation" if self.alpha == 0 else "class"
+            return [
+                f"distillation.alpha {self.alpha:g} would leave the {head} head at its random values, "
+                "and both heads predict; give a value between 0 and 1, or distillation.token=class"
+            ]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimizer and its schedule, stepped once an optimizer update."""
+    """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "lamb", "sgd"] = "adamw"  # lamb: for large batches; sgd: Nesterov, of betas' first
-    lr: float = 5e-4  # at a global batch of `lr_batch` images, scaled linearly to the one in use
-    lr_batch: int = 512
-    min_lr: float = 1e-5  # where the cosine ends
-    warmup_lr: float = 1e-6  # where the warm-up starts
-    warmup_epochs: float = 5.0  # at most a fifth of the run
-    weight_decay: float = 0.05  # on matrices only: not on tokens, positions, norms, biases
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_grad: float | None = None  # largest norm of the student's gradient
-    ema_decay: float = 0.99996  # per update; warmed up as (1 + n) / (10 + n)
+    name: str = setting(
+        "adamw", "Optimizer; lamb suits large batches.", Registered(".training.optim", "OPTIMIZERS")
+    )
+    lr: float = setting(5e-4, "Learning rate at `lr_batch` images per step, scaled linearly.", at_least(0))
+    lr_batch: int = setting(512, "Global batch size that `lr` refers to.", at_least(1))
+    min_lr: float = setting(1e-5, "Learning rate at the end of the cosine.", at_least(0))
+    warmup_lr: float = setting(1e-6, "Learning rate at the start of the warm-up.", at_least(0))
+    warmup_epochs: float = setting(5.0, "Linear warm-up, at most a fifth of training.", at_least(0))
+    weight_decay: float = setting(
+        0.05, "Weight decay of matrices; tokens, positions, norms and biases have none.", at_least(0)
+    )
+    betas: tuple[float, float] = setting(
+        (0.9, 0.999), "Adam's betas; the first one is SGD's momentum.", share(one=False)
+    )
+    clip_grad: float | None = setting(None, "Largest norm of the gradient; none disables it.", above(0))
+    ema_decay: float = setting(0.99996, "EMA decay per step, warmed up as (1 + n) / (10 + n).", share())
+
+    def problems(self) -> list[str]:
+        if self.name == "sgd" and self.betas[0] == 0:
+            return ["optim.name sgd takes its momentum from the first of optim.betas; give more than 0"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length, batches, loss, device and seed of a run."""
+    """Length, batch size, label loss, device and seed."""
 
-    epochs: int | None = 300  # None (auto): by the number of images, 10 to 200
-    budget_s: float | None = None  # plan the epochs so that the whole job ends within so many seconds
-    batch_size: int = 1024  # images an optimizer update
-    micro_batch_size: int | None = None  # images a forward pass; None: by device
-    loss: Literal["auto", "cross-entropy", "bce"] = "auto"  # on the labels; auto: bce for several an image
-    label_smoothing: float = 0.1
-    start_size: tuple[int, int] | None = None  # of smaller views at first (FixRes, arXiv 1906.06423)
-    start_share: float = 0.8  # share of the updates made at start_size
-    patience: int | None = None  # stop after so many EMA measurements without gain; selects on validation
-    device: str = "auto"
-    seed: int = 0
-    baseline: bool = False  # also train the same student without a teacher, side by side
+    epochs: int | Auto = setting(300, "Epochs; auto: by the number of images, 10 to 200.", at_least(1))
+    budget_s: float | None = setting(None, "Seconds that the whole job may take; sets the epochs.", above(0))
+    batch_size: int = setting(1024, "Global batch size: images per step.", at_least(1))
+    micro_batch_size: int | Auto = setting(AUTO, "Images per forward pass; auto: by device.", at_least(1))
+    loss: Literal["auto", "cross-entropy", "bce"] = setting(
+        "auto", "Label loss; auto: bce if multilabel, else cross-entropy."
+    )
+    label_smoothing: float = setting(0.1, "Label smoothing.", share(one=False))
+    start_size: tuple[int, int] | None = setting(
+        None, "Image size for the first part of training (FixRes, arXiv 1906.06423).", at_least(1)
+    )
+    start_share: float = setting(0.8, "Share of the steps trained at `start_size`.")
+    patience: int | None = setting(
+        None, "Stop after this many evaluations without a lower validation loss.", at_least(1)
+    )
+    device: str = setting("auto", "auto, cpu, cuda or mps.")
+    seed: int = setting(0, "Seed of initial weights, batches and augmentation.", SEED)
+    baseline: bool = setting(False, "Also train a baseline: the same student without a teacher.")
+
+
+# `Config()` is the recipe small-data; recipes.small_data says where these values come from.
+_SMALL_DATA_AUGMENT = AugmentConfig(
+    crop_scale=(0.5, 1.0), randaugment_ops=0, color_jitter=0.2, erasing=0.0, mixup=0.0, cutmix=0.0
+)
+_SMALL_DATA_DISTILLATION = DistillationConfig(
+    mode="soft", alpha=0.5, temperature=2.0, distill_until=0.5, feature_weight=16.0, feature_until=0.5
+)
+_SMALL_DATA_OPTIM = OptimConfig(lr=1e-3, lr_batch=32, min_lr=1e-5, warmup_epochs=2, ema_decay=0.998)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a run's result."""
+    """What the user asks for. The defaults are those of the recipe `small-data`."""
 
     recipe: str = "small-data"
-    student: StudentConfig = field(default_factory=StudentConfig)
+    student: StudentConfig = StudentConfig(init_scheme="structured", initial_weights="auto")
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig = _SMALL_DATA_AUGMENT
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    distillation: DistillationConfig = _SMALL_DATA_DISTILLATION
+    optim: OptimConfig = _SMALL_DATA_OPTIM
+    train: TrainConfig = TrainConfig(epochs=AUTO, batch_size=32)
 
     @property
-    def taught_live(self) -> bool:
-        """Whether a teacher answers while the student trains."""
+    def has_live_teacher(self) -> bool:
+        """Whether a teacher runs while the student trains."""
         return (
             self.distillation.mode != "none" and self.teacher.spec != "none" and not self.teacher.soft_labels
         )
 
-    def override(self, changes: dict[str, Any]) -> Config:
-        """A copy with `{"section.key": value}` applied; text values are parsed to the field's type.
+    def override(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with `{"section.key": value}` applied; text is parsed to the type of the setting.
 
-        Raises DeitkitError, naming the nearest key, for one that does not exist, and for a value
-        that does not fit its field.
+        Raises SettingError with every unknown key, naming the nearest, and every value that does not fit.
         """
         by_section: dict[str, dict[str, Any]] = {}
+        problems = []
         for key, value in changes.items():
-            if key in RENAMED:
-                warnings.warn(f"the setting {key} is now called {RENAMED[key]}", FutureWarning, stacklevel=2)
-                key = RENAMED[key]
-            section, name, hint = _find_field(key)
-            by_section.setdefault(section, {})[name] = _parse(key, value, hint)
-        sections = {s: dataclasses.replace(getattr(self, s), **kv) for s, kv in by_section.items()}
-        return dataclasses.replace(self, **sections)
+            try:
+                section, name, hint = _find_field(_current_name(key))
+                by_section.setdefault(section, {})[name] = parse(f"{section}.{name}", value, hint)
+            except SettingError as error:
+                problems.append(str(error))
+        raise_all(problems)
+        return replace(self, **{s: replace(getattr(self, s), **kv) for s, kv in by_section.items()})
+
+    def check(self) -> None:
+        """Raises SettingError with every setting that is out of range or contradicts another."""
+        problems = [
+            problem for name in _sections() for problem in section_problems(name, getattr(self, name))
+        ]
+        problems += self.distillation.problems() + self.optim.problems()
+        without_teacher = self.distillation.mode == "none" or self.teacher.spec == "none"
+        if self.data.unlabeled is not None and without_teacher:
+            problems.append("unlabelled images need a teacher to label them; leave out --unlabeled")
+        raise_all(problems)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and dicts, as written to `config.json`, without `OF_THIS_CALL`."""
-        plain = json.loads(json.dumps(dataclasses.asdict(self)))
-        for key in OF_THIS_CALL:
-            section, _, name = key.partition(".")
-            del plain[section][name]
-        return plain
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in _sections()}
+        for section, name in (key.split(".") for key in OF_THIS_CALL):
+            del sections[section][name]
+        return json.loads(json.dumps({"recipe": self.recipe} | sections))
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`."""
-        flat = {
-            f"{section}.{key}": value
-            for section, values in saved.items()
-            if isinstance(values, dict)
-            for key, value in values.items()
+    def from_dict(cls, saved: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`; reads what version 0.1 wrote as well."""
+        settings = {
+            key: value for key, value in flatten(saved).items() if "." in key and key not in OF_THIS_CALL
         }
-        flat = {RENAMED.get(k, k): value for k, value in flat.items() if k not in OF_THIS_CALL}
-        return dataclasses.replace(cls(), recipe=saved["recipe"]).override(flat)
+        changes = {RENAMED.get(key, key): value for key, value in settings.items()}
+        return replace(Config(), recipe=saved["recipe"]).override(changes)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
-        """`{"section.key": (mine, theirs)}` for every field that differs."""
+        """`{"section.key": (mine, theirs)}` for every setting that differs."""
         a, b = flatten(self.to_dict()), flatten(other.to_dict())
         return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
+    def affects_results(self) -> dict[str, Any]:
+        """`to_dict` without the settings that change only how fast a run is."""
+        saved = self.to_dict()
+        for section, name in SPEED_ONLY:
+            del saved[section][name]
+        return saved
 
-def dotted(settings: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments `section__key` as "section.key", which may stand among them too."""
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedStudent(StudentConfig):
+    """The student with name and sizes chosen; `initial_weights` is no longer "auto"."""
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedData(DataConfig):
+    """Loading threads chosen."""
+
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTrain(TrainConfig):
+    """Length, batches and loss chosen."""
+
+    epochs: int
+    micro_batch_size: int
+    loss: Literal["cross-entropy", "bce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(Config):
+    """What is run: every choice that depends on device and images is made. See `training.resolve`.
+
+    The teacher's "auto" (head, input size, backend) is settled when the teacher is fitted, by measuring,
+    and is recorded in its card.
+
+    reasons: one sentence on the choices, for people; not part of what is saved or compared.
+    """
+
+    student: ResolvedStudent
+    data: ResolvedData
+    train: ResolvedTrain
+    reasons: str = field(default="", compare=False)
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> ResolvedConfig:
+        """What `to_dict` wrote, by version 0.1 too, which left the number of workers open."""
+        config = Config.from_dict(saved)
+        return cls.of(config.override({"data.workers": 0}) if config.data.workers == AUTO else config)
+
+    @classmethod
+    def of(cls, config: Config, reasons: str = "") -> ResolvedConfig:
+        """The same settings as a ResolvedConfig; raises SettingError for each one that is still "auto"."""
+        values = {name: getattr(config, name) for name in ("recipe", *_sections())} | {"reasons": reasons}
+        kinds = {"student": ResolvedStudent, "data": ResolvedData, "train": ResolvedTrain}
+        for section, kind in kinds.items():
+            fields = {f.name: getattr(values[section], f.name) for f in dataclasses.fields(kind)}
+            open_ones = [name for name in kind.__annotations__ if fields[name] == AUTO]
+            raise_all(f"{section}.{name} is auto and has to be chosen here" for name in open_ones)
+            values[section] = kind(**fields)
+        return cls(**values)
+
+
+def multilabel_problems(config: Config) -> list[str]:
+    """Settings that have no meaning for multilabel images."""
+    return [
+        f"the images are multilabel, and {what}"
+        for wrong, what in (
+            (
+                config.train.loss == "cross-entropy",
+                "train.loss cross-entropy is for one class per image; use bce",
+            ),
+            (
+                config.distillation.mode == "dist",
+                "distillation.mode dist compares softmaxes; use soft or hard",
+            ),
+            (config.distillation.standardise, "distillation.standardise ranks classes; leave it out"),
+            (config.data.unlabeled is not None, "data.unlabeled needs one class per image; leave it out"),
+            (
+                config.teacher.soft_labels is not None,
+                "teacher.soft_labels needs one class per image; use a live teacher",
+            ),
+        )
+        if wrong
+    ]
+
+
+def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments `section__key` as "section.key"; keys with a dot are kept."""
     return {key.replace("__", "."): value for key, value in settings.items()}
 
 
-def flatten(nested: dict[str, Any]) -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`, one level deep."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
@@ -226,17 +427,20 @@ def flatten(nested: dict[str, Any]) -> dict[str, Any]:
 
 
 def resized_side(side: int, crop: float) -> int:
-    """Pixels that a side of a image is resized to before the share `data.eval_crop` of it is cut out.
+    """Pixels to resize an image's side to before the centre crop keeps the share `crop` of it.
 
     Whole as in timm; a crop that was computed as 224 / 256 gives 256, whatever its last bit.
     """
     return math.floor(side / crop + 1e-6)
 
 
-# Settings that let code run. They hold for the call that names them: files neither keep nor set them.
+# Settings that let code run. They hold for the call that names them; files neither keep nor set them.
 OF_THIS_CALL = ("teacher.code", "teacher.trust_remote_code")
 
-# Settings of version 0.1 under the names they have now.
+# A run may be resumed with other values of these.
+SPEED_ONLY = (("data", "workers"), ("data", "cache_gb"))
+
+# Names that version 0.1 gave to settings.
 RENAMED = {
     "student.start": "student.init_scheme",
     "student.init": "student.initial_weights",
@@ -248,6 +452,14 @@ RENAMED = {
 }
 
 
+def _current_name(key: str) -> str:
+    """The name of a setting today; warns about one of version 0.1."""
+    if key in RENAMED:
+        warnings.warn(f"the setting {key} is now called {RENAMED[key]}", FutureWarning, stacklevel=3)
+    return RENAMED.get(key, key)
+
+
+@functools.cache
 def _sections() -> dict[str, type]:
     hints = typing.get_type_hints(Config)
     return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}  # type: ignore[misc]
@@ -255,7 +467,7 @@ def _sections() -> dict[str, type]:
 
 @functools.cache
 def _fields() -> dict[str, tuple[str, str, Any]]:
-    """The section, name and type of every setting, by "section.key"."""
+    """Section, name and type of every setting, by "section.key"."""
     return {
         f"{section}.{name}": (section, name, hint)
         for section, cls in _sections().items()
@@ -264,7 +476,7 @@ def _fields() -> dict[str, tuple[str, str, Any]]:
 
 
 def _find_field(key: str) -> tuple[str, str, Any]:
-    """The section, name and type behind "section.key"."""
+    """Section, name and type of "section.key"; raises SettingError with the nearest name."""
     known = _fields()
     if key in known:
         return known[key]
@@ -276,38 +488,38 @@ def _find_field(key: str) -> tuple[str, str, Any]:
     if inside and not did_you_mean(name, inside):
         raise SettingError(f"there is no setting {key!r}; the section {section} has {', '.join(inside)}")
     meant = key
-    if not section:  # of a bare name, as of --set epochz=3, only the name can be near
+    if not section:  # a bare name, as in --set epochz=3
         by_name = {k.partition(".")[2]: k for k in known}
         meant = by_name.get(nearest(key, by_name) or "", key)
-    hint = did_you_mean(meant, known) or "; deitkit recipes small-data prints all settings"
+    hint = did_you_mean(meant, known) or "; deitkit settings prints all of them"
     raise SettingError(f"there is no setting {key!r}{hint}")
 
 
-def _parse(key: str, value: Any, hint: Any) -> Any:
-    """`value`, as text or as JSON gives it, turned into `hint`."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    try:
-        if origin in (types.UnionType, typing.Union):
-            if value is None or (isinstance(value, str) and value.lower() in ("none", "auto")):
-                return None
-            return _parse(key, value, next(a for a in args if a is not type(None)))
-        if origin is Literal:
-            if value not in args:
-                raise ValueError(f"choose one of {', '.join(map(str, args))}")
-            return value
-        if origin is tuple:
-            parts = value.lower().replace("x", ",").split(",") if isinstance(value, str) else value
-            parts = [parts] * len(args) if isinstance(parts, (int, float)) else list(parts)
-            parts = parts * len(args) if len(parts) == 1 else parts
-            if len(parts) != len(args):
-                raise ValueError(f"give {len(args)} numbers, such as 0.1,0.9")
-            return tuple(_parse(key, p, a) for p, a in zip(parts, args, strict=True))
-        if hint is bool and isinstance(value, str):
-            if value.lower() not in ("true", "false"):
-                raise ValueError("give true or false")
-            return value.lower() == "true"
-        if hint is int and isinstance(value, float) and not value.is_integer():
-            raise ValueError("give a whole number")
-        return hint(value)
-    except (ValueError, TypeError) as error:
-        raise SettingError(f"setting {key!r} cannot be {value!r}: {error}") from None
+@dataclass(frozen=True)
+class Described:
+    """A setting in words, for help texts."""
+
+    key: str
+    default: Any
+    help: str
+    allowed: str
+
+
+def describe_settings() -> list[Described]:
+    """Every setting with default, help and allowed values, in the order of declaration."""
+    config, found = Config(), []
+    for section, cls in _sections().items():
+        for each in dataclasses.fields(cls):
+            allowed, hint = each.metadata["allowed"], typing.get_type_hints(cls)[each.name]
+            words = allowed.wanted if allowed is not None else ""
+            if typing.get_origin(hint) is Literal:
+                words = f"one of {', '.join(map(str, typing.get_args(hint)))}"
+            found.append(
+                Described(
+                    f"{section}.{each.name}",
+                    getattr(getattr(config, section), each.name),
+                    each.metadata["help"],
+                    words,
+                )
+            )
+    return found

@@ -31,23 +31,7 @@ def small_data() -> Config:
     Command: deitkit train DATA --out RUN
     Cost: about a quarter of an hour on two CPU cores; --epochs or --budget sets it.
     """
-    return Config(
-        recipe="small-data",
-        student=StudentConfig(init_scheme="structured", initial_weights="auto"),
-        augment=AugmentConfig(
-            crop_scale=(0.5, 1.0),
-            randaugment_ops=0,
-            color_jitter=0.2,
-            erasing=0.0,
-            mixup=0.0,
-            cutmix=0.0,
-        ),
-        distillation=DistillationConfig(
-            mode="soft", alpha=0.5, temperature=2.0, distill_until=0.5, feature_weight=16.0, feature_until=0.5
-        ),
-        optim=OptimConfig(lr=1e-3, lr_batch=32, min_lr=1e-5, warmup_epochs=2, ema_decay=0.998),
-        train=TrainConfig(epochs=None, batch_size=32),
-    )
+    return Config()
 
 
 def pretrain() -> Config:

@@ -49,7 +49,6 @@ def _measured_view(folder: Path) -> tuple[tuple[int, int], float] | None:
     keeper = folder.parent
     if folder.name == TEACHER_FOLDER and (keeper / MANIFEST).exists():
         config = read_manifest(keeper).config
-        assert config.student.image_size is not None, "a manifest's settings are settled"
         return config.student.image_size, config.data.eval_crop
     run = run_of_teacher(folder)
     if run is None:

@@ -29,7 +29,7 @@ def convert(
     antialias: Annotated[bool, typer.Option("--antialias", help="Resize positions as timm does.")] = False,
 ) -> None:
     """Write a model of any project in any project's format, at any size."""
-    from ..config import Config
+    from ..config import AUTO, Config
     from ..weights.conversion import convert as convert_model
 
     # Sizes are read as those of a setting are.
@@ -39,8 +39,8 @@ def convert(
         source,
         destination,
         to,  # type: ignore[arg-type]
-        image_size=student.image_size,
-        patch_size=student.patch_size,
+        image_size=None if student.image_size == AUTO else student.image_size,
+        patch_size=None if student.patch_size == AUTO else student.patch_size,
         num_classes=num_classes,
         distilled=distilled,
         num_heads=num_heads,

@@ -62,6 +62,6 @@ def label(
     else:
         print(f"to train from them: deitkit train {data} --soft-labels {out} --out RUN")
         distillation = store.manifest.config.distillation
-        if (read := distillation.answered_epochs(stored)) < stored:
+        if (read := distillation.distilled_epochs(stored)) < stored:
             longer = distillation.longest_run(stored)
             print(f"a run of {stored} epochs reads the first {read} of them, one of --epochs {longer} all")

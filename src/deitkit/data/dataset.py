@@ -1,4 +1,4 @@
-"""A folder's images opened: split, checked against the settings, decoded once."""
+"""A folder of images, split and decoded once, ready for training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import log
-from ..config import Config
+from ..config import AugmentConfig, DataConfig, TrainConfig
 from ..errors import DataError
 from ..io import write_json
-from ..ranges import refuse_out_of_range
+from ..settings import AUTO
 from ..tasks import Task
 from .cache import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
 from .folder import find_unlabeled
 from .image_set import ImageSet, has_label
+from .loader import TrainingViews
+from .sampler import Sampler
 from .splits import Splits, load_splits
 
 _CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
@@ -28,7 +30,7 @@ _CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarg
 
 @dataclass(frozen=True)
 class Split:
-    """One split with its pixels; unreadable images are already gone."""
+    """The readable images of one split and their pixels."""
 
     images: ImageSet
     store: PixelStore
@@ -43,11 +45,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All splits: training images squashed and stored larger, the others as evaluation sees them."""
+    """All splits. Training images are stored a little larger than a view, the others as evaluated."""
 
     splits: Splits
     train: Split
-    pool: Split  # what the student sees: the training images, then those without a label
+    pool: Split  # training images, then unlabelled ones
     val: Split
     test: Split | None
     skipped: tuple[tuple[str, str], ...]  # (path, reason)
@@ -60,92 +62,97 @@ class Dataset:
     def task(self) -> Task:
         return self.splits.train.task
 
+    @property
+    def num_unlabeled(self) -> int:
+        """Unlabelled images, which come last in `pool`."""
+        return len(self.pool.images) - len(self.train.images)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the training images' names, sizes, labels and classes, wherever the folder lies."""
+        return self.pool.images.fingerprint(times=False)
+
+    def views(
+        self, augment: AugmentConfig, image_size: tuple[int, int], device: torch.device
+    ) -> TrainingViews:
+        """Makes augmented training views of `pool` on `device`."""
+        labels, num_classes = self.pool.images.labels, len(self.classes)
+        return TrainingViews(self.pool.store, labels, num_classes, augment, image_size, device)
+
+    def sampler(self, train: TrainConfig, data: DataConfig, *, unlabeled: bool) -> Sampler:
+        """The batches of every epoch; with unlabelled images only if a teacher labels them."""
+        return Sampler(
+            len(self.train.images),
+            batch_size=train.batch_size,
+            repeats=data.repeats,
+            seed=train.seed,
+            num_unlabeled=self.num_unlabeled if unlabeled else 0,
+            unlabeled_share=data.unlabeled_share,
+        )
+
     def write_lists(self, run: Path) -> None:
-        """Which image is in which part, and which could not be read: `split.json`, `skipped.json`."""
+        """Writes `split.json`, the images of each split, and `skipped.json`, the unreadable files."""
         self.splits.write(run / "split.json")
         write_json(run / "skipped.json", [{"path": p, "reason": r} for p, r in self.skipped])
         if self.skipped:
             log.info(f"{len(self.skipped)} unreadable images were skipped; {run}/skipped.json lists them")
 
 
-def find_splits(data: Path, config: Config) -> Splits:
-    """The splits of `data` as the settings ask, and the unlabelled images beside them.
+def find_splits(data: Path, config: DataConfig) -> Splits:
+    """The splits of the images in `data`, with the unlabelled images of `config.unlabeled`.
 
-    Raises DeitkitError for a setting out of its range, before anything is read.
+    Raises DataError if the folder cannot be used.
     """
-    refuse_out_of_range(config)
-    splits = load_splits(
-        data, split=config.data.split, val_fraction=config.data.val_fraction, seed=config.data.split_seed
-    )
-    if splits.train.task == "multilabel":
-        _refuse_settings_of_classes(config)
-    if config.data.unlabeled is None:
-        return _used_share(splits, config)
-    if config.distillation.mode == "none" or config.teacher.spec == "none":
-        raise DataError("images without labels need a teacher to answer them; leave out --unlabeled")
+    splits = load_splits(data, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed)
+    used = _used_share(splits, config)
+    if config.unlabeled is None:
+        return used
     held_out = [part for part in (splits.val, splits.test) if part is not None]
-    unlabeled, copies = find_unlabeled(Path(config.data.unlabeled), held_out)
-    left_out = f"; {len(copies)} left out, which are held-out images, such as {copies[0]}" if copies else ""
-    log.info(f"{len(unlabeled)} images without labels{left_out}")
-    return replace(_used_share(splits, config), unlabeled=unlabeled)
+    unlabeled, copies = find_unlabeled(Path(config.unlabeled), held_out)
+    left_out = f"; {len(copies)} left out as copies of held-out images, such as {copies[0]}" if copies else ""
+    log.info(f"{len(unlabeled)} unlabelled images{left_out}")
+    return replace(used, unlabeled=unlabeled)
 
 
-def refuse_several_labels(images: ImageSet, what: str) -> None:
-    """Raises DeitkitError where an image may have several labels, which `what` has no answer for."""
+def refuse_multilabel(images: ImageSet, what: str) -> None:
+    """Raises DataError if the images are multilabel, which `what` does not support."""
     if images.task == "multilabel":
-        raise DataError(f"{what} needs one class an image, and those in {images.root} have several labels")
+        raise DataError(f"{what} needs one class per image, and the images in {images.root} are multilabel")
 
 
-def _refuse_settings_of_classes(config: Config) -> None:
-    """Raises DeitkitError for settings that mean nothing where an image may have several labels."""
-    for wrong, what in (
-        (
-            config.train.loss == "cross-entropy",
-            "train.loss cross-entropy is for one class an image; use bce",
-        ),
-        (config.distillation.mode == "dist", "distillation.mode dist compares softmaxes; use soft or hard"),
-        (config.distillation.standardise, "distillation.standardise ranks classes; leave it out"),
-        (config.data.unlabeled is not None, "data.unlabeled needs one class an image; leave it out"),
-        (
-            config.teacher.soft_labels is not None,
-            "teacher.soft_labels are of one class an image; use a live teacher",
-        ),
-    ):
-        if wrong:
-            raise DataError(f"the images have several labels, and {what}")
-
-
-def _used_share(splits: Splits, config: Config) -> Splits:
-    """The shares of training and validation images that are used."""
-    seed = config.data.split_seed
-    train_share, eval_share = config.data.train_fraction, config.data.eval_fraction
-    if train_share == eval_share == 1:
+def _used_share(splits: Splits, config: DataConfig) -> Splits:
+    """The shares of training and validation images to use."""
+    if config.train_fraction == config.eval_fraction == 1:
         return splits
-    train, val = splits.train.keep_fraction(train_share, seed), splits.val.keep_fraction(eval_share, seed)
+    train = splits.train.keep_fraction(config.train_fraction, config.split_seed)
+    val = splits.val.keep_fraction(config.eval_fraction, config.split_seed)
     how = f"{splits.how}; {len(train)} of {len(splits.train)} and {len(val)} of {len(splits.val)} images used"
     return replace(splits, train=train, val=val, how=how)
 
 
 def open_pixels(
-    images: ImageSet, decoder: Decoder, config: Config, on_progress: Callable[[int], None]
+    images: ImageSet, decoder: Decoder, config: DataConfig, on_progress: Callable[[int], None]
 ) -> tuple[PixelStore, list[tuple[int, str]]]:
-    """The images decoded, from the user's cache where they are there; and which cannot be read, and why."""
+    """Decoded pixels, from the cache if they are there, and (index, reason) of unreadable images."""
     return open_store(
         images,
         decoder,
         cache_dir=default_cache_dir(),
-        limit_bytes=int(config.data.cache_gb * 1e9),
-        workers=config.data.workers or os.cpu_count() or 1,
+        limit_bytes=int(config.cache_gb * 1e9),
+        workers=decode_threads(config),
         on_progress=on_progress,
     )
 
 
-def open_data(splits: Splits, config: Config) -> Dataset:
-    """Decodes every split once; unreadable images are dropped up to 1 % of all, beyond that refused."""
-    size = config.student.image_size
-    assert size is not None, "choose_student comes first"
-    stored = (round(size[0] * _CACHE_SCALE), round(size[1] * _CACHE_SCALE))
-    evaluated = Decoder(size, "center_crop", config.data.eval_crop)
+def decode_threads(config: DataConfig) -> int:
+    """Threads that decode images once, before training."""
+    return config.workers if config.workers not in (AUTO, 0) else os.cpu_count() or 1
+
+
+def open_dataset(splits: Splits, image_size: tuple[int, int], config: DataConfig) -> Dataset:
+    """Decodes every split once. Unreadable images are dropped; DataError is raised if they are many."""
+    stored = (round(image_size[0] * _CACHE_SCALE), round(image_size[1] * _CACHE_SCALE))
+    evaluated = Decoder(image_size, "center_crop", config.eval_crop)
     everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
     total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)
     skipped: list[tuple[str, str]] = []

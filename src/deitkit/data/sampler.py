@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,34 @@ class Batch:
         """The batch without images from `index` on."""
         kept = self.indices < index
         return replace(self, indices=self.indices[kept], keys=self.keys[kept])
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The batches of every epoch of a run; see `plan_epoch`."""
+
+    num_images: int  # labelled
+    batch_size: int
+    repeats: int = 1
+    seed: int = 0
+    num_unlabeled: int = 0
+    unlabeled_share: float = 0.0
+
+    def epoch(self, epoch: int) -> list[Batch]:
+        """The batches of an epoch (from 0)."""
+        return plan_epoch(
+            self.num_images,
+            batch_size=self.batch_size,
+            repeats=self.repeats,
+            seed=self.seed,
+            epoch=epoch,
+            num_unlabeled=self.num_unlabeled,
+            unlabeled_share=self.unlabeled_share,
+        )
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        return len(self.epoch(0))
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

@@ -1,15 +1,22 @@
-"""The terms of a training loss: pure functions on tensors, computed in float32 whatever comes in.
+"""Losses: pure functions on tensors, computed in float32 whatever the input type.
 
-Each gives a scalar that is averaged over the batch, so its size depends neither on the batch nor on
-how an update is divided into micro-batches of one size. Shapes: B batch, K classes, N tokens, C channels.
+Each returns a scalar averaged over the batch, so it depends neither on the batch size nor on how a step is
+split into micro-batches of one size. Shapes: B batch, K classes, N tokens, C channels.
+
+`DISTILLATION_LOSSES` registers distillation losses by the names of `distillation.mode`. To add one, write
+the function and register it there; settings, help and checks follow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..config import DistillationConfig
 
 
 def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -149,21 +156,23 @@ def hard_multilabel_distillation(
     return multilabel_cross_entropy(student_logits, smooth_each(decided, smoothing))
 
 
-def guidance(tokens: Tensor, features: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
-    """Mean squared error between the student's tokens and a teacher's feature map.
+def feature_loss(
+    tokens: Tensor, features: Tensor, grid: tuple[int, int], kept: Tensor | None = None
+) -> Tensor:
+    """Mean squared error between the student's patch tokens and a teacher's feature map.
 
     Locality Guidance, Li et al., ECCV 2022, arXiv 2207.10026.
 
     tokens: (B, N, C), the student's patch tokens projected to the map's channels, N = gh * gw.
-    features, grid, kept: as for `guidance_target`. Both sides are layer-normalised over channels,
+    features, grid, kept: as for `feature_target`. Both sides are layer-normalised over channels,
     without learnt scale, so that only the pattern counts; the mean runs over all elements of `tokens`.
     """
-    target = guidance_target(features, grid, kept)
+    target = feature_target(features, grid, kept)
     return F.mse_loss(F.layer_norm(tokens.float(), target.shape[-1:]), target)
 
 
-def guidance_target(features: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
-    """What each of the student's patch tokens is to imitate of a teacher's feature map, (B, N, C).
+def feature_target(features: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
+    """The target of each of the student's patch tokens in a teacher's feature map, (B, N, C).
 
     features: (B, C, h, w), the teacher's map. grid: (gh, gw), the student's patches, N = gh * gw.
     kept: (B, n) cells of the grid that the student kept, then N = n; None: all.
@@ -180,3 +189,41 @@ def guidance_target(features: Tensor, grid: tuple[int, int], kept: Tensor | None
     if kept is not None:
         target = target.gather(1, kept[..., None].expand(-1, -1, channels[0]))
     return target
+
+
+DistillationTerm = Callable[
+    [Tensor, Tensor, DistillationConfig], Tensor
+]  # student's, teacher's logits (B, K)
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """A distillation loss for one class per image, and its multilabel form; None if it has none."""
+
+    multiclass: DistillationTerm
+    multilabel: DistillationTerm | None = None
+
+
+def _soft(student: Tensor, teacher: Tensor, config: DistillationConfig) -> Tensor:
+    if config.standardise:
+        student, teacher = standardise(student), standardise(teacher)
+    return soft_distillation(student, teacher, config.temperature, config.reduction)
+
+
+# `distillation.mode` to loss.
+DISTILLATION_LOSSES = {
+    "soft": DistillationLoss(_soft, lambda s, t, c: soft_multilabel_distillation(s, t, c.temperature)),
+    "hard": DistillationLoss(
+        lambda s, t, c: hard_distillation(s, t, c.smoothing),
+        lambda s, t, c: hard_multilabel_distillation(s, t, c.smoothing),
+    ),
+    "dist": DistillationLoss(lambda s, t, c: dist(s, t, c.temperature)),
+}
+
+
+def label_loss(logits: Tensor, targets: Tensor, loss: str, smoothing: float, *, multilabel: bool) -> Tensor:
+    """The loss on the labels. logits, targets: (B, K); `targets` are smoothed here. loss: `train.loss`."""
+    if multilabel:
+        return multilabel_cross_entropy(logits, smooth_each(targets, smoothing))
+    of = binary_cross_entropy if loss == "bce" else soft_target_cross_entropy
+    return of(logits, smooth(targets, smoothing))

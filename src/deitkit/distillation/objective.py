@@ -1,76 +1,141 @@
-"""What a student is trained on: its labels, its teacher's answers, its teacher's feature maps."""
+"""What the student is trained on: labels, a teacher's logits and a teacher's feature maps.
+
+    without a teacher:  loss = label loss
+    with a teacher:     loss = (1 - alpha) label loss + alpha distillation loss + feature_weight feature loss
+
+arXiv 2012.12877, equations 2 and 3; feature distillation is Locality Guidance, arXiv 2207.10026.
+
+The label loss is taken on the class token. The distillation loss is taken on the distillation token, or on
+the class token if `distillation.token` says so; from `distill_until` on, that head learns from labels too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from ..config import DistillationConfig, TrainConfig
-from ..models.deit import DeiTOutput
+from ..models import DeiTOutput, Student
+from ..soft_labels.store import SoftLabelStore
 from ..tasks import Task
-from ..teachers.teacher import TeacherOutput
-from . import losses
+from ..teachers.teacher import Teacher, TeacherOutput
 from .feature_distillation import FeatureDistillation
+from .losses import DISTILLATION_LOSSES, label_loss
 
 
-def label_loss(logits: Tensor, targets: Tensor, train: TrainConfig, task: Task = "multiclass") -> Tensor:
-    """The labels' term: logits and targets (B, K), the targets smoothed here."""
-    if task == "multilabel":
-        return losses.multilabel_cross_entropy(logits, losses.smooth_each(targets, train.label_smoothing))
-    of = losses.binary_cross_entropy if train.loss == "bce" else losses.soft_target_cross_entropy
-    return of(logits, losses.smooth(targets, train.label_smoothing))
+@dataclass(frozen=True)
+class Phase:
+    """What a step learns from. uses_teacher: whether the teacher's outputs are needed at all."""
+
+    distill: bool = True
+    features: bool = False
+    uses_teacher: bool = True
 
 
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, config: DistillationConfig, task: Task = "multiclass"
-) -> Tensor:
-    """The teacher's term in the mode that `config` names, not yet weighted; both logits (B, K)."""
-    if task == "multilabel":
-        if config.mode == "hard":
-            return losses.hard_multilabel_distillation(student_logits, teacher_logits, config.smoothing)
-        assert config.mode == "soft" and not config.standardise, "refused with the data"
-        return losses.soft_multilabel_distillation(student_logits, teacher_logits, config.temperature)
-    if config.mode == "hard":
-        return losses.hard_distillation(student_logits, teacher_logits, config.smoothing)
-    if config.mode == "dist":
-        return losses.dist(student_logits, teacher_logits, config.temperature)
-    if config.standardise:
-        student_logits, teacher_logits = map(losses.standardise, (student_logits, teacher_logits))
-    return losses.soft_distillation(student_logits, teacher_logits, config.temperature, config.reduction)
+class Objective:
+    """The parts of the loss of every step, with the teacher that they need.
 
-
-def training_loss(
-    output: DeiTOutput,
-    targets: Tensor,
-    answer: TeacherOutput | None,
-    config: DistillationConfig,
-    train: TrainConfig,
-    *,
-    guidance: FeatureDistillation | None,
-    answered: bool = True,
-    labelled_share: float = 1.0,
-    task: Task = "multiclass",
-) -> dict[str, Tensor]:
-    """The parts of the loss and their weighted sum, `loss` (arXiv 2012.12877, equations 2 and 3).
-
-    targets (B, K) are soft; of one class an image, they are zero for a view without a label, and the
-    class term is the mean over the labelled views, `labelled_share` of the global batch, and 0 where
-    there are none. Without a teacher only the class term remains, at full weight. Not `answered`: the
-    teacher's term is over, and both heads learn from the labels.
+    teacher: a live one; soft_labels: its stored outputs instead. Without either, only the label loss remains.
     """
-    base = label_loss(output.class_logits, targets, train, task) / (labelled_share or 1.0)
-    parts = {"class": base}
-    if config.mode == "none" or (answered and answer is None):
-        return {"loss": base, **parts}
-    student_logits = output.distill_logits if config.token == "distill" else output.class_logits
-    assert student_logits is not None, "the distillation token needs a distilled student"
-    if answered:
-        assert answer is not None
-        parts["distill"] = distillation_loss(student_logits, answer.logits, config, task)
-    else:
-        parts["distill"] = label_loss(student_logits, targets, train, task) / (labelled_share or 1.0)
-    total = (1 - config.alpha) * base + config.alpha * parts["distill"]
-    if guidance is not None:
-        assert answer is not None
-        parts["guidance"] = guidance(output, answer)
-        total = total + config.feature_weight * parts["guidance"]
-    return {"loss": total, **parts}
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        train: TrainConfig,
+        task: Task = "multiclass",
+        *,
+        teacher: Teacher | None = None,
+        soft_labels: SoftLabelStore | None = None,
+    ):
+        self.config, self.train, self.task = config, train, task
+        self.teacher, self.soft_labels = teacher, soft_labels
+        self.features: FeatureDistillation | None = None
+
+    def build(self, student: Student, device: torch.device) -> FeatureDistillation | None:
+        """Creates the projections of feature distillation, if used; they are trained with the student."""
+        if self.teacher is not None and self.config.feature_weight > 0:
+            torch.manual_seed(self.train.seed + 1)
+            self.features = FeatureDistillation(student, self.teacher.card.map_channels).to(device)
+        return self.features
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the student has a teacher, live or stored."""
+        return self.teacher is not None or self.soft_labels is not None
+
+    def phase(self, step: int, total_steps: int) -> Phase:
+        """What step `step` (from 0) learns from: a pure function, so that a resumed run agrees."""
+        distill = step < round(self.config.distill_until * total_steps)
+        features = self.features is not None and step < round(self.config.feature_until * total_steps)
+        return Phase(distill, features, uses_teacher=(self.config.alpha > 0 and distill) or features)
+
+    def fit_features(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput | None]]) -> None:
+        """Initialises the projections of feature distillation on the student's and teacher's outputs."""
+        assert self.features is not None
+        self.features.fit((student, teacher) for student, teacher in outputs if teacher is not None)
+
+    def teacher_outputs(
+        self, images: Tensor, micro_batch_size: int, phase: Phase, place: tuple[int, int]
+    ) -> Iterator[TeacherOutput | None]:
+        """The teacher's outputs for each micro-batch of `images` (B, 3, H, W); None if the step uses none.
+
+        place: epoch and step within it, which find the stored soft labels.
+        """
+        parts = images.split(micro_batch_size)
+        if phase.uses_teacher and self.soft_labels is not None:
+            logits = self.soft_labels.outputs(*place, images.device).logits
+            yield from (TeacherOutput(part, ()) for part in logits.split(micro_batch_size))
+        elif phase.uses_teacher and self.teacher is not None:
+            yield from map(self.teacher, parts)
+        else:
+            yield from (None for _ in parts)
+
+    def __call__(
+        self,
+        output: DeiTOutput,
+        targets: Tensor,
+        teacher: TeacherOutput | None,
+        phase: Phase = Phase(),
+        *,
+        labelled_share: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """The parts of the loss and their weighted sum, `loss`.
+
+        targets: (B, K), soft. If multiclass, an unlabelled view has a row of zeros, and the label loss is
+        the mean over the labelled views: `labelled_share` of the global batch.
+        """
+        parts = {"class": self._label_loss(output.class_logits, targets, labelled_share)}
+        if self.config.mode == "none" or (phase.distill and teacher is None):
+            return {"loss": parts["class"], **parts}
+        logits = output.distill_logits if self.config.token == "distill" else output.class_logits
+        assert logits is not None, "the distillation token needs a distilled student"
+        if phase.distill:
+            assert teacher is not None
+            parts["distill"] = self._distillation_loss(logits, teacher.logits)
+        else:
+            parts["distill"] = self._label_loss(logits, targets, labelled_share)
+        total = (1 - self.config.alpha) * parts["class"] + self.config.alpha * parts["distill"]
+        if phase.features and self.features is not None:
+            assert teacher is not None
+            parts["features"] = self.features(output, teacher)
+            total = total + self.config.feature_weight * parts["features"]
+        return {"loss": total, **parts}
+
+    def _label_loss(self, logits: Tensor, targets: Tensor, labelled_share: float) -> Tensor:
+        loss = label_loss(
+            logits,
+            targets,
+            self.train.loss,
+            self.train.label_smoothing,
+            multilabel=self.task == "multilabel",
+        )
+        return loss / (labelled_share or 1.0)
+
+    def _distillation_loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        loss = DISTILLATION_LOSSES[self.config.mode]
+        term = loss.multilabel if self.task == "multilabel" else loss.multiclass
+        assert term is not None, "refused when the settings were resolved"
+        return term(student_logits, teacher_logits, self.config)

@@ -72,7 +72,7 @@ def _open_images(images: ImageSet, student: Classifier, config: Config) -> tuple
     """The pixels as validation saw them, and the unreadable images with the reason."""
     with log.progress_bar("decoding", len(images)) as advance:
         decoder = Decoder(student.model.image_size, "center_crop", student.crop)
-        store, unreadable = open_pixels(images, decoder, config, advance)
+        store, unreadable = open_pixels(images, decoder, config.data, advance)
     refuse_many_unreadable([(str(images.full_path(i)), why) for i, why in unreadable], len(images))
     kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
     skipped = [{"path": images.paths[i], "reason": why} for i, why in unreadable]

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config import RENAMED, Config, flatten
+from ..config import RENAMED, Config, ResolvedConfig, flatten
 from ..data.table import is_table
 from ..errors import DeitkitError, RunFolderError
 from ..io import parse_json, read_json, write_json
-from ..ranges import refuse_out_of_range
+from ..settings import AUTO
 from .codec import SoftLabelFormat
 
 FILE = "manifest.json"
@@ -53,8 +53,8 @@ class Manifest:
     version: int = _VERSION
 
     @cached_property
-    def config(self) -> Config:
-        return Config.from_dict(self.settings)
+    def config(self) -> ResolvedConfig:
+        return ResolvedConfig.read(self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
@@ -115,7 +115,7 @@ def _from_file(saved: Any) -> Manifest:
         saved = {attributes.get(key, key): value for key, value in saved.items()}
     manifest: Manifest = parse_json(Manifest, saved)
     try:
-        refuse_out_of_range(manifest.config)
+        manifest.config.check()
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"settings: {type(error).__name__}: {error}") from None
     for entry, right in _rules(manifest).items():
@@ -161,7 +161,7 @@ def refuse_other_settings(folder: Path, manifest: Manifest, changes: Mapping[str
     wanted["train.batch_size"] = min(wanted["train.batch_size"], max(2, views))
     for key in (RENAMED.get(key, key) for key in changes):
         moved = key == "data.unlabeled"  # the folder may have moved; its images are compared instead
-        automatic = key == "student.image_size" and wanted[key] in (None, "auto")
+        automatic = key == "student.image_size" and wanted[key] == AUTO
         if key in fixed and not moved and not automatic and wanted[key] != fixed[key]:
             raise RunFolderError(
                 f"the soft labels in {folder} were made with {key} {fixed[key]}, and {wanted[key]} is asked "

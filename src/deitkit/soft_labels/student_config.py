@@ -8,7 +8,7 @@ from typing import Any
 from .. import log, recipes
 from ..config import Config
 from ..errors import RunFolderError
-from ..ranges import refuse_out_of_range
+from ..settings import AUTO
 from .manifest import Manifest, fixed_settings, refuse_other_settings
 from .store import SoftLabelStore
 
@@ -27,7 +27,7 @@ def student_settings(store: SoftLabelStore, recipe: str | None, changes: dict[st
     settings = fixed_settings(manifest) | {"train.epochs": store.epochs()} | changes
     if manifest.format.kind == "hard":
         settings.setdefault("distillation.mode", "hard")
-    refuse_out_of_range(start.override(changes))
+    start.override(changes).check()
     wanted = start.override(settings)
     if wanted.distillation.mode == "none":
         raise RunFolderError(
@@ -38,7 +38,7 @@ def student_settings(store: SoftLabelStore, recipe: str | None, changes: dict[st
             f"{folder} holds hard labels, which cannot serve distillation.mode {wanted.distillation.mode}; "
             "give --distillation hard, or label again with --top-k"
         )
-    if wanted.train.epochs is None:
+    if wanted.train.epochs == AUTO:
         wanted = wanted.override({"train.epochs": store.epochs()})
     refuse_too_many_epochs(store, wanted)
     refuse_smaller_views(wanted)
@@ -56,12 +56,13 @@ def refuse_smaller_views(config: Config) -> None:
 
 def epochs_read(config: Config) -> int:
     """Stored epochs that a run needs: those in which it reads answers, and one at least."""
-    return max(1, config.distillation.answered_epochs(max(1, config.train.epochs or 0)))
+    assert config.train.epochs != AUTO, "a run from soft labels has as many epochs as are stored"
+    return max(1, config.distillation.distilled_epochs(max(1, config.train.epochs)))
 
 
 def refuse_too_many_epochs(store: SoftLabelStore, config: Config) -> None:
     """Raises DeitkitError, saying how to append, where fewer epochs are stored than the run reads."""
-    stored, epochs, read = store.epochs(), max(1, config.train.epochs or 0), epochs_read(config)
+    stored, epochs, read = store.epochs(), max(1, config.train.epochs), epochs_read(config)
     if read > stored:
         part = "" if read == epochs else f"the first {read} of "
         raise RunFolderError(
@@ -75,8 +76,8 @@ def _without_guidance(config: Config, asked: bool) -> Config:
         return config
     if asked:
         raise RunFolderError(
-            f"distillation.feature_weight {config.distillation.feature_weight:g} needs a live teacher's feature maps; "
-            "set it to 0, or train without --soft-labels"
+            f"distillation.feature_weight {config.distillation.feature_weight:g} needs the feature maps of a "
+            "live teacher; set it to 0, or train without --soft-labels"
         )
     log.info("feature guidance is off: it needs the feature maps of a live teacher, and labels hold none")
     return config.override({"distillation.feature_weight": 0.0})

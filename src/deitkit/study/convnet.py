@@ -5,8 +5,9 @@ A teacher with ImageNet's weights is no fair peer of a student from scratch; thi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
-from ..data.dataset import find_splits, open_data
-from ..data.loader import TrainingViews
-from ..evaluation.evaluate import evaluate_student
-from ..inference.device import resolve_device
+from ..data.dataset import find_splits
 from ..io import write_json, write_tensors
 from ..models import DeiTOutput, Student
-from ..preprocessing import normalise
 from ..training import results
-from ..training.run import train_one
-from ..training.student import choose_student, view_workers
-from ..training.trainer import Trainer
+from ..training.run import Training, train_and_measure
+from ..training.session import open_session
 
 # The timm model whose multiply-accumulates at 224 pixels are nearest to the student's, in 10^9:
 # 1.1 beside tiny's 1.3, 4.1 beside small's 4.6, 15.9 beside base's 17.6; at nano's 64 patches 0.09.
@@ -55,51 +51,28 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
 
     Continues where an earlier call was stopped; raises Interrupted as a job does.
     """
-    started = time.monotonic()
-    device = resolve_device(config.train.device)
-    splits = find_splits(data, config)
-    config, _ = choose_student(config, splits, device)
-    opened = open_data(splits, config)
-    name = PEERS[config.student.name]
-    torch.manual_seed(config.train.seed)
-    size = config.student.image_size
-    assert size is not None
-    model = Convnet(name, len(opened.classes), size).to(device)
-    labels, classes = opened.train.images.labels, len(opened.classes)
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(
-        config=config,
-        model=model,
-        make=TrainingViews(opened.train.store, labels, classes, config.augment, size, device).make,
-        num_images=len(opened.train.images),
-        num_val=len(opened.val.images),
-        normalise=normalise,
-        teacher=None,
-        device=device,
-        folder=out,
-        evaluate=lambda m: evaluate_student(m, opened.val, device).metrics().to_dict(),
-        path_of=opened.train.images.paths.__getitem__,
-        workers=view_workers(config, device),
-        facts={
-            "data": opened.train.images.fingerprint(times=False),
-            "settings": config.to_dict(),
-            "model": name,
-        },
-    )
-    title, epochs = f"training {name}", config.train.epochs
-    assert epochs is not None, "choose_student comes first"
-    trained, _ = train_one(trainer, epochs, opened, device, resume=True, title=title)
+    session = open_session(config, partial(find_splits, data))
+    config, dataset, device = session.config, session.dataset, session.device
+    name, image_size = PEERS[config.student.name], config.student.image_size
+
+    def create() -> Convnet:
+        torch.manual_seed(config.train.seed)
+        return Convnet(name, len(dataset.classes), image_size).to(device)
+
+    training = Training.of(session, dataset, out, teacher=None)
+    training = replace(training, create=create, identity=training.identity | {"model": name})
+    trainer = training.trainer(config.train.epochs)
+    trained, _ = train_and_measure(trainer, name, dataset, resume=True, title=f"training {name}")
     # Under timm's own keys, so that it can teach: --teacher timm:NAME@FILE.
-    write_tensors(out / "model.safetensors", model.net.state_dict())
-    trained["student"]["name"] = name
-    found = results.assemble(trained, None, opened, time.monotonic() - started)
-    parts = {"train": len(opened.train.images), "val": len(opened.val.images)}
+    assert isinstance(trainer.student, Convnet)
+    write_tensors(out / "model.safetensors", trainer.student.net.state_dict())
+    found = results.assemble(trained, None, dataset, session.seconds)
     described: dict[str, Any] = {
-        "config": config.to_dict(),
-        "classes": list(opened.classes),
-        "preprocessing": {"image_size": list(size)},
+        "config": training.config.to_dict(),
+        "classes": list(dataset.classes),
+        "preprocessing": {"image_size": list(image_size)},
         "student": {"name": name},
-        "data": parts,
+        "data": {"train": len(dataset.train.images), "val": len(dataset.val.images)},
     }
     for file, content in (("config.json", described), ("results.json", found)):
         write_json(out / file, content)

@@ -10,13 +10,14 @@ import torch
 from ..config import Config, StudentConfig
 from ..evaluation.speed import multiply_adds
 from ..models.deit import create_model
+from ..settings import AUTO
 from .presets import HELD, IMAGENET_TRAIN_IMAGES, Preset
 
 
 def student_multiply_adds(student: StudentConfig) -> int:
     """Multiply-adds of one image through the student, sizes included."""
     size, patch = student.image_size, student.patch_size
-    assert size is not None and patch is not None, "a study names its image and patch size"
+    assert size != AUTO and patch != AUTO, "a study names its image and patch size"
     return _multiply_adds(student.name, size, patch)
 
 
@@ -31,7 +32,7 @@ def expected_seconds(config: Config, preset: Preset, images: float) -> float:
     """Seconds of a run over so many training images, at the speed its preset takes for granted."""
     own = config.override(HELD | dict(preset.settings))
     relative = student_multiply_adds(config.student) / student_multiply_adds(own.student)
-    assert config.train.epochs is not None, "a study names its epochs"
+    assert config.train.epochs != AUTO, "a study names its epochs"
     # Fitting and measuring the teacher is most of it.
     overhead = preset.overhead_s if config.distillation.mode != "none" else preset.overhead_s / 4
     return overhead + config.train.epochs * images * relative / preset.images_per_s

@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import recipes
 from ..config import Config
-from ..data.dataset import find_splits, refuse_several_labels
+from ..data.dataset import find_splits, refuse_multilabel
 from ..errors import SettingError
 from ..models.deit import VARIANTS
-from ..ranges import refuse_out_of_range
+from ..settings import AUTO
 from .cost import expected_seconds
 from .description import Arm, Study
 from .presets import HELD, PRESETS, Preset
@@ -116,19 +116,19 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
 def _refuse_open_student(config: Config) -> None:
     """Raises DeitkitError for a student that the data would choose, and for one that cannot be."""
-    refuse_out_of_range(config)
+    config.check()
     student = config.student
     if student.name not in VARIANTS:
         raise SettingError(f"a study has no student {student.name!r}; choose {', '.join(VARIANTS)}")
     for key, size in (("image_size", student.image_size), ("patch_size", student.patch_size)):
-        if size is None:
+        if size == AUTO:
             raise SettingError(f"a study compares students of one size; give student.{key} in pixels")
 
 
 def _count(folder: Path, config: Config) -> DataSet:
     whole = config.override({"data.train_fraction": 1.0, "data.eval_fraction": 1.0})
-    splits = find_splits(folder, whole)
-    refuse_several_labels(splits.train, "a study")
+    splits = find_splits(folder, whole.data)
+    refuse_multilabel(splits.train, "a study")
     return DataSet(folder, len(splits.train), len(splits.val), len(splits.train.classes))
 
 
@@ -149,9 +149,9 @@ def _limit(
 
 def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -> Config:
     """The settings of one run."""
-    if held.train.epochs is None:
+    if held.train.epochs == AUTO:
         raise SettingError("a study compares runs of one length; give train.epochs a number")
-    epochs = held.train.epochs * arm.epochs * (preset.fine_epochs if arm.starts_from else 1.0)
+    epochs = int(held.train.epochs) * arm.epochs * (preset.fine_epochs if arm.starts_from else 1.0)
     changes: dict[str, Any] = {
         "train.seed": seed,
         "train.epochs": max(1, round(epochs)),
@@ -159,7 +159,7 @@ def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -
     }
     if arm.image_size != 1.0:
         image, patch = held.student.image_size, held.student.patch_size
-        assert image is not None and patch is not None, "plan_runs refuses others"
+        assert image != AUTO and patch != AUTO, "plan_runs refuses others"
         scaled = [max(p, round(i * arm.image_size / p) * p) for i, p in zip(image, patch, strict=True)]
         changes["student.image_size"] = scaled
     if arm.starts_from:

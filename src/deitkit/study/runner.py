@@ -18,7 +18,7 @@ from ..soft_labels.manifest import FILE as LABELS
 from ..soft_labels.store import open_soft_labels
 from ..teachers.spec import check_spec, open_member, parse
 from ..training.labelling import label
-from ..training.run import run_job
+from ..training.run import train_config
 from .convnet import train_convnet
 from .description import Study
 from .plan import PlannedRun, changed_settings, plan_runs, run_folder
@@ -81,7 +81,7 @@ def _make(run: PlannedRun) -> None:
         if run.labels is not None:
             _complete(run.labels, run)
             config = config.override({"teacher.soft_labels": str(run.labels.folder)})
-        run_job(run.data, run.folder, config, resume=True)
+        train_config(run.data, run.folder, config, resume=True)
     # A finished run resumes no more, and checkpoints are most of its size.
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 

@@ -57,4 +57,4 @@ def share_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
 def _can_read(run: PlannedRun) -> bool:
     of_its_own = run.arm.convnet or run.arm.taught_by
     live_only = run.config.distillation.feature_weight > 0 or run.config.train.start_size is not None
-    return run.config.taught_live and not (of_its_own or live_only)
+    return run.config.has_live_teacher and not (of_its_own or live_only)

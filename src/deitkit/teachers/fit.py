@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import TeacherConfig
 from ..errors import WeightsError
 from ..preprocessing import InputSize, Preprocessing
+from ..settings import AUTO
 from .classes import choose_outputs, match_classes
 from .fast_backbone import backend_builders, choose_backend
 from .finetune import FineTuneBatches, Network, finetune
@@ -162,7 +163,7 @@ class _Member:
         student_size: tuple[int, int] | None,
         device: torch.device,
     ) -> _Member:
-        size = InputSize(config.image_size, student_size)
+        size = InputSize(None if config.image_size == AUTO else config.image_size, student_size)
         model = open_member(spec, size, trust_remote_code=config.trust_remote_code)
         view = model.preprocessing
         view = replace(view, mean=config.mean or view.mean, std=config.std or view.std)

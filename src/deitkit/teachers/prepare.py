@@ -1,24 +1,20 @@
-"""Makes the teacher ready for a folder of images: fitted on the student's own views, or read back."""
+"""Fits a teacher to a dataset, on the views that the student will see."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import log
-from ..config import AugmentConfig, Config
+from ..config import AugmentConfig, TeacherConfig
 from ..data.dataset import Dataset
-from ..data.loader import TrainingViews
 from ..data.rng import view_keys
 from ..data.sampler import Batch, plan_epoch
-from ..run_folder import TEACHER_FOLDER
 from .fit import FitData, fit_teacher
-from .saved import kept_teacher
 from .teacher import Teacher
 
 _PLAIN = AugmentConfig(
@@ -30,28 +26,29 @@ _PLAIN = AugmentConfig(
     mixup=0.0,
     cutmix=0.0,
 )
-_PROBE_SEED = 7  # whatever the run's: the probe's views do not change with it
-_PROBE_BATCH, _TUNED_BATCH = 64, 32
+_PROBE_SEED = 7
+_PROBE_BATCH, _FINETUNE_BATCH = 64, 32
 
 
-def prepare_teacher(out: Path, config: Config, data: Dataset, device: torch.device) -> Teacher | None:
-    """The fitted teacher, from `out` where it lies there already; None where none answers live."""
-    if not config.taught_live:
-        return None
-    return kept_teacher(
-        out / TEACHER_FOLDER, config.teacher, device, lambda: fit_to_data(config, data, device)
-    )
+def fit_to_dataset(
+    config: TeacherConfig,
+    dataset: Dataset,
+    *,
+    augment: AugmentConfig,
+    image_size: tuple[int, int],
+    seed: int,
+    device: torch.device,
+) -> Teacher:
+    """The teacher of `config` with heads for the dataset's classes.
 
-
-def fit_to_data(config: Config, data: Dataset, device: torch.device) -> Teacher:
-    """The teacher with heads for the data's classes, fitted on views as the student will see them."""
-    assert config.student.image_size is not None
-    # Seen by the probe: the student's own views, without mixing, so that every view has one label.
-    augment = replace(config.augment, mixup=0.0, cutmix=0.0, erasing=0.0)
-    views = training_views(replace(config, augment=augment), data, device)
-    plain = training_views(replace(config, augment=_PLAIN), data, device)
-    n = len(data.train.images)
-    with log.progress_bar("fitting the teacher", config.teacher.probe_views * n) as advance:
+    augment, image_size: of the student, whose views the teacher is fitted on. seed: of fine-tuning; the
+    probe's views do not depend on it.
+    """
+    # Without mixing, so that every view has one label.
+    plain = dataset.views(_PLAIN, image_size, device)
+    views = dataset.views(replace(augment, mixup=0.0, cutmix=0.0, erasing=0.0), image_size, device)
+    n = len(dataset.train.images)
+    with log.progress_bar("fitting the teacher", config.probe_views * n) as advance:
 
         def probe_batches(v: int) -> Iterator[Tensor]:
             keys = view_keys(n, seed=_PROBE_SEED, epoch=v)
@@ -61,22 +58,8 @@ def fit_to_data(config: Config, data: Dataset, device: torch.device) -> Teacher:
                 advance(len(indices))
 
         def finetune_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            plan = plan_epoch(n, batch_size=_TUNED_BATCH, repeats=1, seed=config.train.seed, epoch=epoch)
+            plan = plan_epoch(n, batch_size=_FINETUNE_BATCH, repeats=1, seed=seed, epoch=epoch)
             yield from ((made.images, made.targets) for made in map(views.make, plan))
 
-        labels, seed = data.train.labels, config.train.seed
-        fit_data = FitData(probe_batches, labels, data.classes, finetune_batches, seed)
-        return fit_teacher(config.teacher, fit_data, student_size=config.student.image_size, device=device)
-
-
-def training_views(config: Config, data: Dataset, device: torch.device) -> TrainingViews:
-    """The views of the training images, as the settings ask."""
-    assert config.student.image_size is not None
-    return TrainingViews(
-        data.pool.store,
-        data.pool.images.labels,
-        len(data.classes),
-        config.augment,
-        config.student.image_size,
-        device,
-    )
+        data = FitData(probe_batches, dataset.train.labels, dataset.classes, finetune_batches, seed)
+        return fit_teacher(config, data, student_size=image_size, device=device)

@@ -1,81 +1,84 @@
-"""How many epochs a run has: those of its settings, or as many as fit into its budget of time."""
+"""How many epochs a run has: those of its settings, or as many as fit into its time budget."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import log
-from ..config import Config
 from ..errors import SettingError
 from ..io import read_json, write_json
-from .schedule import phases
+from .session import Session
 from .trainer import Trainer
 
-# Of a budget: kept back for evaluation, throughput, the report and a machine that slows down.
+if TYPE_CHECKING:
+    from .run import Training
+
+# Kept back from a budget for evaluation, speed, the report and a machine that slows down.
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
-_TIMED_UPDATES, _UPDATES_OF_A_RUN = 12, 100
+_TIMED_STEPS, _STEPS_OF_A_RUN = 12, 100
 
 
-def planned_epochs(
-    out: Path, trainer: Trainer, baseline: Trainer | None, config: Config, started: float
-) -> int:
-    """The configured epochs; under a budget, as many as fit, measured on a student that is thrown away."""
+def planned_epochs(out: Path, session: Session, trainings: Sequence[Training]) -> int:
+    """The configured epochs; with a budget, as many as fit, measured on students that are thrown away.
+
+    Writes `plan.json`, from which a resumed run takes its epochs. Raises SettingError if a budget is too
+    short for one epoch.
+    """
     saved = out / "plan.json"
-    if saved.exists():  # a resumed run keeps its plan
+    if saved.exists():
         return int(read_json(saved)["epochs"])
-    epochs = config.train.epochs
-    assert epochs is not None, "choose_student comes first"
-    if config.train.budget_s is not None:
-        per_epoch = 0.0
-        for each in (trainer, baseline):
-            if each is not None:
-                probe = replace(each, model=copy.deepcopy(each.model))
-                with probe.memory_explained():
-                    per_epoch += _seconds_per_epoch(probe)
-        spent = time.monotonic() - started
-        left = config.train.budget_s * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
-        epochs = int(left / (per_epoch * 1.08))  # the rest for measuring after epochs
+    epochs, budget = session.config.train.epochs, session.config.train.budget_s
+    if budget is not None:
+        per_epoch = sum(_seconds_per_epoch(each) for each in trainings)
+        spent = session.seconds
+        left = budget * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
+        epochs = int(left / (per_epoch * 1.08))  # the rest for evaluation after epochs
         if epochs < 1:
             raise SettingError(
-                f"a budget of {config.train.budget_s:.0f} s is too short: {spent:.0f} s are spent and one "
-                f"epoch takes {per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s, "
-                "with --resume to keep what is done"
+                f"a budget of {budget:.0f} s is too short: {spent:.0f} s are spent and one epoch takes "
+                f"{per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s, with --resume to keep "
+                "what is done"
             )
         log.info(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
-        distillation, labels = config.distillation, trainer.soft_labels
-        if labels is not None and distillation.answered_epochs(epochs) > labels.epochs():
-            epochs = distillation.longest_run(labels.epochs())
-            log.info(f"labels are stored for {labels.epochs()} epochs, so {epochs} are trained")
+        distillation, soft_labels = session.config.distillation, trainings[0].soft_labels
+        if soft_labels is not None and distillation.distilled_epochs(epochs) > soft_labels.epochs():
+            epochs = distillation.longest_run(soft_labels.epochs())
+            log.info(f"soft labels are stored for {soft_labels.epochs()} epochs, so {epochs} are trained")
     write_json(saved, {"epochs": epochs})
     return epochs
 
 
-def _seconds_per_epoch(trainer: Trainer) -> float:
-    """An epoch's expected time on a trainer that is thrown away after.
+def _seconds_per_epoch(training: Training) -> float:
+    """The expected time of an average epoch: the median step of each phase, weighted by its length."""
+    # One epoch of a small folder has too few steps for phases that end halfway: time a run of many.
+    steps = training.trainer(1).steps_per_epoch
+    epochs = math.ceil(_STEPS_OF_A_RUN / steps)
+    if training.soft_labels is not None:
+        epochs = min(epochs, training.soft_labels.epochs())
+    trainer = training.trainer(epochs)
+    distillation, seconds = training.config.distillation, 0.0
+    with trainer.memory_explained():
+        for phase in trainer.schedule.phases(distillation.distill_until, distillation.feature_until):
+            times = _step_times(trainer, phase)
+            seconds += sorted(times)[len(times) // 2] * len(phase)
+    return seconds / epochs
 
-    The median of some real updates in each part of a run, weighted by how long the part is: a
-    planned epoch stands for the whole run.
-    """
-    # An epoch of few updates is no part of a run in which the teacher goes half way: many of them are.
-    epochs = math.ceil(_UPDATES_OF_A_RUN / trainer.steps_per_epoch)
-    stored = trainer.soft_labels
-    trainer.epochs = epochs if stored is None else min(epochs, stored.epochs())
-    seconds = 0.0
-    for steps in phases(trainer.total_steps, trainer.config):
-        times: list[float] = []
-        while len(times) < _TIMED_UPDATES:
+
+def _step_times(trainer: Trainer, phase: range) -> list[float]:
+    """Seconds of some steps from the first of `phase` on."""
+    times: list[float] = []
+    while len(times) < _TIMED_STEPS:
+        started = time.monotonic()
+        epoch, done = divmod(phase.start, trainer.steps_per_epoch)
+        for step, (batch, outputs) in zip(phase, trainer.prepared(epoch, done), strict=False):
+            trainer.state.step = step
+            trainer.step(batch, outputs)
+            times.append(time.monotonic() - started)
             started = time.monotonic()
-            first, done = divmod(steps.start, trainer.steps_per_epoch)
-            for step, (batch, answers) in zip(steps, trainer.prepared(first, done), strict=False):
-                trainer.state.step = step
-                trainer.update(batch, answers)
-                times.append(time.monotonic() - started)
-                started = time.monotonic()
-                if len(times) == _TIMED_UPDATES:
-                    break
-        seconds += sorted(times)[len(times) // 2] * len(steps)
-    return seconds / trainer.epochs
+            if len(times) == _TIMED_STEPS:
+                break
+    return times

@@ -1,9 +1,11 @@
-"""What is told how training goes: the terminal, and TensorBoard if it is installed."""
+"""Callbacks of the training loop (terminal, TensorBoard), and the signals that stop it."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +14,7 @@ from ..tasks import Score
 
 
 class Callback(Protocol):
-    """Is told how training goes."""
+    """Called after every step and after every epoch."""
 
     def on_step(self, step: int, images: int) -> None: ...
 
@@ -37,7 +39,7 @@ class EpochLines:
 
 
 class TensorBoardLog:
-    """Writes each epoch's numbers under their names, such as `train/loss` and `val/top1`."""
+    """Writes the metrics of each epoch, such as `train/loss` and `val/top1`."""
 
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
@@ -45,7 +47,7 @@ class TensorBoardLog:
         self._writer = SummaryWriter(str(folder))
 
     def on_step(self, step: int, images: int) -> None:
-        """Nothing: a curve over epochs is enough, and costs no time."""
+        """Does nothing: a curve over epochs is enough, and costs no time."""
 
     def on_epoch(self, line: dict[str, Any]) -> None:
         for group, content in line.items():
@@ -58,5 +60,31 @@ class TensorBoardLog:
 
 
 def tensorboard_logs(folder: Path) -> list[TensorBoardLog]:
-    """One log in `folder` where TensorBoard is installed, else none."""
+    """A TensorBoard log in `folder` if TensorBoard is installed."""
     return [TensorBoardLog(folder)] if importlib.util.find_spec("tensorboard") else []
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGINT, SIGTERM or SIGHUP has arrived.
+
+    A second signal has its usual effect.
+    """
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    try:
+        for number in (int(getattr(signal, name)) for name in names if hasattr(signal, name)):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: the caller owns the signals
+        before.clear()
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

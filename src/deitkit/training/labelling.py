@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from torch import Tensor
 
 from .. import log, recipes
 from ..config import Config, dotted, flatten
-from ..data.dataset import Dataset, find_splits, open_data, refuse_several_labels
+from ..data.dataset import find_splits, refuse_multilabel
 from ..data.loader import prefetch
 from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
-from ..inference.device import resolve_device
 from ..io import refuse_occupied
 from ..run_folder import TEACHER_FOLDER
 from ..soft_labels.codec import SoftLabelFormat, make_codec
@@ -30,11 +30,10 @@ from ..soft_labels.manifest import FILE, Manifest, fixed_settings, read_manifest
 from ..soft_labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
 from ..soft_labels.store import SHARD_VIEWS, Place, SoftLabelStore
 from ..soft_labels.student_config import refuse_smaller_views
-from ..teachers.prepare import prepare_teacher, training_views
 from ..teachers.spec import allowed_code, check_spec, parse, refuse_code
 from ..teachers.teacher import Teacher
 from . import results
-from .student import choose_student, view_workers
+from .session import Session, open_session
 
 _TOP_K = 10
 _PREPARING, _FIRST_SHARD = 0, 1  # pieces of work in the lock file
@@ -58,27 +57,23 @@ def label(
     for anything the caller can mend.
     """
     data, out = Path(data), Path(out)
-    changes = dotted(settings)
     if not (out / FILE).exists():
-        # These are of a process that was stopped before it wrote the manifest.
-        refuse_occupied(out, without="labels", own={TEACHER_FOLDER, "lock", FIRST_VIEWS})
+        # A process that was stopped before it wrote the manifest may have left these.
+        refuse_occupied(out, without="soft labels", own={TEACHER_FOLDER, "lock", FIRST_VIEWS})
     known = read_manifest(out) if (out / FILE).exists() else None
-    config = _settings(out, known, recipe, changes)
-    device = resolve_device(config.train.device)
+    config = _settings(out, known, recipe, dotted(settings))
     refuse_out_among_classes(data, out)
-    splits = find_splits(data, config)
-    refuse_several_labels(splits.train, "storing labels")
-    config, _ = choose_student(config, splits, device)
-    kind = _kind(out, known, config, len(splits.train.classes), top_k, hard)
-    opened = open_data(splits, config)
-    make = training_views(config, opened, device).make
+    session = open_session(config, partial(find_splits, data))
+    refuse_multilabel(session.splits.train, "deitkit label")
+    kept = _format(out, known, session, top_k, hard)
     out.mkdir(parents=True, exist_ok=True)
+    make = session.views().make
     with Claims(out / "lock") as claims:
         claims.take(_PREPARING, wait=True)
-        store, teacher = _prepare(out, config, kind, opened, device)
+        store, teacher = _prepare(out, kept, session)
         claims.free(_PREPARING)
         _refuse_full_disk(store, epochs)
-        _label_missing(store, epochs, claims, make, teacher, view_workers(config, device))
+        _label_missing(store, epochs, claims, make, teacher, session.config.data.workers)
     return store
 
 
@@ -108,13 +103,14 @@ def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: di
     return config
 
 
-def _kind(
-    out: Path, known: Manifest | None, config: Config, num_classes: int, top_k: int | None, hard: bool
+def _format(
+    out: Path, known: Manifest | None, session: Session, top_k: int | None, hard: bool
 ) -> SoftLabelFormat:
-    """What to store of each view; what is there already must not be asked for otherwise."""
+    """What to store per view. Raises SettingError if `out` already stores something else."""
     if hard and top_k is not None:
         raise SettingError("--hard and --top-k both say what to keep; give one of them")
-    asked = SoftLabelFormat("top-k", top_k or _TOP_K, config.distillation.temperature)
+    asked = SoftLabelFormat("top-k", top_k or _TOP_K, session.config.distillation.temperature)
+    num_classes = len(session.splits.train.classes)
     wanted = make_codec(num_classes, SoftLabelFormat("hard") if hard else asked).format
     if known is None:
         return wanted
@@ -126,16 +122,15 @@ def _kind(
     return known.format
 
 
-def _prepare(
-    out: Path, config: Config, kind: SoftLabelFormat, data: Dataset, device: torch.device
-) -> tuple[SoftLabelStore, Teacher]:
-    """The store and its teacher: both opened and checked where they are there, else made."""
-    images, make = data.pool.images, training_views(config, data, device).make
+def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLabelStore, Teacher]:
+    """The store and its teacher: opened and checked if they exist, otherwise created."""
+    config, data, make = session.config, session.dataset, session.views().make
+    images = data.pool.images
     if (out / FILE).exists():
         manifest = read_manifest(out)
         settled = flatten(config.to_dict())
         refuse_other_settings(out, manifest, {key: settled[key] for key in fixed_settings(manifest)})
-        manifest.refuse_other_data(out, images.fingerprint(times=False), len(images), data.classes)
+        manifest.refuse_other_data(out, data.fingerprint, len(images), data.classes)
         if _digest(out / TEACHER_FOLDER) != manifest.teacher_sha256:
             raise SettingError(
                 f"the teacher in {out / TEACHER_FOLDER} is not the one that the labels there are from; "
@@ -143,21 +138,21 @@ def _prepare(
             )
         store = SoftLabelStore(out, manifest)
         refuse_other_views(store, make)
-        teacher = prepare_teacher(out, config, data, device)
+        teacher = session.open_teacher(out)
         assert teacher is not None
         return store, teacher
     shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # of a process that was stopped; maybe another's
-    teacher = prepare_teacher(out, config, data, device)
+    teacher = session.open_teacher(out)
     assert teacher is not None, "labels need a teacher"
-    facts, _ = results.measure_teacher(teacher, data.val, device)
+    facts, _ = results.measure_teacher(teacher, data.val, session.device)
     results.say_teacher(facts, data.val)
     manifest = Manifest(
         settings=config.to_dict(),
-        data_fingerprint=images.fingerprint(times=False),
+        data_fingerprint=data.fingerprint,
         images=len(images),
-        unlabeled=len(images) - len(data.train.images),
+        unlabeled=data.num_unlabeled,
         classes=data.classes,
-        format=kind,
+        format=kept,
         shard_batches=max(1, SHARD_VIEWS // config.train.batch_size),
         teacher=facts,
         teacher_sha256=_digest(out / TEACHER_FOLDER),
@@ -206,7 +201,7 @@ def _rows(
     """The encoded answers to a shard's views."""
     # In training's micro-batches: a teacher's rounding may depend on the size of a batch.
     train = store.manifest.config.train
-    micro = train.micro_batch_size or train.batch_size
+    micro = train.micro_batch_size
     rows = []
     for batch in prefetch(make, store.plan(place[0])[store.batches(place)], workers):
         rows += [store.codec.encode(teacher(images).logits) for images in batch.images.split(micro)]

@@ -1,23 +1,24 @@
-"""The optimizer's parameter groups, and the learning rate, a pure function of the step."""
+"""Optimizers and their parameter groups."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import OptimConfig
-from .lamb import Lamb
 
-# Biases, norms' gains, and everything that is no matrix go without weight decay; so do both tokens
-# and the positions, which are matrices by shape only.
+Group = dict[str, Any]  # `params` and `weight_decay`, as torch's optimizers take it
+
+# No weight decay on biases, norms and other vectors, nor on tokens and position embeddings, which are
+# matrices by shape only.
 _NO_DECAY = ("cls_token", "dist_token", "pos_embed")
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
-    """Two groups for the optimizer: with and without weight decay."""
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[Group]:
+    """Two parameter groups: with and without weight decay."""
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     for module in modules:
@@ -28,26 +29,69 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
 
 
 def create_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.Optimizer:
-    """Fused AdamW (Loshchilov & Hutter, arXiv 1711.05101), LAMB (You et al., arXiv 1904.00962) or SGD."""
-    groups = parameter_groups(modules, config.weight_decay)
-    if config.name == "lamb":
-        return Lamb(groups, lr=config.lr, betas=config.betas)
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0], nesterov=True, fused=True)
+    """The optimizer called `config.name` over the parameters of `modules`."""
+    return OPTIMIZERS[config.name](parameter_groups(modules, config.weight_decay), config)
+
+
+class Lamb(torch.optim.Optimizer):
+    """Adam's direction, given each tensor's own length (You et al., arXiv 1904.00962, algorithm 2).
+
+    params: groups with their own `weight_decay`. As in the implementation that DeiT III was trained
+    with, the gradient's global norm is first brought down to 1, and only tensors with weight decay
+    have their step scaled, by |w| / |step|; the others take Adam's step.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = 1e-6
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; `closure` is not called."""
+        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        excess = torch.nn.utils.get_total_norm(gradients).clamp_min(1.0)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad / excess, group)
+
+    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros(())  # a tensor, as torch's optimizers keep it
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        count, (beta1, beta2) = state["step"].item(), group["betas"]
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        scale = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
+        step = (mean / (1 - beta1**count)).div_(scale).add_(p, alpha=group["weight_decay"])
+        if group["weight_decay"]:
+            length, own = p.norm(), step.norm()
+            # A tensor of zeros, or without a gradient, has no length of its own to keep.
+            step.mul_(torch.where((length > 0) & (own > 0), length / own, torch.ones_like(own)))
+        p.sub_(step, alpha=group["lr"])
+
+
+def _adamw(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def learning_rate(
-    step: int, *, total_steps: int, steps_per_epoch: int, batch_size: int, config: OptimConfig
-) -> float:
-    """The rate of update `step` (from 0): linear warm-up, then a cosine to `min_lr` at the last update.
+def _lamb(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
+    """LAMB (You et al., arXiv 1904.00962)."""
+    return Lamb(groups, lr=config.lr, betas=config.betas)
 
-    The peak is `lr x batch_size / lr_batch` (arXiv 2012.12877, section 6). It moves by the update,
-    not by the epoch, so that a resumed run and a first epoch get the rate they should.
-    """
-    peak = config.lr * batch_size / config.lr_batch
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 5)
-    if step < warmup:
-        return config.warmup_lr + (peak - config.warmup_lr) * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - 1 - warmup)
-    return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+def _sgd(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, the first of `betas`."""
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0], nesterov=True, fused=True)
+
+
+# `optim.name` to the function that creates the optimizer. Register a new one here.
+OPTIMIZERS: dict[str, Callable[[list[Group], OptimConfig], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "lamb": _lamb,
+    "sgd": _sgd,
+}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..config import Config
+from ..config import ResolvedConfig
 from ..data.dataset import Dataset, Split
 from ..data.image_set import ImageSet
 from ..evaluation.evaluate import evaluate_student, evaluate_teacher, views_of
@@ -134,7 +134,7 @@ def assemble(
 
 
 def describe_run(
-    config: Config,
+    config: ResolvedConfig,
     data: Dataset,
     model: Student,
     teacher: dict[str, Any] | None,

@@ -1,4 +1,13 @@
-"""The training loop: flat, one optimizer update after the other, read from top to bottom."""
+"""The training loop.
+
+For every batch:  plan (image size, phase)  ->  views  ->  teacher outputs
+                  ->  forward  ->  loss parts  ->  backward (per micro-batch)
+                  ->  optimizer step  ->  moving average
+After an epoch:   evaluate raw and averaged weights, log a line, save a checkpoint.
+
+Randomness is a function of seed and step, so a run that was stopped and resumed ends, on a CPU, in the same
+weights bit for bit as one that was not.
+"""
 
 from __future__ import annotations
 
@@ -9,363 +18,366 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import Config
-from ..data.loader import ViewBatch, prefetch
-from ..data.sampler import Batch, plan_epoch
-from ..distillation.feature_distillation import FeatureDistillation
-from ..distillation.objective import training_loss
+from ..config import OptimConfig, ResolvedTrain
+from ..data.loader import TrainingViews, ViewBatch, prefetch
+from ..data.sampler import Batch, Sampler
+from ..distillation.objective import Objective, Phase
 from ..errors import Interrupted, TrainingError
 from ..io import write_json, write_text
-from ..models import DeiT, Student
-from ..soft_labels.store import SoftLabelStore
-from ..tasks import Task
-from ..teachers.teacher import Teacher, TeacherOutput
-from .best import BestWeights
-from .callbacks import Callback
-from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from .ema import EMA
-from .optim import create_optimizer, learning_rate
-from .schedule import answered_at, guided_at, image_size_at, measured_after
-from .signals import stop_requests
+from ..models import Student
+from ..preprocessing import normalise
+from ..teachers.teacher import TeacherOutput
+from .callbacks import Callback, stop_requests
+from .optim import create_optimizer
+from .schedule import Schedule
+from .state import EMA, BestWeights, TrainingState, load_checkpoint, save_checkpoint
 
-_FITTED_IMAGES = 512  # that the first projections of guidance are fitted on
-# Also between measurements and within an epoch, so that a crash costs at most so much.
-_CHECKPOINT_SECONDS = 300.0
+_FITTED_IMAGES = 512  # that the projections of feature distillation are initialised on
+_CHECKPOINT_SECONDS = 300.0  # a crash costs at most this much training
+
+TeacherOutputs = Iterable[TeacherOutput | None]  # one per micro-batch
 
 
-Answers = Iterable[TeacherOutput | None]  # of a teacher, one a micro-batch
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on. workers: threads that make batches ahead. paths: of the images, for messages."""
+
+    views: TrainingViews
+    sampler: Sampler
+    workers: int
+    paths: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How weights are evaluated during training: `evaluate(student)` on `num_images` images."""
+
+    evaluate: Callable[[Student], dict[str, Any]]
+    num_images: int
 
 
 @dataclass
+class _Epoch:
+    """Sums over the steps of an epoch, or of what is left of one after a resume."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # a part of the loss may end within an epoch
+    images: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, parts: dict[str, float], images: int) -> None:
+        self.images += images
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * images
+            self.counts[name] = self.counts.get(name, 0) + images
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
+
+
 class Trainer:
-    """Trains one student. `evaluate(model)` gives the metrics of the weights in `model` as a dict."""
+    """Trains one student for `train.epochs` epochs, with checkpoints in `folder`.
 
-    config: Config
-    model: Student
-    make: Callable[[Batch], ViewBatch]
-    num_images: int  # labelled ones
-    normalise: Callable[[Tensor], Tensor]
-    teacher: Teacher | None
-    device: torch.device
-    folder: Path
-    evaluate: Callable[[Student], dict[str, Any]]
-    path_of: Callable[[int], str]  # image index -> file, for a message
-    soft_labels: SoftLabelStore | None = None  # a teacher's answers, in place of a live one's
-    num_unlabeled: int = 0  # of images that follow the labelled ones
-    num_val: int = 0  # images that `evaluate` measures on
-    task: Task = "multiclass"
-    epochs: int = 1
-    workers: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)  # what a resumed run must share
-    state: TrainingState = field(init=False)
-    _saved_at: float = field(init=False, default=0.0)  # on the monotonic clock
+    identity: facts that a resumed run must share with its checkpoint. init_features: initialise the
+    projections of feature distillation by regression, for a student that starts from trained weights.
+    """
 
-    def __post_init__(self) -> None:
-        distillation = self.config.distillation
-        guidance: FeatureDistillation | None = None
-        if self.teacher is not None and distillation.feature_weight > 0:
-            assert isinstance(self.model, DeiT)
-            torch.manual_seed(self.config.train.seed + 1)
-            guidance = FeatureDistillation(self.model, self.teacher.card.map_channels).to(self.device)
-        modules: list[nn.Module] = [self.model] if guidance is None else [self.model, guidance]
-        optimizer = create_optimizer(modules, self.config.optim)
-        ema = EMA(self.model, self.config.optim.ema_decay)
-        best = BestWeights(ema.weights) if self.config.train.patience is not None else None
-        self.state = TrainingState(self.model, guidance, ema, optimizer, best)
-        self.steps_per_epoch = len(self._planned(0))
+    def __init__(
+        self,
+        student: Student,
+        objective: Objective,
+        data: TrainingData,
+        validation: Validation,
+        *,
+        train: ResolvedTrain,
+        optim: OptimConfig,
+        folder: Path,
+        identity: dict[str, Any] | None = None,
+        init_features: bool = False,
+    ):
+        self.student, self.objective, self.data, self.validation = student, objective, data, validation
+        self.train, self.optim, self.folder = train, optim, folder
+        self.device = data.views.device
+        self.init_features = init_features
+        self.schedule = Schedule(train.epochs, data.sampler.steps_per_epoch, train, optim)
+        self.identity = (identity or {}) | {"epochs": train.epochs}
 
-    def plan(self, epoch: int) -> list[Batch]:
-        """The batches of an epoch (from 0), each with the size of its views."""
-        first = epoch * self.steps_per_epoch
-        return [
-            replace(
-                batch if self._taught(step) else batch.below(self.num_images),
-                image_size=image_size_at(step, self.total_steps, self.config),
-            )
-            for step, batch in enumerate(self._planned(epoch), first)
-        ]
-
-    def _planned(self, epoch: int) -> list[Batch]:
-        train = self.config.train
-        return plan_epoch(
-            self.num_images,
-            batch_size=train.batch_size,
-            repeats=self.config.data.repeats,
-            seed=train.seed,
-            epoch=epoch,
-            num_unlabeled=self.num_unlabeled,
-            unlabeled_share=self.config.data.unlabeled_share,
+        features = objective.build(student, self.device)
+        ema = EMA(student, optim.ema_decay)
+        self.state = TrainingState(
+            model=student,
+            features=features,
+            ema=ema,
+            optimizer=create_optimizer([student] if features is None else [student, features], optim),
+            best=BestWeights(ema.weights) if train.patience is not None else None,
         )
+        self._saved_at = time.monotonic()
 
-    def views_before(self, step: int) -> int:
-        """Views of the first `step` updates. Batches are as large in every epoch."""
-        batches = self._planned(0)
-        whole = [len(batch.indices) for batch in batches]
-        labelled = [len(batch.below(self.num_images).indices) for batch in batches]
-        return sum((whole if self._taught(i) else labelled)[i % len(batches)] for i in range(step))
+    # Planning
 
     @property
     def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.schedule.total_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.schedule.steps_per_epoch
 
     @property
     def finished(self) -> bool:
-        """Whether every update is done, or the run's patience is at an end."""
-        best, patience = self.state.best, self.config.train.patience
+        """Whether every step is done, or early stopping has run out of patience."""
+        best, patience = self.state.best, self.train.patience
         out_of_patience = best is not None and patience is not None and best.waited >= patience
         return out_of_patience or self.state.step >= self.total_steps
 
-    @property
-    def averaged(self) -> dict[str, Tensor]:
-        """The moving average; of a run that may stop early, the best that was measured."""
-        return self.state.ema.weights if self.state.best is None else self.state.best.weights
+    def phase(self, step: int) -> Phase:
+        """What a step learns from."""
+        return self.objective.phase(step, self.total_steps)
+
+    def plan(self, epoch: int) -> list[Batch]:
+        """The batches of an epoch, with the size of their views; without unlabelled images once no teacher
+        is asked about them."""
+        first = epoch * self.steps_per_epoch
+        return [
+            replace(
+                batch if self.phase(step).uses_teacher else batch.below(self.data.sampler.num_images),
+                image_size=self.schedule.image_size(step),
+            )
+            for step, batch in enumerate(self.data.sampler.epoch(epoch), first)
+        ]
+
+    @cached_property
+    def _batch_sizes(self) -> list[tuple[int, int]]:
+        """All views, and labelled views, of each batch of an epoch; the same in every epoch."""
+        labelled = self.data.sampler.num_images
+        return [(len(b.indices), len(b.below(labelled).indices)) for b in self.data.sampler.epoch(0)]
+
+    def views_before(self, step: int) -> int:
+        """Number of views in the first `step` steps."""
+        sizes = self._batch_sizes
+        return sum(sizes[i % len(sizes)][0 if self.phase(i).uses_teacher else 1] for i in range(step))
+
+    # The loop
 
     def resume(self) -> int:
-        """Continues from the newest checkpoint, if there is one; returns the updates already done."""
-        load_checkpoint(self.folder / "checkpoints", self.state, self._facts())
-        log = self.folder / "metrics.jsonl"
-        if log.exists():  # lines of updates that the checkpoint does not know are made again
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        """Restores the newest checkpoint, if there is one; returns the steps already done."""
+        load_checkpoint(self.folder / "checkpoints", self.state, self.identity)
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():  # drop the lines of epochs that come after the checkpoint
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = (line for line in lines if line.endswith("\n"))
-            write_text(log, "".join(line for line in whole if json.loads(line)["step"] <= self.state.step))
+            write_text(
+                metrics, "".join(line for line in whole if json.loads(line)["step"] <= self.state.step)
+            )
         return self.state.step
 
-    def run(self, callbacks: Sequence[Callback]) -> None:
+    def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Trains to the end.
 
-        Raises Interrupted on SIGINT and SIGTERM, after saving; DeitkitError where the loss is not finite or
-        the device's memory does not suffice.
+        Raises Interrupted on SIGINT, SIGTERM or SIGHUP, after saving; TrainingError if the loss is not
+        finite or the device is out of memory.
         """
         self._saved_at = time.monotonic()
         with stop_requests() as stop, self.memory_explained():
             if self.state.step == 0:
-                self.fit_guidance()
+                self.init_feature_projections()
             while not self.finished:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
-                sums: dict[str, float] = {}
-                counts: dict[str, int] = {}  # a part of the loss may end within an epoch
-                started, seen = time.monotonic(), 0
-                for batch, answers in self.prepared(epoch, done):
-                    parts = self.update(batch, answers)
-                    seen += len(batch.indices)
-                    for k, v in parts.items():
-                        sums[k] = sums.get(k, 0.0) + v * len(batch.indices)
-                        counts[k] = counts.get(k, 0) + len(batch.indices)
+                progress = _Epoch()
+                for batch, teacher_outputs in self.prepared(epoch, done):
+                    progress.add(self.step(batch, teacher_outputs), len(batch.indices))
                     for callback in callbacks:
                         callback.on_step(self.state.step, len(batch.indices))
                     if self.state.step % self.steps_per_epoch == 0:
-                        continue  # saved with the epoch's measurement, which a resumed run would not make
+                        continue  # saved below, with the evaluation that a resumed run would not repeat
                     if stop():
-                        self._save()
+                        self.save()
                         raise Interrupted
                     if self._checkpoint_is_due():
-                        self._save()
-                seconds = time.monotonic() - started
-                self._end_epoch(epoch, {k: v / counts[k] for k, v in sums.items()}, seen, seconds, callbacks)
+                        self.save()
+                self._end_epoch(epoch, progress, callbacks)
                 if stop():
-                    self._save()
+                    self.save()
                     raise Interrupted
 
-    @contextmanager
-    def memory_explained(self) -> Iterator[None]:
-        """Raises DeitkitError inside where the device's memory does not suffice."""
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise TrainingError(
-                f"the memory of {self.device} does not hold {self.micro_batch_size} images at a time; give a "
-                "smaller train.micro_batch_size with --set, which changes no update, and another --out"
-            ) from None
+    def step(self, batch: ViewBatch, teacher_outputs: TeacherOutputs | None = None) -> dict[str, float]:
+        """One optimizer step on a global batch, in micro-batches; returns the parts of the loss.
 
-    def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, Answers]]:
-        """The batches of an epoch after the first `done`, each with what the teacher says of it.
-
-        On a CPU a thread asks the teacher about the next batch while the student learns from this one:
-        two small networks side by side use the cores better than one after the other (docs/speed.md).
+        teacher_outputs: one per micro-batch; None asks the teacher now.
         """
-        ahead = self.teacher is not None and self.device.type == "cpu"
-        workers = max(1, self.workers) if ahead else self.workers
-        views = enumerate(
-            prefetch(self.make, self.plan(epoch)[done:], workers), epoch * self.steps_per_epoch + done
-        )
-        if ahead:
-            yield from prefetch(lambda at: (at[1], list(self.answers(at[1], at[0]))), views, 1)
-        else:
-            yield from ((batch, self.answers(batch, step)) for step, batch in views)
+        state, micro = self.state, self.train.micro_batch_size
+        if teacher_outputs is None:
+            teacher_outputs = self.teacher_outputs(batch, state.step)
 
-    def answers(self, batch: ViewBatch, step: int) -> Answers:
-        """What the teacher says of each micro-batch of update `step`; None where its loss reads nothing."""
-        parts = batch.images.split(self.micro_batch_size)
-        taught = self._taught(step)
-        if taught and self.soft_labels is not None:
-            answer = self.soft_labels.outputs(*divmod(step, self.steps_per_epoch), self.device)
-            yield from (TeacherOutput(logits, ()) for logits in answer.logits.split(self.micro_batch_size))
-        elif taught and self.teacher is not None:
-            yield from map(self.teacher, parts)
-        else:
-            yield from (None for _ in parts)
-
-    @torch.no_grad()
-    def fit_guidance(self) -> None:
-        """Lets guidance begin from projections that suit the student's start, on the first views.
-
-        Tokens that mean nothing yet are better taught through random ones (docs/small-data.md).
-        """
-        guidance = self.state.guidance
-        if guidance is None or self.config.student.initial_weights == "none" or not self._guided(0):
-            return
-        self.model.train()  # patches are dropped and views are small as in the updates
-        self._seed_update()
-        batches = math.ceil(_FITTED_IMAGES / self.config.train.batch_size)
-        guidance.fit(
-            (self.model(self.normalise(images), tokens_after=guidance.blocks), answer)
-            for batch, answers in itertools.islice(self.prepared(0), batches)
-            for images, answer in zip(batch.images.split(self.micro_batch_size), answers, strict=True)
-            if answer is not None
-        )
-
-    def _seed_update(self) -> None:
-        """Seeds what stochastic depth and patch dropping draw from by the step, so a resumed run agrees."""
-        torch.manual_seed((self.config.train.seed << 32) + self.state.step)
-
-    def _answered(self, step: int) -> bool:
-        return answered_at(step, self.total_steps, self.config)
-
-    def _guided(self, step: int) -> bool:
-        return guided_at(step, self.total_steps, self.config)
-
-    def _taught(self, step: int) -> bool:
-        """Whether update `step` reads anything of a teacher's."""
-        answered = self.config.distillation.alpha > 0 and self._answered(step)
-        return answered or (self.state.guidance is not None and self._guided(step))
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Images a forward pass."""
-        return self.config.train.micro_batch_size or self.config.train.batch_size
-
-    def update(self, batch: ViewBatch, answers: Answers | None = None) -> dict[str, float]:
-        """One optimizer update on a global batch, in micro-batches; returns the parts of its loss.
-
-        answers: of the teacher, one a micro-batch; None asks it now.
-        """
-        state, config = self.state, self.config
-        self._seed_update()
-        rate = learning_rate(
-            state.step,
-            total_steps=self.total_steps,
-            steps_per_epoch=self.steps_per_epoch,
-            batch_size=config.train.batch_size,
-            config=config.optim,
-        )
+        # Apply the schedules.
+        self._seed_step()
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        self.model.train()
+            group["lr"] = self.schedule.learning_rate(state.step)
+
+        # Forward and backward.
+        self.student.train()
         state.optimizer.zero_grad(set_to_none=True)
-        micro, shares, losses = self.micro_batch_size, [], []
-        answers = self.answers(batch, state.step) if answers is None else answers
-        for images, targets, answer in zip(
-            batch.images.split(micro), batch.targets.split(micro), answers, strict=True
+        losses: list[dict[str, Tensor]] = []
+        shares: list[float] = []
+        for images, targets, teacher in zip(
+            batch.images.split(micro), batch.targets.split(micro), teacher_outputs, strict=True
         ):
             shares.append(len(images) / len(batch.images))
-            parts = self._backward(images, targets, answer, shares[-1], batch.labelled_share)
-            losses.append(torch.stack(list(parts.values())).detach())
-        # Read once an update: each reading waits for the device.
-        rows = torch.stack(losses).tolist()
-        totals = {
-            k: sum(row[i] * share for row, share in zip(rows, shares, strict=True))
-            for i, k in enumerate(parts)
-        }
+            losses.append(self._backward(images, targets, teacher, shares[-1], batch.labelled_share))
+        totals = _totals(losses, shares)
         if not math.isfinite(totals["loss"]):
             self._refuse(batch)
-        if config.optim.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_grad)
+
+        # Update.
+        if self.optim.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.optim.clip_grad)
         state.optimizer.step()
-        state.ema.update(self.model, state.step)
+
+        # Average.
+        state.ema.update(self.student, state.step)
         state.step += 1
         return totals
 
     def _backward(
-        self, images: Tensor, targets: Tensor, answer: TeacherOutput | None, share: float, labelled: float
+        self, images: Tensor, targets: Tensor, teacher: TeacherOutput | None, share: float, labelled: float
     ) -> dict[str, Tensor]:
-        """Adds the gradients of a micro-batch, weighted by its share of the global batch; its losses."""
-        guidance = self.state.guidance if self._guided(self.state.step) else None
+        """Adds the gradients of a micro-batch, weighted by its share of the batch; returns its losses."""
+        phase = self.phase(self.state.step)
+        blocks = self.objective.features.blocks if phase.features and self.objective.features else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            output = self.model(self.normalise(images), tokens_after=guidance.blocks if guidance else ())
-            parts = training_loss(
-                output,
-                targets,
-                answer,
-                self.config.distillation,
-                self.config.train,
-                guidance=guidance,
-                answered=self._answered(self.state.step),
-                labelled_share=labelled,
-                task=self.task,
-            )
-        (parts["loss"] * share).backward()
-        return parts
+            output = self.student(normalise(images), tokens_after=blocks)
+            parts = self.objective(output, targets, teacher, phase, labelled_share=labelled)
+        (parts["loss"] * share).backward()  # type: ignore[no-untyped-call]
+        return {name: part.detach() for name, part in parts.items()}
 
-    def _end_epoch(
-        self, epoch: int, train: dict[str, float], seen: int, seconds: float, callbacks: Sequence[Callback]
-    ) -> None:
+    def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, TeacherOutputs]]:
+        """The batches of an epoch after the first `done`, each with the teacher's outputs.
+
+        On a CPU a thread runs the teacher on the next batch while the student learns from this one: two small
+        networks side by side use the cores better than one after the other (docs/speed.md).
+        """
+        ahead = self.objective.teacher is not None and self.device.type == "cpu"
+        workers = max(1, self.data.workers) if ahead else self.data.workers
+        first = epoch * self.steps_per_epoch + done
+        views = enumerate(prefetch(self.data.views.make, self.plan(epoch)[done:], workers), first)
+        if ahead:
+            yield from prefetch(lambda at: (at[1], list(self.teacher_outputs(at[1], at[0]))), views, 1)
+        else:
+            yield from ((batch, self.teacher_outputs(batch, step)) for step, batch in views)
+
+    def teacher_outputs(self, batch: ViewBatch, step: int) -> TeacherOutputs:
+        """The teacher's outputs for each micro-batch of a step; None if the step uses none."""
+        place = divmod(step, self.steps_per_epoch)
+        micro = self.train.micro_batch_size
+        return self.objective.teacher_outputs(batch.images, micro, self.phase(step), place)
+
+    @torch.no_grad()
+    def init_feature_projections(self) -> None:
+        """Initialises the projections of feature distillation by ridge regression on the first views.
+
+        Only for a student with trained initial weights: tokens that mean nothing yet learn better from
+        random projections (docs/small-data.md).
+        """
+        features = self.objective.features
+        if features is None or not self.init_features or not self.phase(0).features:
+            return
+        blocks = features.blocks
+        self.student.train()  # patches are dropped and views are small, as in the steps to come
+        self._seed_step()
+        batches = math.ceil(_FITTED_IMAGES / self.train.batch_size)
+        self.objective.fit_features(
+            (self.student(normalise(images), tokens_after=blocks), teacher)
+            for batch, outputs in itertools.islice(self.prepared(0), batches)
+            for images, teacher in zip(batch.images.split(self.train.micro_batch_size), outputs, strict=True)
+        )
+
+    def _seed_step(self) -> None:
+        """Seeds stochastic depth and patch dropping by the step, so that a resumed run agrees."""
+        torch.manual_seed((self.train.seed << 32) + self.state.step)
+
+    # After an epoch
+
+    def _end_epoch(self, epoch: int, progress: _Epoch, callbacks: Sequence[Callback]) -> None:
+        """Evaluates, logs and saves."""
+        seconds = time.monotonic() - progress.started
         line: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": self.state.step,
             "lr": self.state.optimizer.param_groups[0]["lr"],
-            "train": train,
-            "token_cosine": self.model.token_cosine(),
-            "images_per_s": seen / seconds,
+            "train": progress.means(),
+            "token_cosine": self.student.token_cosine(),
+            "images_per_s": progress.images / seconds,
             "seconds": seconds,
         }
-        if measured_after(epoch, self.epochs, self.num_val / self.num_images):
-            line["val"] = self.evaluate(self.model)
+        val_share = self.validation.num_images / self.data.sampler.num_images
+        if self.schedule.evaluates_after(epoch, val_share):
+            line["val"] = self.validation.evaluate(self.student)
             with self.holding(self.state.ema.weights):
-                line["val_ema"] = self.evaluate(self.model)
+                line["val_ema"] = self.validation.evaluate(self.student)
             if self.state.best is not None:
-                self.state.best.note(line["val_ema"]["loss"], self.state.ema.weights)
-        # Before the checkpoint: a line too many is dropped when resuming, a lost one would stay lost.
+                self.state.best.update(line["val_ema"]["loss"], self.state.ema.weights)
+        # Before the checkpoint: resuming drops a line too many, but cannot bring back a lost one.
         with open(self.folder / "metrics.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
         if "val" in line or self._checkpoint_is_due():
-            self._save()
+            self.save()
         for callback in callbacks:
             callback.on_epoch(line)
 
     @contextmanager
     def holding(self, weights: dict[str, Tensor]) -> Iterator[None]:
-        """The model holds `weights` inside, and its own again after."""
-        own = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(weights)
+        """Swaps `weights` into the student, and its own back at the end."""
+        own = {k: v.clone() for k, v in self.student.state_dict().items()}
+        self.student.load_state_dict(weights)
         try:
             yield
         finally:
-            self.model.load_state_dict(own)
+            self.student.load_state_dict(own)
 
-    def _facts(self) -> dict[str, Any]:
-        return self.facts | {"epochs": self.epochs}
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        now = time.monotonic()
+        self.state.seconds += now - self._saved_at
+        self._saved_at = now
+        save_checkpoint(self.folder / "checkpoints", self.state, self.identity)
 
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS
 
-    def _save(self) -> None:
-        now = time.monotonic()
-        self.state.seconds += now - self._saved_at
-        self._saved_at = now
-        save_checkpoint(self.folder / "checkpoints", self.state, self._facts())
+    @contextmanager
+    def memory_explained(self) -> Iterator[None]:
+        """Turns an out-of-memory error of the device into a TrainingError."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"the memory of {self.device} does not hold {self.train.micro_batch_size} images at a time; "
+                "give a smaller train.micro_batch_size with --set, which changes no step, and another --out"
+            ) from None
 
     def _refuse(self, batch: ViewBatch) -> None:
+        """Lists the files of a batch whose loss is not finite, and raises TrainingError."""
         files = self.folder / "not-finite.json"
-        write_json(files, [self.path_of(i) for i in batch.indices])
+        write_json(files, [self.data.paths[i] for i in batch.indices])
         last = sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
         raise TrainingError(
             f"the loss is not a finite number at step {self.state.step}; the batch's files are listed in "
             f"{files}, the last good checkpoint is {last[-1] if last else 'none yet'}; "
             "lower --set optim.lr, or set optim.clip_grad=1"
         )
+
+
+def _totals(losses: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, float]:
+    """The parts of the loss over the global batch. Read once per step: each reading waits for the device."""
+    rows = torch.stack([torch.stack(list(parts.values())) for parts in losses]).tolist()
+    return {
+        name: sum(row[i] * share for row, share in zip(rows, shares, strict=True))
+        for i, name in enumerate(losses[0])
+    }

@@ -1,0 +1,200 @@
+"""From what the user asks for to what is run: every "auto" is replaced here, once.
+
+`resolve` looks at the images and the device and returns a `ResolvedConfig`; `create_student` builds the model
+that it describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import log
+from ..config import Config, ResolvedConfig, StudentConfig, TrainConfig, multilabel_problems
+from ..data.decode import UnreadableImage, max_pixel_value, open_rgb
+from ..data.image_set import ImageSet, evenly_spread
+from ..data.splits import Splits
+from ..errors import SettingError
+from ..models import VARIANTS, DeiT, create_model
+from ..settings import AUTO, raise_all
+from ..weights import find_initial, load_into, read
+
+_EXAMPLES = 120_000  # training images seen in a run whose length is "auto": minutes on a CPU
+_DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey levels in 8 bits
+
+Size = tuple[int, int]
+
+
+def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedConfig:
+    """Chooses student, sizes, epochs, batches, loss and threads; `reasons` says what was chosen and why.
+
+    `student.initial_weights` may stay "auto": see `resolve_initial_weights`. Raises SettingError with every
+    setting that does not fit the images or another setting.
+    """
+    images, on_cpu = splits.train, device.type == "cpu"
+    if images.task == "multilabel":
+        raise_all(multilabel_problems(config))
+    side = _median_side(images)
+    _warn_of_lost_greys(images)
+
+    # 1. The student and what it sees.
+    name = config.student.name
+    if name == AUTO:
+        name = "nano" if on_cpu else "tiny" if len(images) < 20_000 else "small"
+    if name not in VARIANTS:
+        raise SettingError(f"there is no student {name!r}; choose auto, {', '.join(VARIANTS)}")
+    image_size = _image_size(config.student, side, on_cpu)
+    patch_size = _patch_size(config.student, image_size, on_cpu)
+    _refuse_start_size(config.train, image_size, patch_size)
+    reasons = (
+        f"student {name} at {image_size[0]}x{image_size[1]} in patches of {patch_size[0]}x{patch_size[1]}: "
+        f"{len(images)} training images of about {side} pixels, on {device.type}"
+    )
+
+    # 2. The length of training.
+    epochs = config.train.epochs
+    if epochs == AUTO:
+        epochs = min(200, max(10, round(_EXAMPLES / len(images))))
+        if config.train.budget_s is None:
+            reasons += f"; {epochs} epochs for that many images"
+
+    # 3. The label loss.
+    loss = config.train.loss
+    if loss == "auto":
+        loss = "bce" if images.task == "multilabel" else "cross-entropy"
+    if images.task == "multilabel":
+        reasons += "; loss bce, because an image may have several labels"
+
+    # 4. Batches and threads.
+    batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
+    micro = config.train.micro_batch_size
+    if micro == AUTO:
+        micro = min(32 if on_cpu else 256, batch)
+    workers = config.data.workers
+    if workers == AUTO:  # on a CPU the model's own threads use every core
+        workers = 0 if on_cpu else 4
+
+    return ResolvedConfig.of(
+        replace(
+            config,
+            student=replace(config.student, name=name, image_size=image_size, patch_size=patch_size),
+            data=replace(config.data, workers=workers),
+            train=replace(config.train, epochs=epochs, batch_size=batch, micro_batch_size=micro, loss=loss),
+        ),
+        reasons,
+    )
+
+
+def resolve_initial_weights(config: ResolvedConfig, saved: Config | None) -> ResolvedConfig:
+    """Replaces "auto" in `student.initial_weights`: a resumed run keeps its own (`saved`)."""
+    if config.student.initial_weights != AUTO:
+        return config
+    if saved is not None:
+        weights = saved.student.initial_weights
+    else:
+        weights, why = find_initial(config.student.name)
+        log.info(why)
+    return replace(config, student=replace(config.student, initial_weights=weights))
+
+
+def create_student(config: ResolvedConfig, num_classes: int) -> tuple[DeiT, list[str]]:
+    """The model with its initial weights, and a sentence for each way in which those were changed to fit.
+
+    Weights that are not loaded are drawn from `train.seed`. The model is a plain ViT if no distillation
+    token is trained. Raises WeightsError if the initial weights cannot be had or do not fit.
+    """
+    student, distillation = config.student, config.distillation
+    torch.manual_seed(config.train.seed)
+    model = create_model(
+        student.name,
+        num_classes=num_classes,
+        image_size=student.image_size,
+        patch_size=student.patch_size,
+        drop_path_rate=student.drop_path_rate,
+        distilled=distillation.mode != "none" and distillation.token == "distill",
+        layer_scale=student.layer_scale,
+        patch_drop_rate=student.patch_drop_rate,
+    )
+    if student.init_scheme == "structured":
+        model.init_structured()
+    if student.initial_weights == "none":
+        return model, []
+    return model, load_into(model, read(student.initial_weights), antialias=student.init_antialias)
+
+
+def _image_size(student: StudentConfig, side: int, on_cpu: bool) -> Size:
+    """The asked size, or by the images' median shorter side: no larger than what they hold."""
+    if student.image_size != AUTO:
+        return student.image_size
+    chosen = 32 if side <= 40 else 64 if side <= 80 else 96  # 64 patches keep a CPU's epoch short
+    if not on_cpu and side > 80:
+        chosen = 128 if side <= 160 else 224
+    return chosen, chosen
+
+
+def _patch_size(student: StudentConfig, image_size: Size, on_cpu: bool) -> Size:
+    """The asked size, or about 64 patches on a CPU and 14 x 14 on a GPU; it divides the image size."""
+    patch = student.patch_size
+    if patch == AUTO:
+        near = max(4, round(max(image_size) / 8) if on_cpu else min(16, max(image_size) // 14))
+        patch = (_divisor(image_size[0], near), _divisor(image_size[1], near))
+    if image_size[0] % patch[0] or image_size[1] % patch[1]:
+        raise SettingError(
+            f"image size {image_size[0]}x{image_size[1]} is not a multiple of patch size "
+            f"{patch[0]}x{patch[1]}; choose sizes that divide evenly"
+        )
+    return patch
+
+
+def _refuse_start_size(train: TrainConfig, full: Size, patch: Size) -> None:
+    """Raises SettingError if the student cannot start at `train.start_size`."""
+    start = train.start_size
+    if start is None:
+        return
+    if not 0 < train.start_share < 1:
+        raise SettingError(
+            f"train.start_share is {train.start_share:g}; give a share above 0 and below 1, "
+            "or leave out train.start_size"
+        )
+    if any(s < p or s % p or s > f for s, p, f in zip(start, patch, full, strict=True)) or start == full:
+        raise SettingError(
+            f"train.start_size {start[0]}x{start[1]} does not fit; give a size below {full[0]}x{full[1]} "
+            f"that is a multiple of the patch size {patch[0]}x{patch[1]}"
+        )
+
+
+def _divisor(size: int, near: int) -> int:
+    """The divisor of `size` nearest to `near`."""
+    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - near), d))
+
+
+def _median_side(images: ImageSet) -> int:
+    """Median shorter side, in pixels, of up to 32 images spread over the set."""
+    sides = []
+    for path in _sampled(images):
+        with suppress(UnreadableImage):
+            sides.append(min(open_rgb(path).size))
+    return int(np.median(sides)) if sides else 0
+
+
+def _warn_of_lost_greys(images: ImageSet) -> None:
+    """Warns about 16-bit images that use a small part of their range."""
+    largest = []
+    for path in _sampled(images):
+        with suppress(UnreadableImage):
+            largest.append(max_pixel_value(path))
+    values = [value for value in largest if value is not None]
+    if values and max(values) < _DARK:
+        log.warning(
+            f"the 16-bit images use values up to {max(values)} of 65535 and keep few grey levels in 8 bits; "
+            "stretch them to the full range before training, and in the same way before predict"
+        )
+
+
+def _sampled(images: ImageSet) -> Iterator[Path]:
+    return (images.full_path(i) for i in evenly_spread(len(images), 32))
