@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from deitkit.errors import DeitkitError
+from deitkit.models.blocks import resize_positions, sincos_positions
 from deitkit.models.deit import VARIANTS, DeiT, DeiTOutput, create_model, joint_logits, joint_probabilities
-from deitkit.models.position_embedding import resize_positions, sincos_positions
 
 
 def little(**changes) -> DeiT:

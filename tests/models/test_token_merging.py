@@ -129,7 +129,7 @@ def test_prefix_tokens_never_merge():
 
 
 def test_a_negative_number_is_refused():
-    with pytest.raises(DeitkitError, match="-1 tokens cannot be merged"):
+    with pytest.raises(DeitkitError, match="cannot merge -1 tokens"):
         TokenMerging(little(), -1)
 
 

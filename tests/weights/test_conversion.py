@@ -17,8 +17,8 @@ from deitkit import weights
 from deitkit.classifier import load
 from deitkit.cli import main as command_line
 from deitkit.errors import DeitkitError
+from deitkit.models.blocks import resize_positions
 from deitkit.models.deit import DeiT, joint_logits
-from deitkit.models.position_embedding import resize_positions
 from deitkit.weights.conversion import convert
 from tests.parity.test_preprocessing import photograph
 from tests.test_bad_input import refusal

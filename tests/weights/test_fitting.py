@@ -9,7 +9,7 @@ from timm.layers import resample_abs_pos_embed
 
 from deitkit import weights
 from deitkit.errors import DeitkitError
-from deitkit.models.position_embedding import resize_positions
+from deitkit.models.blocks import resize_positions
 
 from .models import assert_agrees, assert_same, images_for, little, weights_of
 

@@ -1,4 +1,4 @@
-"""What a DeiT is built of: patch embedding, attention, MLP and the block that holds them.
+"""The layers of a DeiT: patch embedding, position embedding, attention, MLP and transformer block.
 
 State-dict keys are the published ones. Shapes in comments: B batch, N tokens, D width, h heads, C/H/W image.
 """
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Cuts the image into patches and projects each one: (B, C, H, W) -> (B, N, D)."""
+    """Splits images into patches and projects each patch: (B, C, H, W) -> (B, N, D)."""
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int):
         super().__init__()
         self.patch_size = patch_size
-        # Held as a convolution for the published key and shape; applied as a matrix product,
-        # which on a CPU is faster than a strided convolution.
+        # A convolution for the published key and shape; applied as a matrix product, faster on CPUs.
         self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,11 +39,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """`num_queries`: only so many tokens, the first, ask and are answered; None: all."""
+        """(B, N, D) -> (B, N, D), or (B, num_queries, D): the first tokens only, attending to all."""
         return self.join(F.scaled_dot_product_attention(*self.queries_keys_values(x, num_queries)))
 
     def queries_keys_values(self, x: Tensor, num_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) -> three of (B, h, N, D/h), queries of the first `num_queries` tokens only."""
+        """(B, N, D) -> queries, keys, values (B, h, N, D/h); queries of the first `num_queries` tokens."""
         if num_queries is None:
             q, k, v = self._heads(self.qkv(x), 3)
             return q, k, v
@@ -55,26 +54,28 @@ class Attention(nn.Module):
         return q, k, v
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """What each token (row) takes from each token: (B, N, D) -> (B, h, N, N), rows sum to 1.
+        """Attention weights of each query (row) over the keys: (B, N, D) -> (B, h, N, N), rows sum to 1.
 
-        For analyses: `forward` computes the same inside a fused kernel that never forms it.
+        For analysis. `forward` uses a fused kernel that never materialises them.
         """
         q, k, _ = self.queries_keys_values(x)
-        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
+        scores: Tensor = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        return scores.softmax(-1)
 
     def join(self, heads: Tensor) -> Tensor:
-        """(B, h, N, D/h) -> (B, N, D), projected."""
+        """Concatenates and projects the heads: (B, h, N, D/h) -> (B, N, D)."""
         B, h, N, d = heads.shape
-        return self.proj(heads.transpose(1, 2).reshape(B, N, h * d))
+        projected: Tensor = self.proj(heads.transpose(1, 2).reshape(B, N, h * d))
+        return projected
 
-    def _heads(self, x: Tensor, parts: int) -> Tensor:
-        """(B, N, parts D) -> (parts, B, h, N, D/h)."""
+    def _heads(self, x: Tensor, count: int) -> Tensor:
+        """Splits `count` concatenated projections into heads: (B, N, count D) -> (count, B, h, N, D/h)."""
         B, N, width = x.shape
-        return x.reshape(B, N, parts, self.num_heads, width // parts // self.num_heads).permute(2, 0, 3, 1, 4)
+        return x.reshape(B, N, count, self.num_heads, width // count // self.num_heads).permute(2, 0, 3, 1, 4)
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU: (B, N, D) -> (B, N, D)."""
+    """Two linear layers with a GELU between them: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, embed_dim: int, hidden_dim: int):
         super().__init__()
@@ -82,14 +83,15 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class Block(nn.Module):
     """A pre-norm transformer block with stochastic depth (Huang et al., arXiv 1603.09382).
 
-    `layer_scale`: what the gains per channel of both branches start at (LayerScale, Touvron et al.,
-    arXiv 2103.17239), under the published keys `gamma_1` and `gamma_2`; None: no such gains.
+    layer_scale: LayerScale init value (Touvron et al., arXiv 2103.17239) of the per-channel gains
+    `gamma_1` and `gamma_2`, as the published keys are; None disables LayerScale.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Block(nn.Module):
             self.gamma_2 = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """(B, N, D) -> the same, or (B, num_queries, D): only the first tokens, which still see all."""
+        """(B, N, D) -> (B, N, D), or (B, num_queries, D): the first tokens only, attending to all."""
 
         def attention(x: Tensor) -> Tensor:
             return scaled(self.attn(self.norm1(x), num_queries), self.gamma_1)
@@ -120,23 +122,23 @@ class Block(nn.Module):
         return self.add_branch(self.add_branch(x, attention, num_queries), self.mlp_branch)
 
     def mlp_branch(self, x: Tensor) -> Tensor:
-        """What the MLP adds to (B, N, D)."""
+        """The residual of the MLP for (B, N, D)."""
         return scaled(self.mlp(self.norm2(x)), self.gamma_2)
 
     def add_branch(
         self, x: Tensor, branch: Callable[[Tensor], Tensor], num_tokens: int | None = None
     ) -> Tensor:
-        """(B, N, D) plus `branch` of it, on the first `num_tokens`; in training with stochastic depth.
+        """Adds `branch(x)` to the first `num_tokens` of x (B, N, D); in training with stochastic depth.
 
-        A random part of the samples goes without the branch, which is not computed for them (DINOv2,
-        arXiv 2304.07193, section 5); the others' is scaled to keep the mean. Every sample is dropped with
-        probability `drop_path_rate`, and how many are differs from the mean by less than one.
+        Each sample drops the branch with probability `drop_path_rate`. The branch is computed for the
+        kept samples only (DINOv2, arXiv 2304.07193, section 5) and divided by the keep rate. The number
+        of dropped samples differs from its mean by less than one.
         """
         first = x[:, :num_tokens]
         if not self.training or self.drop_path_rate == 0.0:
             return first + branch(x)
         keep, size = 1.0 - self.drop_path_rate, len(x)
-        count = int(size * keep + torch.rand(()).item())  # drawn on the CPU: a GPU need not be waited for
+        count = int(size * keep + torch.rand(()).item())  # on the CPU, so as not to wait for a GPU
         if count == size:
             return first + branch(x) / keep
         kept = torch.randperm(size, device=x.device)[:count]
@@ -144,7 +146,7 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def fold_layer_scale(self) -> None:
-        """Multiplies the gains into the projections before them: gamma (W x + b) = (gamma W) x + gamma b."""
+        """Folds LayerScale into the projections: gamma (W x + b) = (gamma W) x + gamma b."""
         for gamma, projection in ((self.gamma_1, self.attn.proj), (self.gamma_2, self.mlp.fc2)):
             if gamma is not None:
                 projection.weight.mul_(gamma[:, None])
@@ -153,5 +155,36 @@ class Block(nn.Module):
 
 
 def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
-    """A branch (B, N, D) times LayerScale's gains (D,); the branch itself without them."""
+    """`branch` (B, N, D) times the LayerScale gains (D,); unchanged if `gamma` is None."""
     return branch if gamma is None else branch * gamma
+
+
+def sincos_positions(grid_size: tuple[int, int], embed_dim: int) -> Tensor:
+    """Two-dimensional sine-cosine position embeddings: (gh gw, D), D a multiple of 4.
+
+    Vaswani et al., arXiv 1706.03762, section 3.5, for column and row: sines and cosines at D / 4
+    wavelengths from 2 pi to 20,000 pi.
+    """
+    rows, columns = torch.meshgrid(*(torch.arange(side).float() for side in grid_size), indexing="ij")
+    frequencies = 10_000.0 ** -(torch.arange(embed_dim // 4) / (embed_dim // 4))
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]
+    return torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1)
+
+
+def resize_positions(
+    pos_embed: Tensor,
+    num_prefix: int,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    antialias: bool = False,
+) -> Tensor:
+    """Resizes position embeddings to another patch grid: (1, P + gh gw, D) -> (1, P + gh' gw', D).
+
+    Bicubic, align_corners False, as in the published code (arXiv 2012.12877, section 3, "Fixing the
+    positional encoding across resolutions"). The first P = num_prefix embeddings are unchanged.
+    """
+    prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    patches = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, gh, gw)
+    if old_grid != new_grid:
+        patches = F.interpolate(patches, new_grid, mode="bicubic", align_corners=False, antialias=antialias)
+    return torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)

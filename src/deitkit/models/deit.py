@@ -1,7 +1,7 @@
 """DeiT: a vision transformer with a class token and a distillation token.
 
 Touvron et al., "Training data-efficient image transformers & distillation through attention",
-arXiv 2012.12877. State-dict keys are the published ones, so published weights need no map.
+arXiv 2012.12877. State-dict keys are the published ones, so published weights load without renaming.
 
 Shapes in comments: B batch, N tokens, D width, K classes, C/H/W image.
 """
@@ -22,13 +22,12 @@ from .base import Student
 from .base import joint_logits as joint_logits
 from .base import joint_probabilities as joint_probabilities
 from .base import probabilities_of as probabilities_of
-from .blocks import Block, PatchEmbed
-from .position_embedding import resize_positions, sincos_positions
+from .blocks import Block, PatchEmbed, resize_positions, sincos_positions
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The shape of a student: width, number of blocks, heads (arXiv 2012.12877, table 1)."""
+    """Embedding width, number of blocks and of attention heads (arXiv 2012.12877, table 1)."""
 
     embed_dim: int
     depth: int
@@ -44,14 +43,20 @@ VARIANTS = {
 
 
 class DeiT(Student):
-    """A vision transformer with, if `distilled`, a distillation token beside the class token.
+    """A vision transformer with a class token and, if `distilled`, a distillation token.
 
-    images: (B, in_channels, *image_size), normalised. Raises DeitkitError for another size, or
-    where the image size is no multiple of the patch size. `drop_path_rate` is the last block's;
-    it grows linearly from 0 at the first. `layer_scale` is where LayerScale's gains start; None: none.
+    image_size, patch_size: height, width in pixels. drop_path_rate: stochastic depth at the last block,
+    increasing linearly from 0 at the first. layer_scale: LayerScale init value; None disables it.
+    patch_drop_rate: share of patches dropped in training (PatchDropout, arXiv 2208.07220).
 
-    In training, images may be of another multiple of the patch size, whose positions are resized on the
-    fly, and `patch_drop_rate` is the share of patches that are left out (PatchDropout, arXiv 2208.07220).
+    Images are (B, in_channels, *image_size), normalised. In training they may have any size that is a
+    multiple of the patch size; position embeddings are then resized.
+
+    Raises SettingError if the image size is not a multiple of the patch size.
+
+        model = create_model("tiny", num_classes=10)
+        output = model(torch.zeros(1, 3, 224, 224))
+        output.class_logits.shape, output.distill_logits.shape  # (1, 10), (1, 10)
     """
 
     def __init__(
@@ -95,9 +100,9 @@ class DeiT(Student):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal of std 0.02 for tokens and matrices, zero biases, as published.
+        """The published initialisation: truncated normal of std 0.02 for tokens and matrices, zero biases.
 
-        The patch projection takes a convolution's default, bias included, as published too.
+        The patch projection keeps PyTorch's default for convolutions, bias included.
         """
         self.patch_embed.proj.reset_parameters()
         for name, p in self.named_parameters():
@@ -112,11 +117,11 @@ class DeiT(Student):
 
     @torch.no_grad()
     def init_structured(self) -> None:
-        """First values that need less training than the published ones, for little data.
+        """The "structured" initialisation, which needs less training than the published one on little data.
 
-        Positions start as half of their two-dimensional sines and cosines (as in arXiv 2205.01580,
-        there fixed), so that neighbours look alike from the first step; the blocks' matrices are
-        Xavier-uniform (as in arXiv 2111.06377), since std 0.02 is far too small for a narrow model.
+        Position embeddings are 0.5 times the two-dimensional sine-cosine embeddings (fixed in
+        arXiv 2205.01580, trained here), so that neighbours are similar from the first step. The blocks'
+        matrices are Xavier-uniform (as in arXiv 2111.06377): std 0.02 is far too small for a narrow model.
         """
         positions = sincos_positions(self.grid_size, self.embed_dim)
         self.pos_embed[:, self.num_prefix_tokens :] = 0.5 * positions
@@ -126,13 +131,13 @@ class DeiT(Student):
                     nn.init.xavier_uniform_(layer.weight)
 
     def token_cosine(self) -> float | None:
-        """Cosine of the learnt class and distillation embeddings; None without a distillation token."""
+        """Cosine similarity of the class and distillation embeddings; None without a distillation token."""
         if self.dist_token is None:
             return None
         return F.cosine_similarity(self.cls_token.flatten(), self.dist_token.flatten(), dim=0).item()
 
     def fold_layer_scale(self) -> None:
-        """Leaves a plain DeiT with the same outputs, in the published shape; without LayerScale, nothing."""
+        """Folds LayerScale into the projections, which keeps the outputs and gives the published keys."""
         for block in self.blocks:
             cast(Block, block).fold_layer_scale()
 
@@ -143,11 +148,11 @@ class DeiT(Student):
 
     @property
     def distilled(self) -> bool:
-        """Whether there are a distillation token and its head."""
+        """Whether the model has a distillation token and its head."""
         return self.dist_token is not None
 
     def describe(self) -> dict[str, Any]:
-        """Sizes and shape in JSON's types, as a run's config.json has them; `from_description` reads them."""
+        """The model's shape in JSON types, as in `config.json`; the inverse of `from_description`."""
         return {
             "image_size": list(self.image_size),
             "patch_size": list(self.patch_embed.patch_size),
@@ -160,7 +165,10 @@ class DeiT(Student):
 
     @classmethod
     def from_description(cls, saved: dict[str, Any], num_classes: int) -> DeiT:
-        """A model of the described shape with random weights; the inverse of `describe`."""
+        """A randomly initialised model of the described shape; the inverse of `describe`.
+
+        Raises KeyError, TypeError or ValueError if `saved` does not describe a model.
+        """
         return cls(
             image_size=tuple(saved["image_size"]),
             patch_size=tuple(saved["patch_size"]),
@@ -174,23 +182,23 @@ class DeiT(Student):
 
     @property
     def num_params(self) -> int:
-        """Parameters of the model as it ships, which is to say without LayerScale's gains."""
+        """Number of parameters of the model as it is saved: without LayerScale, which is folded."""
         return sum(p.numel() for name, p in self.named_parameters() if ".gamma_" not in name)
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, prefix + N, D), positions added; raises as `forward` does."""
+        """(B, C, H, W) -> (B, P + N, D): P prefix tokens, N patch tokens, positions added."""
         grid = self._grid_of(images)
         x = self.patch_embed(images)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
         positions: Tensor = self.pos_embed
         if grid != self.grid_size:
-            # Antialiased, so that every position of the full grid has its part in a coarser one's.
+            # Antialiased, so that every position of the full grid contributes to a coarser one.
             P = self.num_prefix_tokens
             positions = resize_positions(positions, P, self.grid_size, grid, antialias=True)
         return torch.cat([*prefix, x], dim=1) + positions
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches; raises DeitkitError for images of a size that does not fit."""
+        """Rows and columns of patches. Raises SettingError if the size of the images does not fit."""
         (H, W), (p, q) = images.shape[-2:], self.patch_embed.patch_size
         if self.image_size != (H, W) and (not self.training or H % p or W % q):
             raise SettingError(
@@ -199,10 +207,10 @@ class DeiT(Student):
         return H // p, W // q
 
     def drop_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, prefix + N, D) -> the same with n of N patches an image, each image's own, and which (B, n).
+        """Drops patches at random, per image: (B, P + N, D) -> (B, P + n, D) and the kept indices (B, n).
 
-        Every subset of round(N (1 - rate)) patches, at least one, is as likely as the others; the prefix
-        tokens all stay. Outside training nothing is dropped, and the second result is None.
+        n = round(N (1 - rate)), at least 1, and every subset of n patches is equally likely. Prefix
+        tokens are kept. In evaluation nothing is dropped and the indices are None.
         """
         if not self.training or self.patch_drop_rate == 0.0:
             return x, None
@@ -213,24 +221,24 @@ class DeiT(Student):
         return torch.cat([x[:, :P], patches], dim=1), kept
 
     def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
-        """(B, C, H, W) -> DeiTOutput; `tokens_after` lists block indices whose patch tokens to keep.
+        """(B, C, H, W) -> DeiTOutput. `tokens_after`: indices of blocks whose patch tokens to return.
 
-        Raises DeitkitError for images of a size that does not fit.
+        Raises SettingError if the size of the images does not fit.
         """
         x, kept_patches = self.drop_patches(self.embed(images))
-        kept = []
+        patch_tokens = []
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            # Nobody reads the last block's patch tokens, so most of its work can be left out.
+            # The heads read the prefix tokens only, so the last block skips the patch tokens.
             x = block(x, self.num_prefix_tokens if i == last and i not in tokens_after else None)
             if i in tokens_after:
-                kept.append(x[:, self.num_prefix_tokens :])
+                patch_tokens.append(x[:, self.num_prefix_tokens :])
         return self.classify(x)._replace(
-            patch_tokens=tuple(kept), grid_size=self._grid_of(images), kept_patches=kept_patches
+            patch_tokens=tuple(patch_tokens), grid_size=self._grid_of(images), kept_patches=kept_patches
         )
 
     def classify(self, x: Tensor) -> DeiTOutput:
-        """Both heads on the last block's tokens (B, N, D), prefix tokens first."""
+        """Applies the heads to the last block's tokens (B, N, D), prefix tokens first."""
         prefix = self.norm(x[:, : self.num_prefix_tokens])
         distill_logits = self.head_dist(prefix[:, 1]) if self.head_dist is not None else None
         return DeiTOutput(self.head(prefix[:, 0]), distill_logits)
@@ -247,9 +255,10 @@ def create_model(
     layer_scale: float | None = None,
     patch_drop_rate: float = 0.0,
 ) -> DeiT:
-    """A DeiT of a named variant (`VARIANTS`); sizes in pixels, one number for a square.
+    """A DeiT of the variant `name` (a key of `VARIANTS`).
 
-    Raises DeitkitError for an unknown name, or where the image size is no multiple of the patch size.
+    image_size, patch_size: pixels, one number for a square. The other arguments are those of `DeiT`.
+    Raises SettingError for an unknown name, or if the image size is not a multiple of the patch size.
     """
     if name not in VARIANTS:
         raise SettingError(f"unknown student {name!r}; choose one of {', '.join(VARIANTS)}")

@@ -1,7 +1,7 @@
-"""Token merging (ToMe): alike patch tokens become one, block by block, on a model as it is trained.
+"""Token merging (ToMe): merges similar patch tokens in each block of a trained model, for faster evaluation.
 
 Bolya et al., "Token Merging: Your ViT But Faster", arXiv 2210.09461. Shapes in comments: B batch,
-P prefix tokens, N patch tokens, r tokens that are merged away in a block, D width, h heads.
+P prefix tokens, N patch tokens, r tokens merged per block, D width, h heads.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .deit import DeiT, DeiTOutput
 
 
 class Matching(NamedTuple):
-    """Which patch tokens merge. Tokens 0, 2, 4... form set A, tokens 1, 3, 5... set B.
+    """Which patch tokens to merge. Tokens 0, 2, 4, ... are set A, tokens 1, 3, 5, ... set B.
 
-    kept: (B, |A| - r) members of A that stay, in order. merged: (B, r) members of A that merge, and
-    into: (B, r) the member of B that each merges into.
+    kept: (B, |A| - r) tokens of A that are kept, in order. merged: (B, r) tokens of A that are merged.
+    into: (B, r) the token of B that each of them is merged into.
     """
 
     kept: Tensor
@@ -30,10 +30,10 @@ class Matching(NamedTuple):
 
 
 def match(metric: Tensor, r: int) -> Matching:
-    """Bipartite soft matching: the r members of A most alike to their nearest member of B.
+    """Bipartite soft matching: the r tokens of A that are most similar to their nearest token of B.
 
-    metric: (B, N, C), compared by cosine. Appendix D of the paper, with the prefix tokens left out
-    of both sets. r is at most N // 2.
+    metric: (B, N, C), compared by cosine similarity; r is at most N // 2. Appendix D of the paper, without
+    the prefix tokens in either set.
     """
     metric = F.normalize(metric, dim=-1)
     similarity = metric[:, ::2] @ metric[:, 1::2].transpose(-1, -2)  # (B, |A|, |B|)
@@ -44,14 +44,14 @@ def match(metric: Tensor, r: int) -> Matching:
 
 
 def merge(x: Tensor, size: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
-    """The mean of merged tokens, weighted by how many patches each stands for.
+    """Averages merged tokens, weighted by size.
 
-    x: (B, N, D); size: (B, N, 1) patches a token stands for. Gives both with N - r tokens: what
-    stays of A, then B.
+    x: (B, N, D). size: (B, N, 1), number of patches that each token represents. Returns both for the
+    N - r remaining tokens: those kept of A, then B.
     """
     weighted = torch.cat([x * size, size], dim=-1)  # (B, N, D + 1)
     a, b = weighted[:, ::2], weighted[:, 1::2]
-    # As a matrix product: a scatter is slower on CPUs, and not every backend of ONNX adds in one.
+    # A matrix product: scatter-add is slower on CPUs and missing in some ONNX backends.
     places = torch.arange(b.shape[1], device=x.device)
     joins = (places[:, None] == matching.into[:, None, :]).to(x.dtype)  # (B, |B|, r)
     b = b + joins @ _rows(a, matching.merged)
@@ -66,10 +66,10 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def attend(attn: Attention, x: Tensor, size: Tensor | None, num_queries: int | None) -> tuple[Tensor, Tensor]:
-    """Proportional attention (equation 1): a token counts as often as it stands for patches.
+    """Proportional attention (equation 1): keys are weighted by token size.
 
-    x: (B, T, D); size: (B, T, 1), None where every token stands for one. Gives attention's output
-    and the keys' mean over heads, (B, T, D/h), by which tokens are compared.
+    x: (B, T, D). size: (B, T, 1); None if no tokens were merged yet. Returns the attention output and
+    the mean of the keys over heads, (B, T, D/h), which is the similarity metric.
     """
     q, k, v = attn.queries_keys_values(x, num_queries)
     bias = None if size is None else size.log().transpose(1, 2)[:, None]  # (B, 1, 1, T)
@@ -77,17 +77,16 @@ def attend(attn: Attention, x: Tensor, size: Tensor | None, num_queries: int | N
 
 
 class TokenMerging(nn.Module):
-    """A trained DeiT that merges `r` patch tokens away in each block; for evaluation only.
+    """A trained DeiT that merges `r` patch tokens in each block; for evaluation only.
 
-    images: (B, C, H, W), normalised -> DeiTOutput, as the model itself. Class and distillation token
-    never merge. Each block merges at most half of the patch tokens it has, so any r works; the last
-    block merges none, for nobody reads its patches. Raises DeitkitError for a negative r.
+    Prefix tokens are never merged. A block merges at most half of its patch tokens, so any r works; the
+    last block merges none, since its patch tokens are not used. Raises SettingError for a negative r.
     """
 
     def __init__(self, model: DeiT, r: int):
         super().__init__()
         if r < 0:
-            raise SettingError(f"{r} tokens cannot be merged; give 0 or more tokens a block")
+            raise SettingError(f"cannot merge {r} tokens per block; give 0 or more")
         self.model, self.r = model, r
 
     @property
@@ -96,7 +95,7 @@ class TokenMerging(nn.Module):
         return self.model.distilled
 
     def forward(self, images: Tensor) -> DeiTOutput:
-        """(B, C, H, W) -> DeiTOutput with both heads' logits."""
+        """(B, C, H, W), normalised -> DeiTOutput with the logits of both heads."""
         model, P = self.model, self.model.num_prefix_tokens
         x, size = model.embed(images), None
         last = model.depth - 1
@@ -112,7 +111,7 @@ class TokenMerging(nn.Module):
         return model.classify(x)
 
     def _merge(self, x: Tensor, size: Tensor | None, keys: Tensor, r: int) -> tuple[Tensor, Tensor]:
-        """Merges r of the patch tokens in (B, P + N, D); sizes come with the prefix tokens' ones."""
+        """Merges r patch tokens of x (B, P + N, D); the sizes of prefix tokens are 1."""
         P = self.model.num_prefix_tokens
         size = torch.ones_like(x[..., :1]) if size is None else size
         patches, sizes = merge(x[:, P:], size[:, P:], match(keys[:, P:], r))

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..models.blocks import resize_positions
 from ..models.deit import DeiT
-from ..models.position_embedding import resize_positions
 
 
 def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = False) -> list[str]:
