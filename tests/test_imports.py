@@ -30,6 +30,7 @@ LAYERS: tuple[str, ...] = (
     "data",
     "weights",
     "run_folder",
+    "run_schema",
     "inference",
     "preprocessing",
     "models",

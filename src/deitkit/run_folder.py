@@ -1,18 +1,238 @@
-"""Reads a finished run folder: the trained student and what was written down with it."""
+"""The files of a run folder, each with one typed reader.
+
+    config.json        what the run is: student, preprocessing, classes, settings, data   read_info
+    settings.json      the settings that the run was started with                         read_config
+    plan.json          the number of epochs, fixed before the first                       read_plan
+    split.json         which image is in which split                                      read_split
+    skipped.json       images that could not be read                                      read_skipped
+    metrics.jsonl      one line per epoch                                                 read_metrics
+    predictions.csv    one row per validation image                                       read_predictions
+    results.json       accuracies, speeds and the verdict; written last                   read_results
+    model.safetensors  the student's weights                                              read_student
+    checkpoints/       state of an unfinished training
+    baseline/          the same student trained without a teacher, a run folder itself
+    teacher/           the fitted teacher (deitkit.teachers.saved)
+    report.html
+
+The readers raise RunFolderError for a file that is missing or damaged, and read folders of version 0.1.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file
+from torch import Tensor
 
-from .errors import RunFolderError
-from .io import read_json
-from .models.deit import DeiT
+from .config import Config
+from .errors import DeitkitError, RunFolderError
+from .io import parse_json, read_json, read_text
+from .models import DeiT
+from .preprocessing import INTERPOLATIONS
+from .run_schema import (
+    EpochMetrics,
+    ModelResult,
+    PlanInfo,
+    RunInfo,
+    RunResults,
+    SavedSplit,
+    SkippedImage,
+)
+from .tasks import probability_column
 
-TEACHER_FOLDER = "teacher"  # in a run's folder, and in that of stored labels
-TEACHER_CARD = "teacher.json"  # what makes a folder a fitted teacher's
+CONFIG = "config.json"
+SETTINGS = "settings.json"
+PLAN = "plan.json"
+SPLIT = "split.json"
+SKIPPED = "skipped.json"
+METRICS = "metrics.jsonl"
+PREDICTIONS = "predictions.csv"
+RESULTS = "results.json"
+WEIGHTS = "model.safetensors"
+REPORT = "report.html"
+CHECKPOINTS = "checkpoints"
+BASELINE_FOLDER = "baseline"
+TEACHER_FOLDER = "teacher"  # also in a soft-label folder
+TEACHER_CARD = "teacher.json"  # every folder with this file is a fitted teacher
+
+# Names of version 0.1.
+_TASKS_V01 = {"classes": "multiclass"}
+_BASELINE_V01 = "control"
+
+_LARGEST_SIDE = 65_536  # pixels of an image that a damaged file may ask for
+T = TypeVar("T")
+
+
+# Readers
+
+
+def read_info(run: Path) -> RunInfo:
+    """Reads `config.json`."""
+    raw = _object(run / CONFIG)
+    if "student" not in raw:
+        raise RunFolderError(
+            f"{run} is no run of deitkit but {_likeness(raw)}; "
+            f"deitkit convert {run} NEW --to deitkit makes one of a DeiT or ViT"
+        )
+    return info_from(raw, run / CONFIG)
+
+
+def info_from(raw: Mapping[str, Any], path: Path) -> RunInfo:
+    """The content of a `config.json` that was read from `path`."""
+    raw = dict(raw) | {"task": _task(raw)}
+    if isinstance(raw.get("preprocessing"), dict):
+        raw["preprocessing"] = {"crop": 1.0} | raw["preprocessing"]
+    settings = raw.pop("config", None)
+    info = _fields(RunInfo, raw, path)
+    problem = _problem(info)
+    if problem:
+        raise _damaged(path, problem)
+    return info if settings is None else replace(info, config=_config(settings, path))
+
+
+def read_config(run: Path) -> Config:
+    """Reads `settings.json`."""
+    path = run / SETTINGS
+    return _config(_object(path), path)
+
+
+def read_plan(run: Path) -> PlanInfo:
+    """Reads `plan.json`."""
+    plan = _fields(PlanInfo, _object(run / PLAN), run / PLAN)
+    if plan.epochs < 1:
+        raise _damaged(run / PLAN, f"epochs is {plan.epochs}, not 1 or more")
+    return plan
+
+
+def read_split(run: Path) -> SavedSplit | None:
+    """Reads `split.json` of a run, or of the run that a baseline is part of; None if there is none."""
+    for path in (run / SPLIT, run.parent / SPLIT):
+        if path.exists():
+            return _fields(SavedSplit, _object(path), path)
+    return None
+
+
+def read_skipped(run: Path) -> list[SkippedImage]:
+    """Reads `skipped.json`."""
+    path = run / SKIPPED
+    return _fields(list[SkippedImage], _json(path), path)
+
+
+def read_metrics(run: Path) -> list[EpochMetrics]:
+    """Reads `metrics.jsonl`; empty if there is no such file. A line that a killed process left incomplete
+    is dropped."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for number, line in enumerate(_text(path).splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            lines.append(parse_json(EpochMetrics, json.loads(line), lenient=True))
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, f"line {number}: {_reason(error)}") from None
+    return lines
+
+
+def read_predictions(run: Path) -> list[dict[str, str]]:
+    """Reads `predictions.csv`: a dict by column for each image, with path, label and prediction at least."""
+    path = run / PREDICTIONS
+    try:
+        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+        rows, columns = list(reader), reader.fieldnames or []
+    except csv.Error as error:
+        raise _damaged(path, str(error)) from None
+    missing = [name for name in ("path", "label", "prediction") if name not in columns]
+    if missing:
+        raise _damaged(path, f"there is no column {missing[0]!r}")
+    numeric = [c for c in columns if c == "probability" or c.startswith(probability_column("")[:2])]
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise _damaged(path, f"row {number} does not have {len(columns)} cells")
+        for column in numeric:
+            if not _is_number(row[column]):
+                raise _damaged(path, f"{column} in row {number} is {row[column]!r}, not a number")
+    return rows
+
+
+def read_results(run: Path) -> RunResults:
+    """Reads `results.json` of a finished run."""
+    path = run / RESULTS
+    raw = _object(path)
+    raw |= {"task": _task(raw), "baseline": raw.get("baseline", raw.get(_BASELINE_V01))}
+    for name in ("student", "teacher", "baseline"):
+        if isinstance(raw.get(name), dict):
+            raw[name] = raw[name] | {"scores": _scores(raw[name])}
+    results = _fields(RunResults, raw, path)
+    if results.task == "multiclass" and results.confusion is not None:
+        size = len(results.confusion)
+        if any(len(row) != size for row in results.confusion):
+            raise _damaged(path, f"confusion has no {size} columns in each row")
+    return results
+
+
+def read_student(run: Path) -> tuple[DeiT, RunInfo]:
+    """Reads the student of a finished run, on the CPU, and `config.json`.
+
+        model, info = read_student(Path("runs/flowers"))
+
+    Raises RunFolderError if the folder holds no DeiT, or its weights are damaged or of another model.
+    """
+    if holds_teacher(run):
+        raise RunFolderError(
+            f"{run} holds a teacher and no student; deitkit predict takes it, others a student"
+        )
+    if not (run / CONFIG).exists() or not (run / WEIGHTS).exists():
+        raise RunFolderError(f"{run} holds no finished run; give the --out folder of a training that ended")
+    info, weights = read_info(run), _tensors(run / WEIGHTS)
+    student = info.student
+    if student.patch_size is None:
+        raise RunFolderError(f"{run} holds a {student.name} and no DeiT; give the run of a student")
+    try:
+        if not _same_shape(info, weights):  # before a damaged shape allocates memory
+            raise RuntimeError
+        model = DeiT.from_description(asdict(student), len(info.classes))
+        model.load_state_dict(weights)
+    except (RuntimeError, DeitkitError):
+        raise RunFolderError(
+            f"{run / WEIGHTS} and {run / CONFIG} are of different models; train the run again"
+        ) from None
+    return model, info
+
+
+def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
+    """`read_student` with `config.json` as a dict; for callers that are not typed yet."""
+    model, info = read_student(run)
+    return model, _as_dict(run, info)
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """`config.json` as a dict, of a run that was trained on images; for callers that are not typed yet."""
+    info = read_info(run)
+    refuse_untrained(run, info)
+    return _as_dict(run, info)
+
+
+def refuse_untrained(run: Path, info: RunInfo) -> None:
+    """Raises RunFolderError for a folder that holds weights only, as `deitkit convert` writes."""
+    if info.data is None:
+        raise RunFolderError(f"{run} holds weights only, not a training; give a run of deitkit train")
+
+
+# Folders
+
+
+def baseline_folder(run: Path) -> Path:
+    """The folder of a run's baseline, which version 0.1 called control/."""
+    old = run / _BASELINE_V01
+    return old if old.is_dir() and not (run / BASELINE_FOLDER).exists() else run / BASELINE_FOLDER
 
 
 def holds_teacher(folder: Path) -> bool:
@@ -21,13 +241,13 @@ def holds_teacher(folder: Path) -> bool:
 
 
 def run_of_teacher(folder: Path) -> Path | None:
-    """The run that keeps the teacher in `folder`, fitted on the same images; None of any other teacher.
+    """The run whose teacher is in `folder`, fitted on the same images; None for any other teacher.
 
-    Also None for a run that was stopped before it had planned its epochs, and so wrote nothing of itself yet.
-    Raises DeitkitError where what describes the run is damaged.
+    Also None for a run that was stopped before its config.json was written. Raises RunFolderError if
+    config.json is damaged.
     """
-    folder = folder.resolve()  # of a link, and of ".", what is around it must be seen
-    described = folder.parent / "config.json"
+    folder = folder.resolve()  # "." and links have another parent
+    described = folder.parent / CONFIG
     if folder.name != TEACHER_FOLDER or not described.is_file():
         return None
     try:
@@ -39,57 +259,148 @@ def run_of_teacher(folder: Path) -> Path | None:
     return folder.parent if isinstance(saved, dict) and {"data", "student"} <= saved.keys() else None
 
 
-def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
-    """The student on the CPU, and the content of `config.json`.
+# Validation
 
-    Raises DeitkitError where the folder is not whole.
-    """
-    if holds_teacher(run):
-        raise RunFolderError(
-            f"{run} holds a teacher and no student; deitkit predict takes it, others a student"
-        )
-    if not (run / "config.json").exists() or not (run / "model.safetensors").exists():
-        raise RunFolderError(f"{run} holds no finished run; give the --out folder of a training that ended")
+
+def _damaged(path: Path, problem: str) -> RunFolderError:
+    return RunFolderError(f"{path} cannot be read: {problem}; restore the file, or train the run again")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON (line {error.lineno}, column {error.colno})"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _text(path: Path) -> str:
+    return _read(read_text, path)
+
+
+def _json(path: Path) -> Any:
+    return _read(read_json, path)
+
+
+def _read(reader: Callable[[Path], T], path: Path) -> T:
     try:
-        saved = read_json(run / "config.json")
-        weights = load_file(run / "model.safetensors")
-    except Exception as error:  # a cut file fails in many ways
+        return reader(path)
+    except FileNotFoundError:
         raise RunFolderError(
-            f"the run in {run} cannot be read ({type(error).__name__}); train it again"
+            f"{path.parent} holds no finished run: there is no {path.name}; "
+            "give the --out folder of a training that ended"
         ) from None
-    if not isinstance(saved, dict) or "student" not in saved:
-        raise RunFolderError(
-            f"{run} is no run of deitkit but {_likeness(saved)}; "
-            f"deitkit convert {run} NEW --to deitkit makes one of a DeiT or ViT"
-        )
-    student = saved["student"]
-    if "patch_size" not in student:
-        raise RunFolderError(f"{run} holds a {student['name']} and no DeiT; give the run of a student")
-    model = DeiT.from_description(student, len(saved["classes"]))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is not a JSON object")
+    return content
+
+
+def _fields(kind: type[T], raw: Any, path: Path) -> T:
     try:
-        model.load_state_dict(weights)
-    except RuntimeError:
-        raise RunFolderError(
-            f"{run / 'model.safetensors'} and {run / 'config.json'} are of different models; "
-            "train the run again"
-        ) from None
-    return model, saved
+        return parse_json(kind, raw, lenient=True)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
 
 
-def _likeness(config: Any) -> str:
+def _config(raw: Any, path: Path) -> Config:
+    """Settings, those of version 0.1 under their present names."""
+    try:
+        return Config.from_dict(raw)
+    except DeitkitError as error:
+        raise _damaged(path, str(error)) from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise _damaged(path, "its settings are not those of deitkit") from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # a damaged file raises errors of many types
+        raise _damaged(path, f"it is no safetensors file ({type(error).__name__})") from None
+
+
+def _task(raw: Mapping[str, Any]) -> Any:
+    task = raw.get("task", "multiclass")
+    return _TASKS_V01.get(task, task) if isinstance(task, str) else task
+
+
+def _scores(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a model that are not fields of their own."""
+    fields = ModelResult.__dataclass_fields__
+    numbers = (int, float, type(None))
+    return {k: v for k, v in model.items() if k not in fields and isinstance(v, numbers)}
+
+
+def _problem(info: RunInfo) -> str | None:
+    """What is wrong with the values of a config.json whose types are right."""
+    student, view = info.student, info.preprocessing
+    pairs = {
+        "preprocessing.image_size": view.image_size,
+        "student.image_size": student.image_size,
+        "student.patch_size": student.patch_size,
+    }
+    for name, size in pairs.items():
+        if size is not None and not all(0 < side <= _LARGEST_SIDE for side in size):
+            return f"{name} is {list(size)}, not a size in pixels"
+    if student.patch_size is not None:
+        if student.image_size != view.image_size:
+            return "student.image_size and preprocessing.image_size differ"
+        if min(student.embed_dim, student.depth, student.num_heads) < 1:
+            return "student has no embed_dim, depth or num_heads of 1 or more"
+        if student.embed_dim % student.num_heads:
+            return "student.embed_dim is not a multiple of student.num_heads"
+    if view.interpolation not in INTERPOLATIONS:
+        return (
+            f"preprocessing.interpolation is {view.interpolation!r}, not one of {', '.join(INTERPOLATIONS)}"
+        )
+    if not 0 < view.crop <= 1:
+        return f"preprocessing.crop is {view.crop:g}, not above 0 and at most 1"
+    if len(view.mean) != 3 or len(view.std) != 3 or not all(map(_is_finite, view.mean + view.std)):
+        return "preprocessing.mean and std are not three finite numbers each"
+    if min(view.std) <= 0:
+        return f"preprocessing.std is {list(view.std)}, not above 0"
+    return None if info.classes else "classes is empty"
+
+
+def _same_shape(info: RunInfo, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the weights have the described shape."""
+    s = info.student
+    assert s.image_size is not None and s.patch_size is not None
+    (H, W), (p, q), D = s.image_size, s.patch_size, s.embed_dim
+    tokens = (2 if s.distilled else 1) + (H // p) * (W // q)
+    shapes: dict[str, Sequence[int]] = {
+        "pos_embed": (1, tokens, D),
+        "patch_embed.proj.weight": (D, 3, p, q),
+        "head.weight": (len(info.classes), D),
+        f"blocks.{s.depth - 1}.norm1.weight": (D,),
+    }
+    if not _is_finite(s.mlp_ratio):
+        return False
+    shapes["blocks.0.mlp.fc1.weight"] = (int(D * s.mlp_ratio), D)
+    return all(k in weights and tuple(weights[k].shape) == tuple(shape) for k, shape in shapes.items())
+
+
+def _is_finite(value: float) -> bool:
+    return float("-inf") < value < float("inf")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return _is_finite(float(text))
+    except ValueError:
+        return False
+
+
+def _likeness(config: Mapping[str, Any]) -> str:
     """What a folder looks like whose config.json is not a run's."""
-    keys = config if isinstance(config, dict) else {}
-    if "pretrained_cfg" in keys or "architecture" in keys:
+    if "pretrained_cfg" in config or "architecture" in config:
         return "looks like a model of timm"
-    return "looks like a model of transformers" if "model_type" in keys else "a model of another project"
+    return "looks like a model of transformers" if "model_type" in config else "a model of another project"
 
 
-def read_settings(run: Path) -> dict[str, Any]:
-    """The content of `config.json` of a run that was trained on images.
-
-    Raises DeitkitError for a folder of weights only, as `deitkit convert` writes.
-    """
-    saved = read_json(run / "config.json")
-    if "data" not in saved:
-        raise RunFolderError(f"{run} holds weights only, not a training; give a run of deitkit train")
-    return saved
+def _as_dict(run: Path, info: RunInfo) -> dict[str, Any]:
+    return _object(run / CONFIG) | {"task": info.task}

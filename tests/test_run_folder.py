@@ -1,0 +1,247 @@
+"""Every file of a run folder is read or refused with a sentence, whatever happened to it."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import math
+import os
+import random
+import re
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deitkit import run_folder
+from deitkit.errors import RunFolderError
+from deitkit.io import parse_json, write_json, write_tensors
+
+V01 = Path(__file__).parent / "golden" / "v01" / "finished"
+MUTATIONS = 200
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run of version 0.1, with a baseline."""
+    folder = tmp_path / "run"
+    shutil.copytree(V01, folder)
+    weights = gzip.decompress((folder / "model.safetensors.gz").read_bytes())
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def change(path: Path, edit: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    edit(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+# Version 0.1
+
+
+def test_a_run_of_version_0_1_is_read(run):
+    info = run_folder.read_info(run)
+    assert (info.task, info.classes) == ("multiclass", ("bird", "cat", "dog"))
+    assert info.config is not None and info.config.student.init_scheme == "structured"
+    assert info.config == run_folder.read_config(run)
+    assert info.data is not None and (info.data.train, info.data.val) == (36, 12)
+    assert info.teacher is not None and info.teacher.name == "test_efficientnet"
+    assert run_folder.read_plan(run).epochs == 6
+    split = run_folder.read_split(run)
+    assert split is not None and (len(split.train), len(split.val)) == (36, 12)
+    assert run_folder.read_skipped(run) == []
+    assert [line.epoch for line in run_folder.read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+    rows = run_folder.read_predictions(run)
+    assert sorted(row["path"] for row in rows) == sorted(split.val)
+    model, again = run_folder.read_student(run)
+    assert again == info and model.num_params == info.student.params
+
+
+def test_results_of_version_0_1_call_the_baseline_control(run):
+    student = json.loads((run / "results.json").read_text())["student"]
+    change(run / "results.json", lambda results: results.update(control=student | {"top1": 12.5}))
+    results = run_folder.read_results(run)
+    assert results.task == "multiclass" and results.baseline is not None
+    assert results.baseline.scores["top1"] == 12.5 and results.student.scores["top1_distill"] > 60
+    (run / "control").mkdir()
+    assert run_folder.baseline_folder(run) == run / "control"
+    (run / "baseline").mkdir()
+    assert run_folder.baseline_folder(run) == run / "baseline"
+
+
+# Damage
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "config.json": run_folder.read_student,
+    "settings.json": run_folder.read_config,
+    "plan.json": run_folder.read_plan,
+    "split.json": run_folder.read_split,
+    "skipped.json": run_folder.read_skipped,
+    "metrics.jsonl": run_folder.read_metrics,
+    "predictions.csv": run_folder.read_predictions,
+    "results.json": run_folder.read_results,
+    "model.safetensors": run_folder.read_student,
+}
+OTHERS = (None, True, -1, 0, 1.5, 10**30, 1e308, "x", "", [], [1], {}, {"a": 1})
+
+
+def damaged_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Cut, flipped, repeated, removed or inserted bytes."""
+    a, b = sorted(rng.randrange(len(content) + 1) for _ in range(2))
+    flipped = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    inserted = bytes(rng.randrange(256) for _ in range(rng.randint(1, 8)))
+    changed = [content[:a], bytes(flipped), content[:b] + content[a:], content[:a] + content[b:]]
+    return rng.choice([*changed, content[:a] + inserted + content[a:]])
+
+
+def damaged_json(content: Any, rng: random.Random) -> Any:
+    """The same with one value of another type, or one key fewer."""
+    content = copy.deepcopy(content)
+    node, place = content, None
+    while isinstance(node, (dict, list)) and node and (place is None or rng.random() < 0.7):
+        parent, place = node, rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        node = node[place]
+    if place is None:
+        return rng.choice(OTHERS)
+    if isinstance(parent, dict) and rng.random() < 0.3:
+        del parent[place]
+    else:
+        parent[place] = rng.choice(OTHERS)
+    return content
+
+
+def damage(path: Path, rng: random.Random) -> None:
+    content = path.read_bytes()
+    if path.suffix == ".json" and rng.random() < 0.6:
+        path.write_text(json.dumps(damaged_json(json.loads(content), rng)), encoding="utf-8")
+    elif path.suffix == ".jsonl" and rng.random() < 0.6:
+        lines = content.decode().splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(damaged_json(json.loads(lines[at]), rng))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    elif path.suffix == ".safetensors":
+        header = 8 + int.from_bytes(content[:8], "little")
+        path.write_bytes(damaged_bytes(content[:header], rng) + content[header:])
+    else:
+        path.write_bytes(damaged_bytes(content, rng))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_read_or_refused_with_a_sentence(run, name):
+    path, rng = run / name, random.Random(name)
+    if name == "skipped.json":
+        write_json(path, [{"path": "a.png", "reason": "cut off"}, {"path": "b.png", "reason": "empty"}])
+    whole, refused = path.read_bytes(), 0
+    for _ in range(MUTATIONS):
+        path.write_bytes(whole)
+        damage(path, rng)
+        try:
+            READERS[name](run)
+        except RunFolderError as error:
+            refused += 1
+            sentence = str(error)
+            assert re.search(r"(; |and give )", sentence) and "\n" not in sentence, sentence
+            assert str(run) in sentence and len(sentence) < 500, sentence
+    assert refused > MUTATIONS / 10
+
+
+@pytest.mark.parametrize("name", [n for n in READERS if n not in ("split.json", "metrics.jsonl")])
+def test_a_missing_file_is_named(run, name):
+    (run / name).unlink()
+    with pytest.raises(RunFolderError, match="holds no finished run"):
+        READERS[name](run)
+
+
+def test_what_a_run_may_lack(run):
+    (run / "split.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    assert run_folder.read_split(run) is None and run_folder.read_metrics(run) == []
+
+
+def test_a_line_that_was_being_written_is_dropped(run):
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"epoch": 7, "tr')
+    assert len(run_folder.read_metrics(run)) == 6
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda c: c["student"].update(depth="x"), 'student.depth is "x", not an integer'),
+        (lambda c: c["student"].update(depth=7), "are of different models"),
+        (lambda c: c["student"].update(num_heads=3), "not a multiple of student.num_heads"),
+        (lambda c: c["student"].update(image_size=[10**9, 16]), "not a size in pixels"),
+        (lambda c: c["preprocessing"].update(std=[0.2, 0.2, 0]), "preprocessing.std is"),
+        (lambda c: c["preprocessing"].update(crop=0), "preprocessing.crop is 0"),
+        (lambda c: c["preprocessing"].update(interpolation="x"), "preprocessing.interpolation is 'x'"),
+        (lambda c: c.update(classes=["bird", 2]), r"classes\[1\] is 2, not a string"),
+        (lambda c: c.update(task="x"), "task is \"x\", not one of 'multiclass', 'multilabel'"),
+        (lambda c: c["config"]["train"].update(epochs="many"), "'train.epochs' cannot be 'many'"),
+        (lambda c: c.pop("student"), "a model of another project"),
+    ],
+)
+def test_a_wrong_value_is_named(run, edit, sentence):
+    change(run / "config.json", edit)
+    with pytest.raises(RunFolderError, match=sentence):
+        run_folder.read_student(run)
+
+
+def test_a_shape_of_another_model_allocates_nothing(run):
+    change(run / "config.json", lambda c: c["student"].update(embed_dim=4 * 2**28, num_heads=1))
+    with pytest.raises(RunFolderError, match="are of different models"):
+        run_folder.read_student(run)
+
+
+# Files
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dataclass as a file holds it."""
+
+    size: tuple[int, int]
+    name: str = "n"
+    parts: dict[str, list[float]] | None = None
+
+
+def test_json_becomes_dataclasses():
+    found = parse_json(Example, {"size": [1, 2], "parts": {"a": [1, 2.5]}})
+    assert found == Example((1, 2), parts={"a": [1.0, 2.5]})
+    assert parse_json(Example, {"size": [1, 2], "unknown": 3}, lenient=True) == Example((1, 2))
+    for value, sentence in (
+        ({}, "size is missing"),
+        ({"size": [1]}, r"size is \[1\], not a list of 2 values"),
+        ({"size": [1, True]}, r"size\[1\] is true, not an integer"),
+        ({"size": [1, 2], "name": None}, "name is null, not a string"),
+        ({"size": [1, 2], "parts": {"a": ["b"]}}, r'parts.a\[0\] is "b", not a number'),
+        ([], r"the content is \[\], not an object"),
+        ({"size": [1, 2], "more": 3}, "the content has an unknown entry 'more'"),
+        ({"size": [1, 2], "parts": {"a": [math.inf]}}, r"parts.a\[0\] is Infinity, not a number"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            parse_json(Example, value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_usual_permissions(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(2)})
+        write_json(tmp_path / "a.json", {})
+        np.save(tmp_path / "plain.npy", np.zeros(2))
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes
