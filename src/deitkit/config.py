@@ -23,18 +23,18 @@ from .settings import (
     SEED,
     Auto,
     Registered,
+    Section,
     above,
     at_least,
     parse,
     raise_all,
-    section_problems,
     setting,
     share,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig:
+class StudentConfig(Section):
     """The model that is trained."""
 
     name: str = setting("auto", "nano, tiny, small or base; auto: by device and number of images.")
@@ -65,7 +65,7 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     """Images, splits and loading."""
 
     split: Literal["stratified", "blocks"] = setting(
@@ -92,7 +92,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Section):
     """Augmentation of training views."""
 
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "Area of a random crop, as a share.", above(0))
@@ -117,7 +117,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
+class TeacherConfig(Section):
     """The teacher: model, head, backend."""
 
     spec: str = setting(
@@ -150,7 +150,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationConfig:
+class DistillationConfig(Section):
     """What the student learns from the teacher, and for how long."""
 
     mode: str = setting(
@@ -184,18 +184,19 @@ class DistillationConfig:
         """Longest run, in epochs, that uses the distillation loss in at most `stored` of them."""
         return int(stored / self.distill_until)
 
-    def problems(self) -> list[str]:
+    def problems(self, name: str) -> list[str]:
+        problems = super().problems(name)
         if self.mode != "none" and self.token == "distill" and self.alpha in (0, 1):
             head = "distillation" if self.alpha == 0 else "class"
-            return [
-                f"distillation.alpha {self.alpha:g} would leave the {head} head at its random values, "
+            problems.append(
+                f"{name}.alpha {self.alpha:g} would leave the {head} head at its random values, "
                 "and both heads predict; give a value between 0 and 1, or distillation.token=class"
-            ]
-        return []
+            )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Section):
     """Optimizer and learning-rate schedule."""
 
     name: str = setting(
@@ -215,14 +216,17 @@ class OptimConfig:
     clip_grad: float | None = setting(None, "Largest norm of the gradient; none disables it.", above(0))
     ema_decay: float = setting(0.99996, "EMA decay per step, warmed up as (1 + n) / (10 + n).", share())
 
-    def problems(self) -> list[str]:
+    def problems(self, name: str) -> list[str]:
+        problems = super().problems(name)
         if self.name == "sgd" and self.betas[0] == 0:
-            return ["optim.name sgd takes its momentum from the first of optim.betas; give more than 0"]
-        return []
+            problems.append(
+                f"{name}.name sgd takes its momentum from the first of {name}.betas; give more than 0"
+            )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Section):
     """Length, batch size, label loss, device and seed."""
 
     epochs: int | Auto = setting(300, "Epochs; auto: by the number of images, 10 to 200.", at_least(1))
@@ -293,10 +297,7 @@ class Config:
 
     def check(self) -> None:
         """Raises SettingError with every setting that is out of range or contradicts another."""
-        problems = [
-            problem for name in _sections() for problem in section_problems(name, getattr(self, name))
-        ]
-        problems += self.distillation.problems() + self.optim.problems()
+        problems = [p for name in _sections() for p in getattr(self, name).problems(name)]
         without_teacher = self.distillation.mode == "none" or self.teacher.spec == "none"
         if self.data.unlabeled is not None and without_teacher:
             problems.append("unlabelled images need a teacher to label them; leave out --unlabeled")

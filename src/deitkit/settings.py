@@ -99,16 +99,22 @@ def setting(default: Any, help: str, allowed: Allowed | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})
 
 
-def section_problems(name: str, section: Any) -> list[str]:
-    """`"section.key is 2; give ..."` for every setting of one section that is out of range."""
-    problems = []
-    for field in dataclasses.fields(section):
-        value, allowed = getattr(section, field.name), field.metadata["allowed"]
-        if allowed is not None and value is not None and value != AUTO:
-            problem = allowed.problem(value)
-            if problem is not None:
-                problems.append(f"{name}.{field.name} {problem}")
-    return problems
+class Section:
+    """Base class of a section: a frozen dataclass whose fields are declared with `setting`."""
+
+    def problems(self, name: str) -> list[str]:
+        """`"section.key is 2; give ..."` for every setting out of range; `name` is the section's.
+
+        A section whose settings can contradict each other adds what is wrong with them.
+        """
+        problems = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, allowed = getattr(self, field.name), field.metadata["allowed"]
+            if allowed is not None and value is not None and value != AUTO:
+                problem = allowed.problem(value)
+                if problem is not None:
+                    problems.append(f"{name}.{field.name} {problem}")
+        return problems
 
 
 def raise_all(problems: Iterable[str]) -> None:
