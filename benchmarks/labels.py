@@ -26,6 +26,7 @@ from typing import Any
 
 import timm
 import torch
+from deitkit.training.student import build_model, choose_student
 
 import deitkit
 from deitkit import recipes
@@ -40,7 +41,6 @@ from deitkit.teachers.prepare import training_views
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.saved import read_teacher
 from deitkit.teachers.sources.timm_model import TimmBackbone
-from deitkit.training.student import build_model, choose_student
 from deitkit.training.trainer import Trainer
 from provenance import provenance
 

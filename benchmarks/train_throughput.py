@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from deitkit.training.student import build_model, choose_student
 from PIL import Image
 from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
@@ -51,7 +52,6 @@ from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.pretrained import Pretrained
 from deitkit.teachers.spec import open_member, parse
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
-from deitkit.training.student import build_model, choose_student
 from deitkit.training.trainer import Trainer
 from provenance import provenance
 

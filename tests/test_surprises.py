@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 
 import deitkit
 from deitkit import recipes
-from deitkit.config import Config, DistillationConfig, OptimConfig, TrainConfig
-from deitkit.distillation.objective import training_loss
+from deitkit.config import DistillationConfig, OptimConfig, ResolvedConfig, TrainConfig
+from deitkit.data.loader import TrainingViews
+from deitkit.data.sampler import Sampler
+from deitkit.distillation.objective import Objective
 from deitkit.errors import DeitkitError
 from deitkit.inference.backends import PyTorchBackend
 from deitkit.models.deit import DeiT, DeiTOutput, create_model
@@ -28,9 +30,10 @@ from deitkit.preprocessing import Normalised, Preprocessing
 from deitkit.teachers.sources.timm_model import TimmBackbone
 from deitkit.teachers.teacher import MemberCard, TeacherMember, TeacherOutput
 from deitkit.training import run as job
-from deitkit.training import student
-from deitkit.training.optim import learning_rate, parameter_groups
-from deitkit.training.trainer import Trainer
+from deitkit.training.optim import parameter_groups
+from deitkit.training.resolve import create_student
+from deitkit.training.schedule import learning_rate
+from deitkit.training.trainer import Trainer, TrainingData, Validation
 
 from .conftest import write_images
 
@@ -94,10 +97,12 @@ def a_batch(model: DeiT, classes: int) -> tuple[DeiTOutput, torch.Tensor, Teache
     return model(images), torch.eye(classes)[:4], TeacherOutput(torch.randn(4, classes), ())
 
 
-def small_config(**changes) -> Config:
-    return replace(Config(), distillation=DistillationConfig(mode="hard")).override(
-        {"student.name": "nano", "student.image_size": 16, "student.patch_size": 8} | changes
+def small_config(**changes) -> ResolvedConfig:
+    sizes = {"student.image_size": 16, "student.patch_size": 8, "train.micro_batch_size": 4}
+    config = replace(recipes.get("deit"), distillation=DistillationConfig(mode="hard")).override(
+        {"student.name": "nano", "train.loss": "cross-entropy", "data.workers": 0} | sizes | changes
     )
+    return ResolvedConfig.of(config)
 
 
 def test_both_heads_learn_while_fine_tuning_to_other_classes(tmp_path):
@@ -106,13 +111,9 @@ def test_both_heads_learn_while_fine_tuning_to_other_classes(tmp_path):
         create_model("nano", num_classes=7, image_size=16, patch_size=8).state_dict(),
         tmp_path / "a.safetensors",
     )
-    model = student.build_model(
-        small_config(**{"student.initial_weights": str(tmp_path / "a.safetensors")}), 5
-    )
-    output, targets, answer = a_batch(model, 5)
-    training_loss(output, targets, answer, DistillationConfig(mode="hard"), TrainConfig(), guidance=None)[
-        "loss"
-    ].backward()
+    model, _ = create_student(small_config(**{"student.initial_weights": str(tmp_path / "a.safetensors")}), 5)
+    objective = Objective(DistillationConfig(mode="hard"), TrainConfig())
+    objective(*a_batch(model, 5))["loss"].backward()
     for learnt in (model.head.weight, model.head_dist.weight, model.cls_token, model.dist_token):
         assert learnt.grad.abs().max() > 0
 
@@ -124,7 +125,7 @@ def test_fine_tuning_without_a_teacher_leaves_no_random_head(tmp_path):
         tmp_path / "a.safetensors",
     )
     changes = {"student.initial_weights": str(tmp_path / "a.safetensors"), "distillation.mode": "none"}
-    model = student.build_model(small_config(**changes), 5)
+    model, _ = create_student(small_config(**changes), 5)
     assert model.head_dist is None and model(torch.zeros(1, 3, 16, 16)).distill_logits is None
 
 
@@ -161,20 +162,18 @@ def test_the_better_weights_are_kept_whichever_they_are(better, tmp_path):
     config = small_config(
         **{"student.initial_weights": "none", "distillation.mode": "none", "optim.ema_decay": 0.5}
     )
-    model = student.build_model(config, 2)
+    model, _ = create_student(config, 2)
     average = {k: torch.full_like(v, 7) for k, v in model.state_dict().items()}
     raw = {k: v.clone() for k, v in model.state_dict().items()}
+    views = TrainingViews(None, np.arange(4) % 2, 2, config.augment, (16, 16), torch.device("cpu"))
     trainer = Trainer(
-        config=config,
-        model=model,
-        make=None,
-        num_images=4,
-        normalise=None,
-        teacher=None,
-        device=torch.device("cpu"),
+        model,
+        Objective(config.distillation, config.train),
+        TrainingData(views, Sampler(4, batch_size=4), workers=0, paths=()),
+        Validation(evaluate=None, num_images=4),
+        train=config.train,
+        optim=config.optim,
         folder=tmp_path,
-        evaluate=None,
-        path_of=None,
     )
     trainer.state.ema.weights.update(average)
 

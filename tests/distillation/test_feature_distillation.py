@@ -1,4 +1,4 @@
-"""Guidance begins where its projections suit the student."""
+"""The projections of feature distillation, initialised by ridge regression."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deitkit.teachers.teacher import TeacherOutput
 def test_the_fitted_projections_are_those_of_least_squares():
     """Against NumPy, over two batches of unlike size; the small ridge is what is left between them."""
     student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
-    guidance = FeatureDistillation(student, (5, 3))
+    distillation = FeatureDistillation(student, (5, 3))
     g = torch.Generator().manual_seed(0)
     seen = []
     for images in (40, 56):
@@ -22,10 +22,12 @@ def test_the_fitted_projections_are_those_of_least_squares():
         maps = tuple(torch.randn(images, c, 4, 4, generator=g) for c in (5, 3))
         output = DeiTOutput(torch.zeros(images, 2), None, patch_tokens=tokens, grid_size=(4, 4))
         seen.append((output, TeacherOutput(torch.zeros(images, 2), maps)))
-    guidance.fit(seen)
-    for i, project in enumerate(guidance.projections):
+    distillation.fit(seen)
+    for i, project in enumerate(distillation.projections):
         x = torch.cat([output.patch_tokens[i].flatten(0, 1) for output, _ in seen]).double().numpy()
-        y = torch.cat([answer.feature_maps[i].flatten(2).transpose(1, 2).flatten(0, 1) for _, answer in seen])
+        y = torch.cat(
+            [teacher.feature_maps[i].flatten(2).transpose(1, 2).flatten(0, 1) for _, teacher in seen]
+        )
         y = y.double().numpy()
         y = (y - y.mean(1, keepdims=True)) / y.std(1, keepdims=True)
         expected = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0]
@@ -36,14 +38,14 @@ def test_the_fitted_projections_are_those_of_least_squares():
 
 def test_tokens_that_hold_the_map_are_read_without_error_at_once():
     student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
-    guidance = FeatureDistillation(student, (6, 6))
+    distillation = FeatureDistillation(student, (6, 6))
     features = torch.randn(64, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     mixed = torch.nn.Linear(6, student.embed_dim)
-    target = losses.guidance_target(features, (4, 4))
+    target = losses.feature_target(features, (4, 4))
     with torch.no_grad():
         tokens = mixed(target)
     output = DeiTOutput(torch.zeros(64, 2), None, patch_tokens=(tokens, tokens), grid_size=(4, 4))
-    answer = TeacherOutput(torch.zeros(64, 2), (features, features))
-    assert guidance(output, answer) > 1
-    guidance.fit([(output, answer)])
-    assert guidance(output, answer) < 0.05
+    teacher = TeacherOutput(torch.zeros(64, 2), (features, features))
+    assert distillation(output, teacher) > 1
+    distillation.fit([(output, teacher)])
+    assert distillation(output, teacher) < 0.05

@@ -148,7 +148,7 @@ def resize_axis(x, size, axis):
 
 
 @pytest.mark.parametrize("map_size", [(4, 6), (8, 12), (7, 9), (2, 3), (9, 3)])
-def test_guidance(map_size):
+def test_feature_loss(map_size):
     g = torch.Generator().manual_seed(1)
     tokens = torch.randn(2, 24, 5, generator=g)
     features = 4 * torch.randn(2, 5, *map_size, generator=g) + 1
@@ -159,31 +159,33 @@ def test_guidance(map_size):
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
 
     expected = ((normalise(t) - normalise(f)) ** 2).mean()
-    assert_agrees(losses.guidance(tokens, features, (4, 6)), expected)
+    assert_agrees(losses.feature_loss(tokens, features, (4, 6)), expected)
 
 
-def test_guidance_is_zero_for_tokens_that_repeat_the_map_up_to_scale():
+def test_feature_loss_is_zero_for_tokens_that_repeat_the_map_up_to_scale():
     features = torch.randn(2, 8, 3, 4)
     tokens = 5 * features.flatten(2).transpose(1, 2) + 2
-    assert losses.guidance(tokens, features, (3, 4)).item() == pytest.approx(0.0, abs=1e-4)
+    assert losses.feature_loss(tokens, features, (3, 4)).item() == pytest.approx(0.0, abs=1e-4)
 
 
-def test_guidance_of_kept_patches_compares_those_cells_only():
+def test_feature_loss_of_kept_patches_compares_those_cells_only():
     g = torch.Generator().manual_seed(1)
     tokens, features = torch.randn(2, 6, 5, generator=g), torch.randn(2, 5, 2, 3, generator=g)
     kept = torch.tensor([[0, 4], [3, 5]])
     rows = torch.stack([tokens[i, kept[i]] for i in range(2)])
     each = [
-        losses.guidance(
+        losses.feature_loss(
             tokens[i : i + 1, [cell]], features[i : i + 1, :, row : row + 1, column : column + 1], (1, 1)
         )
         for i in range(2)
         for cell in kept[i].tolist()
         for row, column in [divmod(cell, 3)]
     ]
-    torch.testing.assert_close(losses.guidance(rows, features, (2, 3), kept), torch.stack(each).mean())
+    torch.testing.assert_close(losses.feature_loss(rows, features, (2, 3), kept), torch.stack(each).mean())
     everything = torch.arange(6).expand(2, 6)
-    assert losses.guidance(tokens, features, (2, 3), everything) == losses.guidance(tokens, features, (2, 3))
+    assert losses.feature_loss(tokens, features, (2, 3), everything) == losses.feature_loss(
+        tokens, features, (2, 3)
+    )
 
 
 EVERY_TERM = {
@@ -193,7 +195,7 @@ EVERY_TERM = {
     "dist": lambda z, t: losses.dist(z, t, 2.0),
     "standardised": lambda z, t: losses.soft_distillation(losses.standardise(z), losses.standardise(t), 2.0),
     "binary": lambda z, t: losses.binary_cross_entropy(z, t.float().softmax(-1)),
-    "guidance": lambda z, t: losses.guidance(z[None], t.T.reshape(1, 5, 2, 3), (2, 3)),
+    "features": lambda z, t: losses.feature_loss(z[None], t.T.reshape(1, 5, 2, 3), (2, 3)),
 }
 
 

@@ -1,4 +1,4 @@
-"""The parts of a training loss, put together as the settings say."""
+"""The parts of the loss, weighted and summed as the settings say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from deitkit.config import DistillationConfig, TrainConfig
 from deitkit.distillation import losses
-from deitkit.distillation.objective import training_loss
+from deitkit.distillation.objective import Objective, Phase
 from deitkit.models.deit import DeiTOutput
 from deitkit.teachers.teacher import TeacherOutput
 
@@ -18,7 +18,7 @@ PLAIN = TrainConfig(label_smoothing=0.0)
 
 @pytest.fixture
 def batch() -> tuple[DeiTOutput, torch.Tensor, TeacherOutput]:
-    """Both heads' logits, soft targets and a teacher's answer: six images, five classes."""
+    """Both heads' logits, soft targets and a teacher's outputs: six images, five classes."""
     g = torch.Generator().manual_seed(0)
     of_class, of_distill, teacher, targets = (2 * torch.randn(6, 5, generator=g) for _ in range(4))
     return DeiTOutput(of_class, of_distill), targets.softmax(-1), TeacherOutput(teacher, ())
@@ -48,35 +48,32 @@ DISTILLATION = {
 
 @pytest.mark.parametrize("name", DISTILLATION)
 @pytest.mark.parametrize("token", ["distill", "class"])
-def test_the_teachers_term_is_the_one_asked_for(batch, name, token):
-    output, targets, answer = batch
+def test_the_distillation_loss_is_the_configured_one(batch, name, token):
+    output, targets, teacher = batch
     config, expected = DISTILLATION[name]
-    parts = training_loss(
-        output, targets, answer, replace(config, token=token, alpha=0.3), PLAIN, guidance=None
-    )
+    objective = Objective(replace(config, token=token, alpha=0.3), PLAIN)
+    parts = objective(output, targets, teacher)
     student = output.distill_logits if token == "distill" else output.class_logits
     base = losses.soft_target_cross_entropy(output.class_logits, targets)
-    torch.testing.assert_close(parts["distill"], expected(student, answer.logits))
-    torch.testing.assert_close(parts["loss"], 0.7 * base + 0.3 * expected(student, answer.logits))
+    torch.testing.assert_close(parts["distill"], expected(student, teacher.logits))
+    torch.testing.assert_close(parts["loss"], 0.7 * base + 0.3 * expected(student, teacher.logits))
 
 
 @pytest.mark.parametrize("mode", ["none", "soft", "hard", "dist"])
 def test_without_a_teacher_only_the_labels_count(batch, mode):
-    output, targets, answer = batch
+    output, targets, teacher = batch
     config = DistillationConfig(mode=mode)
-    parts = training_loss(output, targets, answer if mode == "none" else None, config, PLAIN, guidance=None)
+    parts = Objective(config, PLAIN)(output, targets, teacher if mode == "none" else None)
     assert set(parts) == {"loss", "class"}
     torch.testing.assert_close(parts["loss"], losses.soft_target_cross_entropy(output.class_logits, targets))
 
 
 @pytest.mark.parametrize("token", ["distill", "class"])
-def test_after_the_teachers_answers_both_heads_learn_from_labels(batch, token):
+def test_both_heads_learn_from_labels_once_distillation_stops(batch, token):
     output, targets, _ = batch
     targets[0] = 0.0  # a view without a label
     config = DistillationConfig(mode="soft", token=token, alpha=0.3)
-    parts = training_loss(
-        output, targets, None, config, PLAIN, guidance=None, answered=False, labelled_share=5 / 6
-    )
+    parts = Objective(config, PLAIN)(output, targets, None, Phase(distill=False), labelled_share=5 / 6)
     student = output.distill_logits if token == "distill" else output.class_logits
     of_class, of_student = (
         losses.soft_target_cross_entropy(logits[1:], targets[1:]) for logits in (output.class_logits, student)
@@ -86,40 +83,40 @@ def test_after_the_teachers_answers_both_heads_learn_from_labels(batch, token):
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_several_labels_are_questions_for_both_terms(batch, mode):
-    """An image without labels counts in full: `no` is an answer too."""
-    output, _, answer = batch
+def test_both_multilabel_terms_are_binary_cross_entropies(batch, mode):
+    """An image without labels counts in full: it shows none of the classes."""
+    output, _, teacher = batch
     targets = torch.tensor([[1.0, 0, 1, 0, 0], [0.0] * 5]).repeat(3, 1)
     config = DistillationConfig(mode=mode, alpha=0.3, temperature=2.0, smoothing=0.1)
     train = TrainConfig(loss="bce", label_smoothing=0.2)
-    parts = training_loss(output, targets, answer, config, train, guidance=None, task="multilabel")
+    parts = Objective(config, train, "multilabel")(output, targets, teacher)
     base = losses.multilabel_cross_entropy(output.class_logits, 0.8 * targets + 0.1)
-    taught = {
-        "soft": losses.soft_multilabel_distillation(output.distill_logits, answer.logits, 2.0),
-        "hard": losses.hard_multilabel_distillation(output.distill_logits, answer.logits, 0.1),
+    distill = {
+        "soft": losses.soft_multilabel_distillation(output.distill_logits, teacher.logits, 2.0),
+        "hard": losses.hard_multilabel_distillation(output.distill_logits, teacher.logits, 0.1),
     }[mode]
     torch.testing.assert_close(parts["class"], base)
-    torch.testing.assert_close(parts["loss"], 0.7 * base + 0.3 * taught)
+    torch.testing.assert_close(parts["loss"], 0.7 * base + 0.3 * distill)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_bce_takes_smoothed_targets_as_they_are(batch, smoothing):
     output, targets, _ = batch
     train = TrainConfig(loss="bce", label_smoothing=smoothing)
-    parts = training_loss(output, targets, None, DistillationConfig(mode="none"), train, guidance=None)
+    parts = Objective(DistillationConfig(mode="none"), train)(output, targets, None)
     expected = losses.binary_cross_entropy(output.class_logits, losses.smooth(targets, smoothing))
     torch.testing.assert_close(parts["loss"], expected)
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "bce"])
 def test_views_without_a_label_teach_the_distillation_head_only(batch, loss):
-    output, _, answer = batch
+    output, _, teacher = batch
     targets = torch.eye(5)[[0, 1, 2, 3, 0, 1]]
     targets[4:] = 0
     config, train = DistillationConfig(mode="soft", alpha=0.3, temperature=2.0), TrainConfig(loss=loss)
-    parts = training_loss(output, targets, answer, config, train, guidance=None, labelled_share=4 / 6)
+    parts = Objective(config, train)(output, targets, teacher, labelled_share=4 / 6)
     alone = DeiTOutput(output.class_logits[:4], None)
-    labelled = training_loss(alone, targets[:4], None, config, train, guidance=None)["class"]
-    everything = losses.soft_distillation(output.distill_logits, answer.logits, 2.0)
+    labelled = Objective(config, train)(alone, targets[:4], None)["class"]
+    everything = losses.soft_distillation(output.distill_logits, teacher.logits, 2.0)
     assert parts["class"].item() == pytest.approx(labelled.item(), rel=1e-6)
     assert parts["loss"].item() == pytest.approx((0.7 * labelled + 0.3 * everything).item(), rel=1e-6)

@@ -14,12 +14,12 @@ from timm.utils import ModelEmaV3
 
 from deitkit.config import DistillationConfig, OptimConfig, TrainConfig
 from deitkit.distillation.losses import smooth
-from deitkit.distillation.objective import training_loss
+from deitkit.distillation.objective import Objective
 from deitkit.models.deit import DeiT, create_model
 from deitkit.teachers.teacher import TeacherOutput
-from deitkit.training.ema import EMA
-from deitkit.training.lamb import Lamb
-from deitkit.training.optim import learning_rate, parameter_groups
+from deitkit.training.optim import Lamb, parameter_groups
+from deitkit.training.schedule import learning_rate
+from deitkit.training.state import EMA
 
 from .models import randomise
 
@@ -51,8 +51,8 @@ def test_weight_decay_groups(distilled):
 
 
 @pytest.mark.parametrize(("epochs", "per_epoch"), [(300, 7), (30, 40)])
-def test_schedule_update_by_update(epochs, per_epoch):
-    """timm's cosine stepped by the update, its warm-up counted from 1 so that no update gets the floor."""
+def test_schedule_step_by_step(epochs, per_epoch):
+    """timm's cosine stepped per step, its warm-up counted from 1 so that no step gets the floor."""
     config, total, warmup = OptimConfig(), epochs * per_epoch, 5 * per_epoch
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     reference = CosineLRScheduler(
@@ -106,7 +106,7 @@ def test_lamb_step_by_step():
     assert difference < 1e-12
 
 
-def test_average_update_by_update():
+def test_average_step_by_step():
     """With the decay that both warm up to; at the start ours follows (1 + n) / (10 + n)."""
     ours, _ = pair(distilled=True)
     mine, reference = EMA(ours, 0.9), ModelEmaV3(ours, decay=0.9)
@@ -142,9 +142,9 @@ def test_distillation_loss_and_every_gradient(mode, record_property):
     targets = torch.rand(4, 7, generator=generator, dtype=torch.float64)
     targets = targets / targets.sum(1, keepdim=True)
     with torch.no_grad():
-        answer = TeacherOutput(teacher(images), ())  # both models were published with the same mean and std
+        output = TeacherOutput(teacher(images), ())  # both models were published with the same mean and std
     config = DistillationConfig(mode=mode, alpha=0.5, temperature=3.0)
-    mine = training_loss(ours.train()(images), targets, answer, config, TrainConfig(), guidance=None)["loss"]
+    mine = Objective(config, TrainConfig())(ours.train()(images), targets, output)["loss"]
     reference = task(images, smooth(targets, 0.1).double())["loss"]
     mine.backward(), reference.backward()
     difference = {

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 import deitkit
 from deitkit import recipes, weights
+from deitkit.data.dataset import find_splits
 from deitkit.errors import DeitkitError
 from deitkit.models.deit import VARIANTS, create_model
-from deitkit.training import student
+from deitkit.training.resolve import resolve, resolve_initial_weights
 from deitkit.weights import initial as pretrained
 
 TIMM = "timm/deit_tiny_distilled_patch16_224.fb_in1k"
@@ -124,13 +125,14 @@ def test_published_names_are_timms(name):
         )
 
 
-def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(pictures, tmp_path, monkeypatch):
+def test_auto_is_resolved_once_and_a_resumed_run_keeps_it(pictures, tmp_path, monkeypatch):
     """By the second call there could be weights; the run goes on with what it began with."""
-    config = recipes.get("small-data").override({"student.name": "nano"})
-    begun = student.resolve_initial_weights(config, None)
+    asked = recipes.get("small-data").override({"student.name": "nano"})
+    config = resolve(asked, find_splits(pictures, asked.data), torch.device("cpu"))
+    begun = resolve_initial_weights(config, None)
     assert begun.student.initial_weights == "deitkit:nano"
-    monkeypatch.setattr("deitkit.training.student.find_initial", lambda name: pytest.fail("asked again"))
-    assert student.resolve_initial_weights(config, begun) == begun
+    monkeypatch.setattr("deitkit.training.resolve.find_initial", lambda name: pytest.fail("asked again"))
+    assert resolve_initial_weights(config, begun) == begun
     out = tmp_path / "run"
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(begun.to_dict()))

@@ -1,7 +1,8 @@
-"""What is settled before training, by the data and the device."""
+"""Every "auto" is chosen by the images and the device."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from deitkit import recipes
-from deitkit.config import Config
+from deitkit.config import Config, DataConfig, ResolvedConfig
 from deitkit.data.dataset import find_splits
 from deitkit.data.image_set import ImageSet
 from deitkit.data.splits import Splits
 from deitkit.errors import DeitkitError
-from deitkit.training import student
-from deitkit.training.student import choose_student
+from deitkit.training import resolve as resolving
+from deitkit.training.resolve import resolve
+from deitkit.training.session import open_session
 from tests.conftest import write_images
 
 CPU = torch.device("cpu")
@@ -28,36 +30,35 @@ def splits_of(count: int) -> Splits:
     return Splits(images, images, None, "made up")
 
 
-def chosen(count: int, side: int, monkeypatch: pytest.MonkeyPatch, **settings):
-    monkeypatch.setattr(student, "_median_side", lambda images: side)
-    config = recipes.get("small-data").override(settings)
-    return student.choose_student(config, splits_of(count), CPU)
+def resolved(count: int, side: int, monkeypatch: pytest.MonkeyPatch, **settings) -> ResolvedConfig:
+    monkeypatch.setattr(resolving, "_median_side", lambda images: side)
+    return resolve(recipes.get("small-data").override(settings), splits_of(count), CPU)
 
 
 @pytest.mark.parametrize(("count", "epochs"), [(100, 200), (2000, 60), (9469, 13), (50_000, 10)])
 def test_few_images_are_seen_more_often(count, epochs, monkeypatch):
-    config, why = chosen(count, 300, monkeypatch)
-    assert config.train.epochs == epochs and f"{epochs} epochs" in why
+    config = resolved(count, 300, monkeypatch)
+    assert config.train.epochs == epochs and f"{epochs} epochs" in config.reasons
 
 
-def test_who_names_the_epochs_or_a_budget_is_obeyed(monkeypatch):
-    config, why = chosen(2000, 300, monkeypatch, **{"train.epochs": "7"})
-    assert config.train.epochs == 7 and "epochs" not in why
-    _, why = chosen(2000, 300, monkeypatch, **{"train.budget_s": 60})
-    assert "epochs" not in why
+def test_given_epochs_or_a_budget_are_kept(monkeypatch):
+    config = resolved(2000, 300, monkeypatch, **{"train.epochs": "7"})
+    assert config.train.epochs == 7 and "epochs" not in config.reasons
+    config = resolved(2000, 300, monkeypatch, **{"train.budget_s": 60})
+    assert "epochs" not in config.reasons
 
 
 @pytest.mark.parametrize(("side", "image", "patch"), [(32, 32, 4), (64, 64, 8), (300, 96, 12)])
 def test_a_cpus_student_has_64_patches_at_any_size(side, image, patch, monkeypatch):
-    config, why = chosen(2000, side, monkeypatch)
+    config = resolved(2000, side, monkeypatch)
     assert config.student.name == "nano"
     assert config.student.image_size == (image, image) and config.student.patch_size == (patch, patch)
-    assert f"nano at {image}x{image}" in why and f"about {side} pixels" in why
+    assert f"nano at {image}x{image}" in config.reasons and f"about {side} pixels" in config.reasons
 
 
 def test_a_share_of_the_training_images_leaves_validation_alone(pictures):
-    whole = find_splits(pictures, Config())
-    fewer = find_splits(pictures, Config().override({"data.train_fraction": 0.5}))
+    whole = find_splits(pictures, DataConfig())
+    fewer = find_splits(pictures, DataConfig(train_fraction=0.5))
     assert fewer.val.paths == whole.val.paths
     assert set(fewer.train.paths) < set(whole.train.paths)
     assert fewer.train.counts().tolist() == [4, 4] and whole.train.counts().tolist() == [9, 9]
@@ -67,7 +68,7 @@ def test_a_share_of_the_training_images_leaves_validation_alone(pictures):
 def test_a_share_of_the_validation_images_leaves_training_and_test_alone(tmp_path):
     for part in ("train", "val", "test"):
         write_images(tmp_path / part, count=8)
-    splits = find_splits(tmp_path, Config().override({"data.eval_fraction": 0.25}))
+    splits = find_splits(tmp_path, DataConfig(eval_fraction=0.25))
     assert splits.test is not None
     assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 4, 16)
 
@@ -81,37 +82,37 @@ def test_a_share_of_the_validation_images_leaves_training_and_test_alone(tmp_pat
         ({"train.start_size": 16, "train.start_share": 1.0}, "train.start_share is 1"),
     ],
 )
-def test_first_sizes_that_cannot_be(pictures, settings, message):
+def test_impossible_start_sizes_are_refused(pictures, settings, message):
     config = Config().override({"student.image_size": "32,24", "student.patch_size": 8} | settings)
-    splits = find_splits(pictures, config)
+    splits = find_splits(pictures, config.data)
     with pytest.raises(DeitkitError, match=message):
-        choose_student(config, splits, torch.device("cpu"))
+        resolve(config, splits, CPU)
 
 
 def test_a_gpus_patch_follows_the_size_that_is_asked_for(pictures):
     config = Config().override({"student.image_size": 224})
-    chosen, _ = choose_student(config, find_splits(pictures, config), torch.device("cuda"))
-    assert chosen.student.patch_size == (16, 16)
+    resolved = resolve(config, find_splits(pictures, config.data), torch.device("cuda"))
+    assert resolved.student.patch_size == (16, 16)
 
 
 def test_a_gpu_takes_a_large_batch_in_parts(monkeypatch):
-    monkeypatch.setattr(student, "_median_side", lambda images: 300)
+    monkeypatch.setattr(resolving, "_median_side", lambda images: 300)
     for batch, micro in ((1024, 256), (64, 64)):
         config = Config().override({"train.batch_size": batch})
-        chosen, _ = student.choose_student(config, splits_of(2000), torch.device("cuda"))
-        assert (chosen.train.batch_size, chosen.train.micro_batch_size) == (batch, micro)
+        resolved = resolve(config, splits_of(2000), torch.device("cuda"))
+        assert (resolved.train.batch_size, resolved.train.micro_batch_size) == (batch, micro)
 
 
 @pytest.mark.parametrize("size", [8, "32,16", "8,24"])
-def test_first_sizes_that_can_be(pictures, size):
+def test_possible_start_sizes_are_kept(pictures, size):
     sizes = {"student.image_size": "32,24", "student.patch_size": 8, "train.start_size": size}
     config = Config().override(sizes)
-    chosen, _ = choose_student(config, find_splits(pictures, config), torch.device("cpu"))
-    assert chosen.train.start_size == config.train.start_size
+    resolved = resolve(config, find_splits(pictures, config.data), CPU)
+    assert resolved.train.start_size == config.train.start_size
 
 
 @pytest.mark.parametrize("key", ["data.train_fraction", "data.eval_fraction"])
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
 def test_shares_outside_their_range(pictures, key, share):
     with pytest.raises(DeitkitError, match=key):
-        find_splits(pictures, Config().override({key: share}))
+        open_session(Config().override({key: share}), partial(find_splits, pictures))

@@ -1,24 +1,23 @@
-"""A number out of its range is refused with a sentence, before anything is read."""
+"""Every setting is declared with its allowed values, and a value outside them is refused before any work."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
 from deitkit import DeitkitError
 from deitkit.config import Config, flatten
-from deitkit.data.dataset import find_splits
-from deitkit.ranges import _RANGES, refuse_out_of_range
 from deitkit.recipes import RECIPES
+from deitkit.settings import Range
+from deitkit.training.session import open_session
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_within(name):
-    refuse_out_of_range(RECIPES[name]())
+def test_every_recipe_passes_the_checks(name):
+    RECIPES[name]().check()
 
 
 # Refused beside the data or the other settings that they depend on, or free.
@@ -34,13 +33,20 @@ def test_every_number_has_a_range():
         for field in dataclasses.fields(group)
         if {"int", "float"} & set(re.findall(r"\w+", str(field.type)))
     }
-    assert set(_RANGES) | _CHECKED_ELSEWHERE == numbers <= set(flatten(Config().to_dict()))
+    ranged = {
+        f"{section}.{field.name}"
+        for section, group in get_type_hints(Config).items()
+        if dataclasses.is_dataclass(group)
+        for field in dataclasses.fields(group)
+        if isinstance(field.metadata["allowed"], Range)
+    }
+    assert ranged | _CHECKED_ELSEWHERE == numbers <= set(flatten(Config().to_dict()))
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("student.patch_drop_rate", 1.0, "is 1.0; give a share from 0 up to, but not, 1"),
+        ("student.patch_drop_rate", 1.0, "is 1.0; give a share from 0 up to, but not including, 1"),
         ("student.patch_drop_rate", -0.1, "is -0.1"),
         ("student.drop_path_rate", float("nan"), "is nan"),
         ("student.image_size", 0, r"is \[0, 0\]; give 1 or more"),
@@ -53,8 +59,8 @@ def test_every_number_has_a_range():
         ("train.seed", -1, "a whole number from 0"),
         ("train.seed", 2**32, "a whole number from 0"),
         ("data.split_seed", -1, "a whole number from 0"),
-        ("data.train_fraction", 0.0, "is 0.0; give a share above 0, and 1 for all images"),
-        ("data.unlabeled_share", 1.0, "is 1.0; give more than 0 and less than 1"),
+        ("data.train_fraction", 0.0, "is 0.0; give a share above 0, up to 1"),
+        ("data.unlabeled_share", 1.0, "is 1.0; give a share above 0 and below 1"),
         ("data.cache_gb", float("inf"), "give 0 or more"),
         ("data.eval_crop", 0.0, "give more than 0"),
         ("data.workers", -1, "give 0 or more"),
@@ -67,20 +73,20 @@ def test_every_number_has_a_range():
         ("augment.color_jitter", -1.0, "give 0 or more"),
     ],
 )
-def test_a_number_out_of_its_range(tmp_path, key, value, words):
+def test_a_number_out_of_its_range(key, value, words):
     with pytest.raises(DeitkitError, match=f"{key} {words}" if words.startswith("is") else words):
-        find_splits(Path("no folder is looked at"), Config().override({key: value}))
+        open_session(Config().override({key: value}), lambda data: pytest.fail("a folder was read"))
 
 
 @pytest.mark.parametrize(("alpha", "head"), [(0.0, "distillation"), (1.0, "class")])
-def test_no_head_is_left_untaught(alpha, head):
+def test_no_head_is_left_untrained(alpha, head):
     config = RECIPES["small-data"]().override({"distillation.alpha": alpha})
     with pytest.raises(DeitkitError, match=f"leave the {head} head at its random values"):
-        refuse_out_of_range(config)
-    refuse_out_of_range(config.override({"distillation.token": "class"}))
-    refuse_out_of_range(config.override({"distillation.mode": "none"}))
+        config.check()
+    config.override({"distillation.token": "class"}).check()
+    config.override({"distillation.mode": "none"}).check()
 
 
 def test_momentum_of_zero():
     with pytest.raises(DeitkitError, match="takes its momentum"):
-        refuse_out_of_range(Config().override({"optim.name": "sgd", "optim.betas": "0,0.9"}))
+        Config().override({"optim.name": "sgd", "optim.betas": "0,0.9"}).check()
