@@ -18,7 +18,7 @@ SAVING = (
 Settings = tuple[TrainConfig, DistillationConfig]
 
 
-def schedule(steps: int, train: TrainConfig = TrainConfig()) -> Schedule:
+def schedule(steps: int, train: TrainConfig) -> Schedule:
     """Of one step per epoch."""
     return Schedule(steps, 1, train, OptimConfig())
 
@@ -60,7 +60,7 @@ def test_within_a_phase_nothing_changes(steps: int, settings: Settings):
 @pytest.mark.parametrize("val_share", [0.02, 1 / 3, 4.0])
 @pytest.mark.parametrize("epochs", [1, 3, 8, 60, 300])
 def test_evaluation_is_cheap_and_never_rare(epochs, val_share):
-    planned = schedule(epochs)
+    planned = schedule(epochs, TrainConfig())
     measured = [epoch for epoch in range(epochs) if planned.evaluates_after(epoch, val_share)]
     assert measured[-1] == epochs - 1
     assert len(measured) >= min(epochs, 4)
