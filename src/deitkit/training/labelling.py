@@ -1,4 +1,4 @@
-"""`deitkit label`: one pass of a teacher over the views of many epochs, kept for many students."""
+"""`deitkit.label`: a teacher's outputs for the views of many epochs, stored once for many students."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..config import Config, dotted, flatten
 from ..data.dataset import find_splits, refuse_multilabel
 from ..data.loader import prefetch
 from ..data.splits import refuse_out_among_classes
-from ..errors import SettingError
+from ..errors import RunFolderError, SettingError
 from ..io import refuse_occupied
 from ..run_folder import TEACHER_FOLDER
 from ..soft_labels.codec import SoftLabelFormat, make_codec
@@ -30,7 +30,7 @@ from ..soft_labels.manifest import FILE, Manifest, fixed_settings, read_manifest
 from ..soft_labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
 from ..soft_labels.store import SHARD_VIEWS, Place, SoftLabelStore
 from ..soft_labels.student_config import refuse_smaller_views
-from ..teachers.spec import allowed_code, check_spec, parse, refuse_code
+from ..teachers.spec import allowed_code, parse, refuse_code
 from ..teachers.teacher import Teacher
 from . import results
 from .session import Session, open_session
@@ -49,12 +49,11 @@ def label(
     hard: bool = False,
     **settings: Any,
 ) -> SoftLabelStore:
-    """Stores the teacher's answers to the views of the first `epochs` epochs of training on `data`.
+    """Stores the teacher's soft labels for the views of the first `epochs` epochs of training on `data`.
 
-    `out` may hold labels already: what is missing is added, under the settings they were made
-    with. Several processes may label into one folder at once. top_k: classes kept a view, 10
-    unless told; hard: only the teacher's decision. settings as for `train`. Raises DeitkitError
-    for anything the caller can mend.
+    If `out` has soft labels already, missing epochs are added with their settings. Several processes may
+    write to one folder at once. top_k: classes stored per view, 10 by default. hard: store only the predicted
+    class. settings: as for `train`. Raises a DeitkitError for anything the caller can fix.
     """
     data, out = Path(data), Path(out)
     if not (out / FILE).exists():
@@ -78,7 +77,7 @@ def label(
 
 
 def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: dict[str, Any]) -> Config:
-    """The settings asked for; where labels are there and no recipe is named, theirs."""
+    """The recipe with `changes`, or the settings of the soft labels in `out` if no recipe is named."""
     if known is None or recipe is not None:
         config = recipes.get(recipe or Config().recipe).override(changes)
     else:
@@ -86,18 +85,17 @@ def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: di
         config = known.config.override(changes)
     teacher = config.teacher
     if teacher.spec == "none" or teacher.soft_labels is not None or config.distillation.mode == "none":
-        raise SettingError("labels need a live teacher; give --teacher, and no distillation.mode none")
+        raise SettingError("soft labels need a live teacher; give --teacher, and no distillation.mode none")
     refuse_smaller_views(config)
     if config.distillation.distill_until == 0:
-        raise SettingError("distillation.distill_until is 0: no answer would ever be read; give more")
-    if "teacher.spec" not in changes:  # it comes from the manifest, or is the recipe's
+        raise SettingError("distillation.distill_until is 0, so no soft label would be read; give more")
+    if "teacher.spec" not in changes:  # it comes from the manifest or the recipe
         for member in parse(teacher.spec):
             refuse_code(member, allowed_code(replace(teacher, spec="none")), out / FILE)
-    check_spec(teacher.spec)  # a misspelt teacher is refused before hours of decoding
     fitted = [Path(member.model) for member in parse(teacher.spec) if member.source == "fitted"]
     if any(folder.resolve().parent == out.resolve() for folder in fitted):
         raise SettingError(
-            f"the teacher {teacher.spec} lies inside --out {out}, where the labels keep their own; "
+            f"the teacher {teacher.spec} lies inside --out {out}, which keeps a teacher of its own; "
             "choose another --out"
         )
     return config
@@ -116,7 +114,7 @@ def _format(
         return wanted
     if (hard or top_k is not None) and wanted.name != known.format.name:
         raise SettingError(
-            f"{out} holds {known.format.name} labels, and {wanted.name} ones are asked for; "
+            f"{out} has {known.format.name} soft labels, and {wanted.name} ones are asked for; "
             "leave that out, or choose another --out"
         )
     return known.format
@@ -128,22 +126,19 @@ def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLa
     images = data.pool.images
     if (out / FILE).exists():
         manifest = read_manifest(out)
-        settled = flatten(config.to_dict())
-        refuse_other_settings(out, manifest, {key: settled[key] for key in fixed_settings(manifest)})
+        mine = flatten(config.to_dict())
+        refuse_other_settings(out, manifest, {key: mine[key] for key in fixed_settings(manifest)})
         manifest.refuse_other_data(out, data.fingerprint, len(images), data.classes)
         if _digest(out / TEACHER_FOLDER) != manifest.teacher_sha256:
             raise SettingError(
-                f"the teacher in {out / TEACHER_FOLDER} is not the one that the labels there are from; "
-                "bring its files back, or label again into another folder"
+                f"the teacher in {out / TEACHER_FOLDER} is not the one that made the soft labels there; "
+                "restore its files, or run deitkit label into another folder"
             )
         store = SoftLabelStore(out, manifest)
         refuse_other_views(store, make)
-        teacher = session.open_teacher(out)
-        assert teacher is not None
-        return store, teacher
-    shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # of a process that was stopped; maybe another's
-    teacher = session.open_teacher(out)
-    assert teacher is not None, "labels need a teacher"
+        return store, session.require_teacher(out)
+    shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # left by a process that was stopped
+    teacher = session.require_teacher(out)
     facts, _ = results.measure_teacher(teacher, data.val, session.device)
     results.say_teacher(facts, data.val)
     manifest = Manifest(
@@ -165,7 +160,7 @@ def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLa
     )
     store = SoftLabelStore(out, manifest)
     keep_first_views(store, make)
-    manifest.write(out)  # last: it says that all of the above is there
+    manifest.write(out)  # last, because it marks the folder as complete
     return store, teacher
 
 
@@ -177,12 +172,13 @@ def _label_missing(
     teacher: Teacher,
     workers: int,
 ) -> None:
+    """Computes and writes the shards that no other process has taken."""
     missing = [place for place in store.places(epochs) if not store.path(place).exists()]
     with log.progress_bar("labelling", sum(map(store.num_views, missing))) as advance:
         for place in missing:
             piece = _FIRST_SHARD + place[0] * store.shards + place[1]
             if not claims.take(piece):
-                continue  # another process is at it
+                continue  # another process works on it
             try:
                 if not store.path(place).exists():
                     _write(store, place, _rows(store, place, make, teacher, workers, advance))
@@ -198,10 +194,9 @@ def _rows(
     workers: int,
     advance: Callable[[int], None],
 ) -> list[Tensor]:
-    """The encoded answers to a shard's views."""
-    # In training's micro-batches: a teacher's rounding may depend on the size of a batch.
-    train = store.manifest.config.train
-    micro = train.micro_batch_size
+    """The encoded soft labels of a shard's views."""
+    # In the micro-batches of training, because a teacher's rounding may depend on the batch size.
+    micro = store.manifest.config.train.micro_batch_size
     rows = []
     for batch in prefetch(make, store.plan(place[0])[store.batches(place)], workers):
         rows += [store.codec.encode(teacher(images).logits) for images in batch.images.split(micro)]
@@ -213,26 +208,26 @@ def _write(store: SoftLabelStore, place: Place, rows: list[Tensor]) -> None:
     try:
         store.write(place, rows)
     except OSError as error:
-        raise SettingError(
-            f"labels cannot be written to {store.folder} ({error.strerror}); the {store.epochs()} whole "
-            "epochs there are safe: free space and give the same command again"
+        raise RunFolderError(
+            f"cannot write soft labels to {store.folder} ({error.strerror}); the {store.epochs()} finished "
+            "epochs there are safe: free some space and run the command again"
         ) from None
 
 
 def _refuse_full_disk(store: SoftLabelStore, epochs: int) -> None:
-    """Raises DeitkitError where what is missing cannot fit."""
+    """Raises RunFolderError if the missing shards do not fit on the disk."""
     missing = [place for place in store.places(epochs) if not store.path(place).exists()]
     needed = sum(map(store.num_views, missing)) * store.codec.bytes_per_view
     free = shutil.disk_usage(store.folder).free
     if needed > free:
-        raise SettingError(
+        raise RunFolderError(
             f"{store.folder} needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free; "
             "free space, store fewer epochs, or keep less with --top-k or --hard"
         )
 
 
 def _digest(folder: Path) -> str:
-    """A hash of all files of a folder, names and content."""
+    """A hash of the names and contents of all files in a folder."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".part"):
         digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())

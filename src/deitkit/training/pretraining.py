@@ -122,13 +122,13 @@ def _split(folders: Sequence[Path], config: DataConfig) -> Splits:
 
 def _labelled_by(teacher: Teacher, opened: Dataset, device: torch.device) -> Dataset:
     """The dataset with the teacher's classes, and its predictions as labels of the held-out images."""
-    said = evaluate_teacher(teacher, opened.val, device).argmax(1).numpy()
+    predicted = evaluate_teacher(teacher, opened.val, device).argmax(1).numpy()
     classes = teacher.card.classes
 
     def named(images: ImageSet, labels: np.ndarray) -> ImageSet:
         return replace(images, labels=labels, classes=classes)
 
     pool = Split(named(opened.pool.images, opened.pool.images.labels), opened.pool.store)
-    val = Split(named(opened.val.images, said), opened.val.store)
+    val = Split(named(opened.val.images, predicted), opened.val.store)
     splits = replace(opened.splits, train=pool.images, val=val.images)
     return replace(opened, splits=splits, train=pool, pool=pool, val=val)

@@ -21,7 +21,7 @@ from ..config import AugmentConfig, Config, DataConfig, ResolvedConfig, flatten
 from ..data.dataset import Dataset, open_dataset
 from ..data.loader import TrainingViews
 from ..data.splits import Splits
-from ..errors import ResumeError
+from ..errors import ResumeError, SettingError
 from ..inference.device import resolve_device
 from ..io import read_json, refuse_occupied, write_json
 from ..run_folder import TEACHER_FOLDER
@@ -64,6 +64,13 @@ class Session:
         if not self.config.has_live_teacher:
             return None
         return kept_teacher(folder / TEACHER_FOLDER, self.config.teacher, self.device, self.fit_teacher)
+
+    def require_teacher(self, folder: Path) -> Teacher:
+        """As `open_teacher`, for a job that cannot do without a live teacher."""
+        teacher = self.open_teacher(folder)
+        if teacher is None:
+            raise SettingError("a live teacher is needed; give --teacher")
+        return teacher
 
     def fit_teacher(self) -> Teacher:
         """A teacher fitted to the dataset, on views as the student will see them."""
