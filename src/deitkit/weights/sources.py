@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DeitkitError, WeightsError
 from .checkpoint_info import Facts, facts_beside, facts_of_timm
+from .hub import cause, hub_access
 from .initial import SHIPPED, shipped_file
 from .keys import published_keys
 
@@ -119,9 +120,9 @@ def _pad_positions(weights: Weights) -> None:
         weights["pos_embed"] = F.pad(positions, (0, 0, num_prefix, 0))
 
 
-def _unreachable(source: str, error: Exception) -> DeitkitError:
-    return DeitkitError(
-        f"the hub could not give {source!r} ({type(error).__name__}); check the name and the network, or "
+def _unreachable(source: str, error: Exception, online: bool) -> DeitkitError:
+    return WeightsError(
+        f"the hub could not give {source!r} ({cause(error, online)}); check the name and the network, or "
         "download the weights where there is a network and give the file's path"
     )
 
@@ -131,10 +132,11 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], Facts]:
 
     if not timm.is_model(name.split(".")[0]):
         raise WeightsError(f"timm has no model {name!r}; give a name such as deit_tiny_distilled_patch16_224")
-    try:
-        model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # each hub client has errors of its own
-        raise _unreachable(f"timm:{name}", error) from None
+    with hub_access() as online:
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:  # each hub client has errors of its own
+            raise _unreachable(f"timm:{name}", error, online) from None
     if not hasattr(model, "blocks") or not hasattr(model, "cls_token"):
         raise WeightsError(f"timm:{name} is no DeiT; give the name of a DeiT or ViT")
     return model.state_dict(), facts_of_timm(model)
@@ -149,13 +151,14 @@ def _from_hugging_face(name: str) -> Path:
         cached = try_to_load_from_cache(name, file)
         if isinstance(cached, str):
             return Path(cached)
-    try:
-        hf_hub_download(name, "config.json")
-        with contextlib.suppress(EntryNotFoundError):  # timm's have none
-            hf_hub_download(name, "preprocessor_config.json")
+    with hub_access() as online:
         try:
-            return Path(hf_hub_download(name, _HUB_FILES[0]))
-        except EntryNotFoundError:
-            return Path(hf_hub_download(name, _HUB_FILES[1]))
-    except Exception as error:
-        raise _unreachable(f"hf:{name}", error) from None
+            hf_hub_download(name, "config.json")
+            with contextlib.suppress(EntryNotFoundError):  # timm's have none
+                hf_hub_download(name, "preprocessor_config.json")
+            try:
+                return Path(hf_hub_download(name, _HUB_FILES[0]))
+            except EntryNotFoundError:
+                return Path(hf_hub_download(name, _HUB_FILES[1]))
+        except Exception as error:
+            raise _unreachable(f"hf:{name}", error, online) from None

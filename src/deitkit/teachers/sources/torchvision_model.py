@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +110,28 @@ def _from_hub(name: str, weights: Any) -> nn.Module:
     import torchvision
 
     try:
-        return torchvision.models.get_model(name, weights=weights)
+        with _tensors_only():
+            return torchvision.models.get_model(name, weights=weights)
     except Exception as error:  # of the network, of the disk, of a truncated file
         raise WeightsError(
             f"the weights of the teacher {name!r} could not be fetched ({type(error).__name__}); "
             f"download {weights.url} where there is a network, and give torchvision:{name}@FILE"
         ) from None
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Makes torch.load, which torchvision calls without `weights_only`, refuse anything but tensors."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
 
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, bool]:

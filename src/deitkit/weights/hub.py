@@ -1,0 +1,54 @@
+"""Access to the Hugging Face hub: without retries where there is no network, and without advertising."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+_TIMEOUT_S = 5.0
+
+
+@contextlib.contextmanager
+def hub_access() -> Iterator[bool]:
+    """Yields whether the hub can be reached. If not, only what is in the local cache is found, at once.
+
+    The hub's clients would retry each file for half a minute and log every attempt. They are quiet in here.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging
+
+    level, offline = logging.get_verbosity(), constants.HF_HUB_OFFLINE
+    online = not offline and _reachable(constants.ENDPOINT)
+    logging.set_verbosity_error()
+    constants.HF_HUB_OFFLINE = not online
+    # transformers would otherwise ask a web service to convert a checkpoint, from a background thread.
+    converts = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    try:
+        yield online
+    finally:
+        logging.set_verbosity(level)
+        constants.HF_HUB_OFFLINE = offline
+        if converts is None:
+            del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
+
+
+def cause(error: Exception, online: bool) -> str:
+    """Why a hub did not give a file, for messages."""
+    return type(error).__name__ if online else "it is not in the local cache, and the hub cannot be reached"
+
+
+def _reachable(endpoint: str) -> bool:
+    if urllib.request.getproxies():  # the proxy resolves names, and this machine may not
+        return True
+    address = urlsplit(endpoint)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
