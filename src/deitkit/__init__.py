@@ -7,6 +7,7 @@ deitkit.load("runs/photos").predict(["new.jpg"])
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeitkitError
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from .training.run import Run, train
 
 __version__ = "0.1.0"
+
+# No dependency sends usage data from here. Each reads these when it is imported; a value of the user's stays.
+for _switch in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
+    os.environ.setdefault(_switch, "1")
 
 # Loaded when first used: `import deitkit` and `deitkit --help` must not wait for torch.
 _HOMES = {

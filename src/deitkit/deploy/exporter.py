@@ -17,6 +17,7 @@ from ..errors import SettingError
 from ..inference.backends import (
     Backend,
     PyTorchBackend,
+    import_openvino,
     open_file,
     require,
     to_openvino,
@@ -52,9 +53,7 @@ def export(
         if to == "onnx":
             written.write_bytes(model.SerializeToString())
         else:
-            import openvino
-
-            openvino.save_model(model, written, compress_to_fp16=False)
+            import_openvino().save_model(model, written, compress_to_fp16=False)
         runtime = "onnxruntime" if to == "onnx" else "openvino"
         if calibration is None:
             _check(open_file(runtime, written), classifier, out)
@@ -106,10 +105,8 @@ def _convert(classifier: Classifier, to: Target, calibration: Iterable[Tensor] |
         model = model if calibration is None else quantise(model, calibration)
         if to == "onnx":
             return model
-        import openvino
-
         # OpenVINO reads the quantised ONNX and runs it in int8 itself.
-        model = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
+        model = import_openvino().Core().read_model(io.BytesIO(model.SerializeToString()))
     for key, value in facts.items():
         model.set_rt_info(value, ["deitkit", key])
     return model

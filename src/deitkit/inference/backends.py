@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,15 +103,32 @@ class OnnxRuntimeBackend:
         return tuple(torch.from_numpy(out) for out in outputs)
 
 
+def import_openvino() -> Any:
+    """The package openvino, imported without its telemetry. Raises DependencyError if it is not installed.
+
+    Its converter sends each import and conversion to a web analytics service, and has no switch for one
+    process. Without the package openvino_telemetry it falls back to functions that do nothing.
+    """
+    require("openvino")
+    hidden = "openvino_telemetry" not in sys.modules
+    if hidden:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+        import openvino.tools.ovc
+    finally:
+        if hidden:
+            del sys.modules["openvino_telemetry"]
+    return openvino
+
+
 class OpenVINOBackend:
     """OpenVINO on the CPU; `model` comes from `to_openvino`, or is the path of an ONNX or IR file."""
 
     name = "openvino"
 
     def __init__(self, model: Any):
-        require(self.name)
-        import openvino
-
+        openvino = import_openvino()
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -127,9 +145,7 @@ class OpenVINOBackend:
 
 def to_openvino(network: nn.Module, view_size: tuple[int, int]) -> Any:
     """An openvino.Model of `network` for views (B, 3, *view_size) of any B."""
-    require("openvino")
-    import openvino
-
+    openvino = import_openvino()
     # A batch of two: tracing would fold a batch of one into the graph as a constant.
     example = torch.zeros(2, 3, *view_size)
     with warnings.catch_warnings():
@@ -142,9 +158,7 @@ def to_openvino(network: nn.Module, view_size: tuple[int, int]) -> Any:
 def write_openvino(network: nn.Module, view_size: tuple[int, int], file: Path) -> None:
     """Writes `network` in OpenVINO's format: the .xml file `file` and a .bin file beside it."""
     model = to_openvino(network, view_size)
-    import openvino
-
-    openvino.save_model(model, os.fspath(file), compress_to_fp16=False)
+    import_openvino().save_model(model, os.fspath(file), compress_to_fp16=False)
 
 
 def _pytorch(frozen: FrozenNetwork, *, compiled: bool = False) -> Backend:

@@ -177,9 +177,7 @@ def _preprocessing(name: str, config: Any, size: InputSize, trust_remote_code: b
     import transformers
 
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            name, trust_remote_code=trust_remote_code
-        )
+        processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
         saved = processor.to_dict()
         mean, std = tuple(saved["image_mean"]), tuple(saved["image_std"])
     except Exception:  # there is none, or it has no normalisation
