@@ -59,7 +59,7 @@ REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 BASELINE_FOLDER = "baseline"
 TEACHER_FOLDER = "teacher"  # also in a soft-label folder
-TEACHER_CARD = "teacher.json"  # every folder with this file is a fitted teacher
+TEACHER_CARD = "teacher.json"  # of a fitted teacher
 
 # Names of version 0.1.
 _TASKS_V01 = {"classes": "multiclass"}
@@ -236,8 +236,12 @@ def baseline_folder(run: Path) -> Path:
 
 
 def holds_teacher(folder: Path) -> bool:
-    """Whether `folder` is a fitted teacher's: RUN/teacher, or what `deitkit teacher fit` wrote."""
-    return (folder / TEACHER_CARD).is_file()
+    """Whether `folder` is a fitted teacher's: RUN/teacher, or what `deitkit teacher fit` wrote.
+
+    A run stays a run, whatever a stranger put beside its files.
+    """
+    run = any((folder / name).exists() for name in (CONFIG, SETTINGS, WEIGHTS))
+    return (folder / TEACHER_CARD).is_file() and not run
 
 
 def run_of_teacher(folder: Path) -> Path | None:

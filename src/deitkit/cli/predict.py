@@ -19,6 +19,9 @@ def predict(
     ] = None,
     json_: flags.Json = False,
     csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    teacher_code: Annotated[
+        str | None, typer.Option(help="python:MODULE:FUNCTION that a fitted teacher may run.")
+    ] = None,
 ) -> None:
     """Classify images with a run, or with its teacher."""
     from ..classifier import load
@@ -28,7 +31,7 @@ def predict(
     from . import prediction_output as delivery
 
     pictures = delivery.expand(paths)
-    classifier = load_teacher(run) if holds_teacher(run) else load(run)
+    classifier = load_teacher(run, code=teacher_code) if holds_teacher(run) else load(run)
     answers = list(classifier.predict_all(pictures))
     if top is None and classifier.task == "multiclass":
         top = 1

@@ -156,7 +156,7 @@ def refuse_code(member: MemberSpec, allowed: Collection[str], file: Path) -> Non
     """
     if runs_code(member) and member.spec not in allowed:
         raise WeightsError(
-            f"{file} wants to run the code {member.spec}, and code is run only if you name it yourself: give "
-            f"--teacher {member.spec}, or --set teacher.code={member.spec} with a fitted teacher's folder, "
-            "if you trust it"
+            f"{file} names the code {member.spec}, and code runs only if this command names it: if you trust "
+            f"it, give --teacher {member.spec}, or --set teacher.code={member.spec} to use it as fitted "
+            f"(predict: --teacher-code {member.spec})"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 
 from ...errors import WeightsError
 from ...models.deit import DeiT, DeiTOutput, joint_probabilities
-from ...preprocessing import InputSize, Preprocessing
-from ...run_folder import read_run
+from ...preprocessing import InputSize
+from ...run_folder import read_student
 from ...tasks import Task
 from ..pretrained import Pretrained, TeacherSource, count_params, feature_levels, register
 
@@ -67,23 +68,16 @@ class RunSource(TeacherSource):
     def open(self, model: str, size: InputSize, *, trust_remote_code: bool = False) -> Pretrained:
         """The student at its own image size."""
         self.check(model)
-        student, saved = read_run(Path(model))
+        student, info = read_student(Path(model))
         if size.configured not in (None, *student.image_size):
             pixels = "x".join(map(str, student.image_size))
             raise WeightsError(f"the run {model} takes {pixels} pixels only; leave out teacher.image_size")
-        view = saved["preprocessing"]
         return Pretrained(
-            name=f"deit {saved['student'].get('name', 'of other weights')}",
-            preprocessing=Preprocessing(
-                student.image_size,
-                tuple(view["mean"]),
-                tuple(view["std"]),
-                view["crop"],
-                view["interpolation"],
-            ),
+            name=f"deit {info.student.name or 'of other weights'}",
+            preprocessing=replace(info.preprocessing, image_size=student.image_size),
             backbone=RunBackbone(student.eval()),
-            head=RunHead(student.head, student.head_dist, saved.get("task", "multiclass")),
-            outputs=tuple(saved["classes"]),
+            head=RunHead(student.head, student.head_dist, info.task),
+            outputs=info.classes,
             params=count_params(student),
         )
 
