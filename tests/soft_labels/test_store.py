@@ -19,6 +19,15 @@ from deitkit.soft_labels.store import SoftLabelStore, open_soft_labels
 
 CPU = torch.device("cpu")
 CLASSES = ("a", "b", "c")
+RESOLVED = {
+    "student.image_size": 16,
+    "student.patch_size": 8,
+    "data.workers": 1,
+    "train.epochs": 2,
+    "train.batch_size": 4,
+    "train.micro_batch_size": 4,
+    "train.loss": "cross-entropy",
+}
 
 
 def logits_of(epoch: int, indices) -> torch.Tensor:
@@ -29,7 +38,7 @@ def logits_of(epoch: int, indices) -> torch.Tensor:
 @pytest.fixture
 def store(tmp_path) -> SoftLabelStore:
     """Two epochs of 20 images in batches of 4 and shards of two batches: three shards, the last of one."""
-    config = recipes.get("small-data").override({"train.batch_size": 4})
+    config = recipes.get("small-data").override(RESOLVED)
     manifest = Manifest(
         settings=config.to_dict(),
         data_fingerprint="0" * 16,

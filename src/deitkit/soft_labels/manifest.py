@@ -115,7 +115,7 @@ def _from_file(saved: Any) -> Manifest:
         saved = {attributes.get(key, key): value for key, value in saved.items()}
     manifest: Manifest = parse_json(Manifest, saved)
     try:
-        manifest.config.check()
+        Config.from_dict(manifest.settings).check()
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"settings: {type(error).__name__}: {error}") from None
     for entry, right in _rules(manifest).items():
