@@ -13,8 +13,9 @@ small `deitkit train` without a teacher and one with a timm teacher. Two ways ar
   that reading.
 
 Stops in a row in one module count once. A climb is a stop in a higher layer than the stop before it, with the
-layers of tests/test_imports.py, unless its caller is in its own module. A return is a stop in a module that
-was left before. Methods of the settings themselves are no stops. The tree may be of version 0.1.
+layers of tests/test_imports.py, unless its caller is in its own module; an upward call is one whose caller is
+in a lower layer. A return is a stop in a module that was left before. Methods of the settings themselves, and
+what those call, are no stops. The tree may be of version 0.1.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ SETTINGS = {"Config", "ResolvedConfig"}  # classes that hold all settings
 SMALL, MANY, LONG = 60, 5, 60  # lines of a module, parameters, lines of a function
 TEACHERS = ("none", "timm")
 WAYS = ("passed", "read along")
+KINDS = ("modules", "climbs", "upward calls", "returns")
 
 
 # Counts
@@ -121,14 +123,17 @@ class Way:
 
     levels: dict[str, int]
     stops: list[str] = field(default_factory=list)
-    climbs: int = 0
+    climbs: list[str] = field(default_factory=list)
+    upward_calls: int = 0
 
     def stop(self, module: str, caller: str | None) -> None:
         """Notes a call into `module`."""
         if self.stops and self.stops[-1] == module:
             return
+        if caller is not None and self.level(module) < self.level(caller):
+            self.upward_calls += 1
         if self.stops and caller != module and self.level(module) < self.level(self.stops[-1]):
-            self.climbs += 1
+            self.climbs.append(f"{self.stops[-1]} -> {module}, called by {caller}")
         self.stops.append(module)
 
     def level(self, module: str) -> int:
@@ -143,9 +148,11 @@ class Way:
         return {
             "modules": distinct,
             "stops": len(self.stops),
-            "climbs": self.climbs,
+            "climbs": len(self.climbs),
+            "upward calls": self.upward_calls,
             "returns": len(self.stops) - distinct,
             "way": self.stops,
+            "climbed": self.climbs,
         }
 
 
@@ -174,10 +181,9 @@ class Tracer:
         above, caller = frame.f_back, None
         while above is not None and (caller := self.module_of(above)) is None:
             above = above.f_back
-        values = arguments(frame)
-        if frame.f_code.co_varnames[:1] == ("self",) and is_settings(values[0]):
+        if is_method_of_settings(frame) or (above is not None and is_method_of_settings(above)):
             return
-        if any(map(is_settings, values)):
+        if any(map(is_settings, arguments(frame))):
             self.ways["passed"].stop(module, caller)
             self.ways["read along"].stop(module, caller)
         elif above is not None and any(is_whole_config(v) or holds_config(v) for v in arguments(above)):
@@ -199,15 +205,24 @@ def arguments(frame: FrameType) -> list[Any]:
     return [frame.f_locals.get(name) for name in names]
 
 
+def is_method_of_settings(frame: FrameType) -> bool:
+    """Whether a frame runs a method of a settings object."""
+    return frame.f_code.co_varnames[:1] == ("self",) and is_settings(frame.f_locals.get("self"))
+
+
+def class_names(value: Any) -> set[str]:
+    """The names of a value's class and its base classes, those of deitkit only."""
+    return {kind.__name__ for kind in type(value).__mro__ if kind.__module__.startswith("deitkit.")}
+
+
 def is_settings(value: Any) -> bool:
     """Whether a value is a settings object of deitkit, whole or a section."""
-    kind = type(value)
-    return kind.__module__.startswith("deitkit.") and kind.__name__.endswith("Config")
+    return any(name.endswith("Config") for name in class_names(value))
 
 
 def is_whole_config(value: Any) -> bool:
     """Whether a value holds all settings."""
-    return is_settings(value) and type(value).__name__ in SETTINGS
+    return not SETTINGS.isdisjoint(class_names(value))
 
 
 def holds_config(value: Any) -> bool:
@@ -322,7 +337,7 @@ def rows(found: dict[str, Any]) -> dict[str, Any]:
     flat = dict(found["counts"])
     for teacher, kinds in found["ways"].items():
         for kind, way in kinds.items():
-            shown = ", ".join(f"{way[what]} {what}" for what in ("modules", "climbs", "returns"))
+            shown = ", ".join(f"{way[what]} {what}" for what in KINDS)
             flat[f"config's way, teacher {teacher}, {kind}"] = shown
     return flat
 
@@ -332,7 +347,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("roots", type=Path, nargs="+", help="folders that hold the package deitkit")
-    parser.add_argument("--path", choices=TEACHERS, help="print the stops of this training")
+    parser.add_argument("--path", choices=TEACHERS, help="print the way of this training, read along")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--trace", choices=TEACHERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -347,7 +362,8 @@ def main() -> None:
         return
     if options.path:
         for one in found:
-            print("\n".join(one["ways"][options.path]["read along"]["way"]), end="\n\n")
+            way = one["ways"][options.path]["read along"]
+            print(" ".join(way["way"]), *way["climbed"], sep="\n", end="\n\n")
     columns = [rows(one) for one in found]
     print("| |" + "".join(f" {root.parent.name} |" for root in roots))
     print("|---|" + "---|" * len(roots))
