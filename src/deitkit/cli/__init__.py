@@ -19,10 +19,9 @@ from .eval import evaluate
 from .export import export
 from .interrupts import remember
 from .label import label
-from .models_command import list_models
+from .listing import list_models, list_recipes, list_settings
 from .predict import predict
 from .pretrain import pretrain
-from .recipes_command import list_recipes
 from .study import study
 from .teacher_commands import app as teacher
 from .train import train
@@ -33,7 +32,7 @@ app = typer.Typer(
     help="A folder of images in, a small, fast, accurate image classifier out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -46,28 +45,35 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback()
-def _of_no_verb(
+def _without_verb(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and results only.")] = False,
 ) -> None:
-    pass
+    log.show_progress(not quiet)
 
 
-app.command("train")(train)
-app.command("label")(label)
-app.command("eval")(evaluate)
-app.command("analyze")(analyze)
-app.command("predict")(predict)
-app.command("convert")(convert)
-app.command("pretrain")(pretrain)
-app.command("export")(export)
-app.command("bench")(bench)
-app.command("recipes")(list_recipes)
-app.command("study")(study)
-app.add_typer(teacher, name="teacher")
-app.command("models")(list_models)
+# Verb, function, panel of the help, example.
+_USE, _IMPROVE, _RESEARCH = "Use", "Improve", "Research"
+for _verb, _function, _panel, _example in (
+    ("train", train, _USE, "deitkit train photos/ --out runs/photos --budget 10m"),
+    ("predict", predict, _USE, "deitkit predict runs/photos new.jpg"),
+    ("eval", evaluate, _USE, "deitkit eval runs/photos test-photos/"),
+    ("export", export, _USE, "deitkit export runs/photos --to onnx --out photos.onnx"),
+    ("bench", bench, _USE, "deitkit bench runs/photos"),
+    ("analyze", analyze, _IMPROVE, "deitkit analyze runs/photos test-photos/"),
+    ("label", label, _IMPROVE, "deitkit label photos/ --epochs 60 --out soft-labels"),
+    ("pretrain", pretrain, _IMPROVE, "deitkit pretrain more-photos/ --out runs/start"),
+    ("convert", convert, _IMPROVE, "deitkit convert runs/photos out --to timm"),
+    ("study", study, _RESEARCH, "deitkit study distillation photos/ --out studies/distillation"),
+    ("recipes", list_recipes, _RESEARCH, "deitkit recipes small-data deit-distilled"),
+    ("settings", list_settings, _RESEARCH, "deitkit settings distillation"),
+    ("models", list_models, _RESEARCH, "deitkit models"),
+):
+    app.command(_verb, rich_help_panel=_panel, epilog=f"Example: {_example}")(_function)
+app.add_typer(teacher, name="teacher", rich_help_panel=_IMPROVE)
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}

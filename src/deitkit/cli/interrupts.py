@@ -1,4 +1,4 @@
-"""How a verb ends whose work a signal stopped after its state was saved."""
+"""What a verb prints when a signal stopped it after its state was saved."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ _given: ContextVar[Sequence[str] | None] = ContextVar("given", default=None)
 
 
 def remember(arguments: Sequence[str] | None) -> None:
-    """Keeps what the command line was given; None where it reads the process's own arguments.
-
-    A script that calls `main` has arguments of its own, which are not to be repeated.
-    """
+    """Keeps the arguments of `main`, to print the command again; None stands for `sys.argv`."""
     _given.set(arguments)
 
 
 @contextmanager
 def resumable(resume: bool) -> Iterator[None]:
-    """Turns Interrupted into the command that goes on, and status 130."""
+    """Turns Interrupted into a line with the command that resumes, and exit status 130."""
     from ..errors import Interrupted
 
     try:
@@ -32,5 +29,5 @@ def resumable(resume: bool) -> Iterator[None]:
         given = _given.get()
         command = sys.argv if given is None else ["deitkit", *given]
         command = command if resume else [*command, "--resume"]
-        print(f"stopped and saved; to go on: {shlex.join(command)}", file=sys.stderr)
+        print(f"Interrupted; the state is saved. To resume: {shlex.join(command)}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""`deitkit label`: a teacher's answers to every view of many epochs, stored."""
+"""`deitkit label`: a teacher's outputs for the views of many epochs, stored."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Annotated
 import typer
 
 from . import options as flags
-from .parsing import settings_of
+from .options import settings_of
 
 
 def label(
     data: Annotated[
         Path, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the labels; one with labels is added to.")],
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs to hold, those already there included.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the soft labels; missing epochs are added to an existing one.")
+    ],
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to store, including those already there.")],
     teacher: Annotated[str | None, typer.Option(help="auto, or one of deitkit teacher list.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Whose augmentation and batches, of those that deitkit recipes lists.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose augmentation and batches to use.")] = None,
     image_size: flags.ImageSize = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Probabilities a view to keep; 10 by default.")
+        int | None, typer.Option(min=1, help="Probabilities to store per view; 10 by default.")
     ] = None,
-    hard: Annotated[bool, typer.Option("--hard", help="Keep only the teacher's decision.")] = False,
+    hard: Annotated[bool, typer.Option("--hard", help="Store only the predicted class.")] = False,
     set_: flags.Settings = None,
     batch_size: flags.BatchSize = None,
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
 ) -> None:
-    """Store a teacher's answers once, for many students; the same command goes on after a stop."""
+    """Store a teacher's soft labels once, for many students. Run the command again to resume."""
     named = {
         "student.image_size": image_size,
         "teacher.spec": teacher,
@@ -49,7 +49,7 @@ def label(
     try:
         store = run(data, out, epochs=epochs, recipe=recipe, top_k=top_k, hard=hard, **settings)
     except KeyboardInterrupt:
-        print("stopped; what is whole is kept, and the same command goes on", file=sys.stderr)
+        print("Interrupted; finished shards are kept. Run the command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
     stored = store.epochs()
     size = stored * store.views_per_epoch * store.codec.bytes_per_view
@@ -58,10 +58,10 @@ def label(
         f"{size / 1e6:.3g} MB"
     )
     if stored < epochs:
-        print(f"other processes still label the rest of the {epochs} epochs")
+        print(f"other processes are still working on the rest of the {epochs} epochs")
     else:
         print(f"to train from them: deitkit train {data} --soft-labels {out} --out RUN")
         distillation = store.manifest.config.distillation
         if (read := distillation.distilled_epochs(stored)) < stored:
             longer = distillation.longest_run(stored)
-            print(f"a run of {stored} epochs reads the first {read} of them, one of --epochs {longer} all")
+            print(f"a run of {stored} epochs uses the first {read} of them; --epochs {longer} uses all")

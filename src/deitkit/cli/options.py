@@ -1,34 +1,68 @@
-"""Flags that several verbs take."""
+"""Options that several verbs share, and the settings that they stand for."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import SettingError
+
 Student = Annotated[
     str | None,
-    typer.Option(help="nano, tiny, small or base; auto (default) picks by device and number of images."),
+    typer.Option(help="nano, tiny, small or base; chosen by device and number of images by default."),
 ]
 ImageSize = Annotated[
     str | None,
-    typer.Option(help="The student's input in pixels, N or HxW; by device and images by default."),
+    typer.Option(help="The student's input in pixels, N or HxW; chosen by device and images by default."),
 ]
-PatchSize = Annotated[str | None, typer.Option(help="Pixels, N or HxW; by image size by default.")]
+PatchSize = Annotated[
+    str | None, typer.Option(help="Patch size in pixels, N or HxW; chosen by image size by default.")
+]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
 Budget = Annotated[str | None, typer.Option(help="Time for the whole job, such as 10m.")]
 Init = Annotated[
-    str | None, typer.Option(help="auto, none, a run, a file, timm:NAME, hf:NAME or deitkit:nano.")
+    str | None,
+    typer.Option(help="Initial weights: auto, none, a run, a file, timm:NAME, hf:NAME or deitkit:nano."),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per update.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; auto (default) takes the best there is.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best available by default.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Threads that prepare batches ahead.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of all randomness.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", help="section.key=value, may be repeated; deitkit recipes NAME lists the settings."
-    ),
+    typer.Option("--set", help="section.key=value; repeat for more. deitkit settings lists them."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def settings_of(named: dict[str, Any], items: Sequence[str] | None) -> dict[str, Any]:
+    """`{"section.key": value}` of the flags that were given and of each `--set section.key=value`."""
+    settings = {key: value for key, value in named.items() if value is not None}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise SettingError(f"--set {item!r} has no value; give it as section.key=value")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def parse_length(epochs: int | None, budget: str | None) -> dict[str, Any]:
+    """`--epochs` or `--budget` as settings; raises SettingError if both are given."""
+    if epochs is not None and budget is not None:
+        raise SettingError("--epochs and --budget both set the length of training; give one of them")
+    return {"train.epochs": epochs, "train.budget_s": parse_budget(budget) if budget else None}
+
+
+def parse_budget(text: str) -> float:
+    """Seconds in `90s`, `10m`, `1.5h` or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise SettingError(f"invalid duration {text!r} for --budget; give one such as 90s, 10m or 1.5h")
+    return float(match[1]) * _UNITS[match[2]]

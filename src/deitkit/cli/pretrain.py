@@ -1,4 +1,4 @@
-"""`deitkit pretrain`: images without labels in, a start for students out."""
+"""`deitkit pretrain`: unlabelled images in, initial weights for students out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 from . import options as flags
 from .interrupts import resumable
-from .parsing import parse_length, settings_of
+from .options import parse_length, settings_of
 
 
 def pretrain(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of images; labels are not looked at.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of images; labels are not used.")],
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     student: flags.Student = None,
     image_size: flags.ImageSize = None,
@@ -29,7 +29,7 @@ def pretrain(
     seed: flags.Seed = None,
     resume: flags.Resume = False,
 ) -> None:
-    """Learn from images without labels what an ImageNet teacher sees in them, as a start for students."""
+    """Train initial weights for students on unlabelled images, with an ImageNet teacher."""
     named: dict[str, Any] = {
         "student.name": student,
         "student.image_size": image_size,

@@ -11,7 +11,7 @@ import typer
 from ..errors import SettingError
 from . import options as flags
 from .interrupts import resumable
-from .parsing import settings_of
+from .options import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as flags
-from .parsing import settings_of
+from .options import settings_of
 
 app = typer.Typer(help="Fit, measure and list teachers.", no_args_is_help=True)
 

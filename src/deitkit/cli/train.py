@@ -1,4 +1,4 @@
-"""`deitkit train`: flags in, a run out, a small table at the end."""
+"""`deitkit train`: trains, then prints a table and the verdict."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import typer
 
 from . import options as flags
 from .interrupts import resumable
-from .parsing import parse_length, settings_of
+from .options import parse_length, settings_of
 
 
 def train(
     data: Annotated[
         Path,
-        typer.Argument(help="Folder with a sub-folder per class, with train/ and val/, or with labels.csv."),
+        typer.Argument(
+            help="Folder with one sub-folder per class, with train/ and val/, or with a labels.csv."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     student: flags.Student = None,
@@ -24,26 +26,30 @@ def train(
     epochs: flags.Epochs = None,
     budget: flags.Budget = None,
     distillation: Annotated[
-        str | None, typer.Option(help="none, soft, hard or dist; the recipe's by default.")
+        str | None, typer.Option(help="Distillation loss: none, soft, hard or dist; the recipe's by default.")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="auto, none, or one of deitkit teacher list.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="auto, none, or a teacher as deitkit teacher list shows.")
+    ] = None,
     unlabeled: Annotated[
-        str | None, typer.Option(help="Folder of images without labels, for the teacher to answer.")
+        str | None, typer.Option(help="Folder of unlabelled images for the teacher to label.")
     ] = None,
     init: flags.Init = None,
     soft_labels: Annotated[
-        str | None, typer.Option(help="Stored soft labels (deitkit label) in place of a live teacher.")
+        str | None, typer.Option(help="Stored soft labels (deitkit label) instead of a live teacher.")
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A name from deitkit recipes; small-data, or that of --soft-labels, by default."),
+        typer.Option(help="A name from deitkit recipes; small-data or the soft labels' own by default."),
     ] = None,
     set_: flags.Settings = None,
     batch_size: flags.BatchSize = None,
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Also train without a teacher.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
+    ] = False,
     resume: flags.Resume = False,
 ) -> None:
     """Train a distilled student on a folder of images."""
