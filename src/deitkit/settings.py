@@ -13,7 +13,7 @@ import importlib
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,6 +101,12 @@ def setting(default: Any, help: str, allowed: Allowed | None = None) -> Any:
 
 class Section:
     """Base class of a section: a frozen dataclass whose fields are declared with `setting`."""
+
+    @classmethod
+    def declared(cls, name: str) -> Mapping[str, Any]:
+        """Help and allowed values of a setting; a resolved section inherits what it only narrows."""
+        fields = (base.__dict__.get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
+        return next(field.metadata for field in fields if field is not None and field.metadata)
 
     def problems(self, name: str) -> list[str]:
         """`"section.key is 2; give ..."` for every setting out of range; `name` is the section's.
