@@ -115,7 +115,7 @@ class Section:
         """
         problems = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, allowed = getattr(self, field.name), field.metadata.get("allowed")
+            value, allowed = getattr(self, field.name), self.declared(field.name)["allowed"]
             if allowed is not None and value is not None and value != AUTO:
                 problem = allowed.problem(value)
                 if problem is not None:
