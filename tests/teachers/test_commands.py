@@ -117,30 +117,30 @@ def test_every_source_teaches(tmp_path, pictures, random_run, capsys, source):
     assert results["student"]["top1_distill"] is not None and results["teacher"]["images_per_s"] > 0
     line = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     has_maps = source in ("timm", "hf", "run")
-    assert ("guidance" in line["train"]) == has_maps
-    assert ("feature guidance is off" in said) != has_maps
+    assert ("features" in line["train"]) == has_maps
+    assert ("feature distillation is off" in said) != has_maps
     assert "% on validation" in said
 
 
 def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pictures, capsys, monkeypatch):
     """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
     from deitkit.teachers.saved import read_teacher
-    from deitkit.training import trainer as loop
+    from deitkit.distillation.objective import Objective
 
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
     learnt: list[torch.Tensor] = []
-    genuine, whole = loop.training_loss, TeacherMember.__call__
+    genuine, whole = Objective.__call__, TeacherMember.__call__
 
-    def noted(output, targets, answer, *rest, **more):
-        learnt.append(answer.logits.clone())
-        return genuine(output, targets, answer, *rest, **more)
+    def noted(objective, output, targets, teacher, *rest, **more):
+        learnt.append(teacher.logits.clone())
+        return genuine(objective, output, targets, teacher, *rest, **more)
 
     def watched(member, views):
         answer = whole(member, views)
         asked.append((views.clone(), answer[0].clone()))
         return answer
 
-    monkeypatch.setattr(loop, "training_loss", noted)
+    monkeypatch.setattr(Objective, "__call__", noted)
     monkeypatch.setattr(TeacherMember, "__call__", watched)
     out = tmp_path / "run"
     more = ["--set=teacher.image_size=32", "--set=distillation.distill_until=1"]  # in every update
@@ -149,7 +149,7 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
     alone = read_teacher(out / "teacher", device=torch.device("cpu"), backend="pytorch")
     assert len(learnt) >= 2 and not torch.equal(learnt[0], learnt[1])
     for logits in learnt:
-        # The first views are asked about twice: guidance begins fitted to them.
+        # The teacher sees the first views twice: the projections are initialised on them.
         views, *again = [views for views, said in asked if torch.equal(said, logits)]
         assert all(torch.equal(views, others) for others in again)
         assert torch.equal(alone(views).logits, logits)
