@@ -124,8 +124,8 @@ def test_every_source_teaches(tmp_path, pictures, random_run, capsys, source):
 
 def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pictures, capsys, monkeypatch):
     """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
-    from deitkit.teachers.saved import read_teacher
     from deitkit.distillation.objective import Objective
+    from deitkit.teachers.saved import read_teacher
 
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
     learnt: list[torch.Tensor] = []

@@ -101,8 +101,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return _from_file(read_json(path))
     except (OSError, ValueError, DeitkitError) as error:
+        [problem, *_] = str(error).splitlines() or [type(error).__name__]
         raise RunFolderError(
-            f"the manifest {path} cannot be read ({error}); run deitkit label into a new folder"
+            f"the manifest {path} cannot be read ({problem}); run deitkit label into a new folder"
         ) from None
 
 
