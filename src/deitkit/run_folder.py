@@ -315,7 +315,7 @@ def _config(raw: Any, path: Path) -> Config:
     try:
         return Config.from_dict(raw)
     except DeitkitError as error:
-        raise _damaged(path, str(error)) from None
+        raise _damaged(path, str(error).splitlines()[0]) from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise _damaged(path, "its settings are not those of deitkit") from None
 
