@@ -308,7 +308,8 @@ class Config:
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in _sections()}
         for section, name in (key.split(".") for key in OF_THIS_CALL):
             del sections[section][name]
-        return json.loads(json.dumps({"recipe": self.recipe} | sections))
+        plain: dict[str, Any] = json.loads(json.dumps({"recipe": self.recipe} | sections))
+        return plain
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Config:

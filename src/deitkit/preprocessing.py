@@ -64,7 +64,8 @@ class Normalised(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.body((images - self.mean) / self.std)
+        outputs: tuple[Tensor, ...] = self.body((images - self.mean) / self.std)
+        return outputs
 
 
 @dataclass(frozen=True)

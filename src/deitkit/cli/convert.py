@@ -29,7 +29,8 @@ def convert(
     antialias: Annotated[bool, typer.Option("--antialias", help="Resize positions as timm does.")] = False,
 ) -> None:
     """Write a model of any project in any project's format, at any size."""
-    from ..config import AUTO, Config
+    from ..config import Config
+    from ..settings import AUTO
     from ..weights.conversion import convert as convert_model
 
     # Sizes are read as those of a setting are.

@@ -56,7 +56,7 @@ class ViewMaker:
                 chosen = np.flatnonzero(name == operation)
                 if len(chosen):
                     level = _column(magnitude[chosen] * sign[chosen], views)
-                    views[chosen] = change(views[chosen], level)
+                    views[chosen] = change(views[chosen], level)  # type: ignore[no-untyped-call]
         if self.augment.erasing:
             self._erase(views, keys)
         return views.div_(255.0)

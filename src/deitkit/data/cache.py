@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def refuse_many_unreadable(
 
 def _decode_all(
     images: ImageSet, decoder: Decoder, path: Path, workers: int, on_progress: Callable[[int], None]
-) -> dict:
+) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     size = len(images) * 3 * decoder.size[0] * decoder.size[1]
     aspects, unreadable = [1.0] * len(images), []

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..config import resized_side
 from ..errors import DataError
@@ -120,7 +120,7 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
             yield image
     except UnreadableImage:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableImage(source, "not an image, or an empty or unknown kind of file") from None
     except FileNotFoundError:
         raise UnreadableImage(source, "the file is not there") from None

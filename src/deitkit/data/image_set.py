@@ -61,7 +61,7 @@ class ImageSet:
     def counts(self) -> NDArray[np.int64]:
         """Images of each class, (K,)."""
         if self.task == "multilabel":
-            return self.labels.sum(0)
+            return np.asarray(self.labels.sum(0))
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def keep_fraction(self, fraction: float, seed: int) -> ImageSet:
@@ -119,7 +119,7 @@ def targets_of(labels: NDArray[Any], num_classes: int) -> NDArray[np.float32]:
     """Labels of either kind as targets (n, K); NO_LABEL becomes a row of zeros."""
     if labels.ndim == 2:
         return labels.astype(np.float32)
-    return (labels[:, None] == np.arange(num_classes)).astype(np.float32)
+    return np.asarray(labels[:, None] == np.arange(num_classes), np.float32)
 
 
 def has_label(labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class ViewBatch:
 
     images: Tensor
     targets: Tensor
-    indices: NDArray
+    indices: NDArray[np.int64]
     labelled_share: float = 1.0  # share of the views that have a label
 
 
@@ -50,7 +51,7 @@ class TrainingViews:
     """
 
     store: PixelStore
-    labels: NDArray
+    labels: NDArray[Any]
     num_classes: int
     augment: AugmentConfig
     image_size: tuple[int, int]

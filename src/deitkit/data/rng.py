@@ -19,7 +19,8 @@ def hashed(key: NDArray[np.uint64] | int, value: NDArray[np.integer] | int) -> N
         x = np.asarray(key, np.uint64) + (np.asarray(value).astype(np.uint64) + np.uint64(1)) * _STEP
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+        return mixed
 
 
 def uniform(keys: NDArray[np.uint64], slot: int) -> NDArray[np.float64]:

@@ -53,12 +53,12 @@ def _brightness(x: Array, shift: float, seed: int) -> Array:
     """Raises the value of HSV, the largest channel; hue and saturation stay."""
     value = x.max(-1, keepdims=True)
     raised = np.minimum(value + shift, 1.0)
-    return np.where(value > 0, x * raised / np.where(value > 0, value, 1.0), raised)
+    return np.asarray(np.where(value > 0, x * raised / np.where(value > 0, value, 1.0), raised))
 
 
 def _contrast(x: Array, share: float, seed: int) -> Array:
     mean = x.mean((0, 1), keepdims=True)
-    return (x - mean) * share + mean
+    return np.asarray((x - mean) * share + mean)
 
 
 def _jpeg(x: Array, quality: float, seed: int) -> Array:

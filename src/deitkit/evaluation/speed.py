@@ -114,7 +114,7 @@ def multiply_adds(model: DeiT) -> int:
     images = torch.empty(1, model.patch_embed.proj.in_channels, *model.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         functional_call(model, shapes, (images,), {"tokens_after": (model.depth - 1,)})
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops() // 2)
 
 
 def describe_machine() -> str:

@@ -69,7 +69,7 @@ class PyTorchBackend:
         self.network: Callable[[Tensor], tuple[Tensor, ...]]
         network = network.to(device).eval()
         if channels_last:  # faster convolutions
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = network.to(memory_format=torch.channels_last)
         # Static shapes are faster; each batch size is compiled once.
         self.network = torch.compile(network, dynamic=False) if compiled else network
         self.device, self.precision = device, precision

@@ -59,7 +59,7 @@ def quantise(model: Any, views: Iterable[Tensor]) -> Any:
 def _reader(views: Iterable[Tensor]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(views)
             self.count = 0

@@ -59,7 +59,9 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
         plain = dataclasses.asdict(self) | {"format": self.format.to_dict()}
-        return json.loads(json.dumps({_FILE_KEYS.get(key, key): value for key, value in plain.items()}))
+        named = {_FILE_KEYS.get(key, key): value for key, value in plain.items()}
+        content: dict[str, Any] = json.loads(json.dumps(named))
+        return content
 
     def fingerprint(self) -> str:
         """A hash of everything but the teacher's results, since its speed varies."""

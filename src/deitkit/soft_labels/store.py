@@ -68,7 +68,7 @@ class SoftLabelStore:
 
     def num_views(self, place: Place) -> int:
         batches = self.batches(place)
-        return self._first_row[batches.stop] - self._first_row[batches.start]
+        return int(self._first_row[batches.stop] - self._first_row[batches.start])
 
     def epochs(self) -> int:
         """The number of complete epochs, counted from the first one to the first gap."""
@@ -106,7 +106,8 @@ class SoftLabelStore:
             raise RunFolderError(
                 f"{path} is damaged (its checksum differs); delete it, then {self._again(place)}"
             )
-        return rows
+        tensor: Tensor = rows
+        return tensor
 
     def verify(self, epochs: int, on_progress: Callable[[int], None]) -> None:
         """Reads all shards of the first `epochs` epochs. Raises RunFolderError for the first damaged one."""

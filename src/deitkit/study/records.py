@@ -33,7 +33,7 @@ class Measured:
         """The mean of another column; the teacher's own where the row is about the teacher."""
         about_teacher = self.row.metric.startswith("teacher_") and f"teacher_{column}" in COLUMNS
         name = f"teacher_{column}" if about_teacher else column
-        return sum(record[name] for record in self.records) / len(self.records)
+        return float(sum(record[name] for record in self.records) / len(self.records))
 
 
 def is_finished(folder: Path) -> bool:

@@ -60,7 +60,7 @@ def choose_outputs(
 
 def imagenet_ids(num_outputs: int) -> tuple[str, ...] | None:
     """ImageNet-1k's WordNet ids for a model with 1000 unnamed outputs; else None."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo().label_names()) if num_outputs == 1000 else None
 
@@ -102,7 +102,8 @@ def _from_file(path: Path) -> dict[str, int]:
 def _integer(index: object) -> int:
     if isinstance(index, bool) or (isinstance(index, float) and not index.is_integer()):
         raise ValueError(f"{index} is no output number")
-    return int(index)  # type: ignore[call-overload]
+    number: int = int(index)  # type: ignore[call-overload]
+    return number
 
 
 def _key(name: str) -> str:
@@ -112,7 +113,7 @@ def _key(name: str) -> str:
 @functools.cache
 def _imagenet_names() -> dict[str, str]:
     """ImageNet-1k's ids by id, whole name and synonym; without synonyms of two ids, such as "crane"."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()
     by_name: dict[str, str] = {}

@@ -25,7 +25,8 @@ class Network(nn.Module):
         self.backbone, self.head, self.view = Normalised(backbone, view.mean, view.std), head, view
 
     def forward(self, views: Tensor) -> Tensor:
-        return self.head(self.backbone(self.view.resize(views))[0])
+        logits: Tensor = self.head(self.backbone(self.view.resize(views))[0])
+        return logits
 
 
 def finetune(

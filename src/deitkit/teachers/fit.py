@@ -205,7 +205,7 @@ class _Member:
             assert self.model.backends is not None
             pooled = next(iter(self.model.backends.values()))(self.view)(images)[0]
         assert self.model.head is not None
-        return self.model.head(pooled).shape[1]
+        return int(self.model.head(pooled).shape[1])
 
     def with_head(self, head: nn.Module) -> TeacherMember:
         """The member on the backend that is chosen for it."""

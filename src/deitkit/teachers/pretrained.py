@@ -126,7 +126,8 @@ def as_map(features: Tensor) -> Tensor:
     if features.ndim == 4:
         return features
     side = math.isqrt(features.shape[1])
-    return features[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    maps: Tensor = features[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    return maps
 
 
 def count_params(*modules: nn.Module | None) -> int:

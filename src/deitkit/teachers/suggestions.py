@@ -37,7 +37,7 @@ def suggestions() -> list[Suggestion]:
 
     found = list(_PUBLISHED)
     for name in _TORCHVISION:
-        meta: dict[str, Any] = torchvision.models.get_model_weights(name).DEFAULT.meta  # type: ignore[attr-defined]
+        meta: dict[str, Any] = torchvision.models.get_model_weights(name).DEFAULT.meta
         top1 = meta["_metrics"]["ImageNet-1K"]["acc@1"]
         found.append(Suggestion(f"torchvision:{name}", top1, "torchvision"))
     return found

@@ -254,7 +254,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = self.student(normalise(images), tokens_after=blocks)
             parts = self.objective(output, targets, teacher, phase, labelled_share=labelled)
-        (parts["loss"] * share).backward()  # type: ignore[no-untyped-call]
+        (parts["loss"] * share).backward()
         return {name: part.detach() for name, part in parts.items()}
 
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, TeacherOutputs]]:

@@ -23,7 +23,7 @@ def hub_access() -> Iterator[bool]:
 
     level, offline = logging.get_verbosity(), constants.HF_HUB_OFFLINE
     online = not offline and _reachable(constants.ENDPOINT)
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     constants.HF_HUB_OFFLINE = not online
     # transformers would otherwise ask a web service to convert a checkpoint, from a background thread.
     converts = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")

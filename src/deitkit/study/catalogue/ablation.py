@@ -1,9 +1,11 @@
 """Table 8: each augmentation and regulariser taken away in turn, and another optimizer."""
 
+from typing import Any
+
 from ..description import Arm, Claim, Row, Size, Study
 
 # What changes, and table 8's accuracy after pre-training at 224 pixels.
-_ABLATIONS: dict[str, tuple[dict, float]] = {
+_ABLATIONS: dict[str, tuple[dict[str, Any], float]] = {
     # SGD's rate is not published; ours keeps the size of an update near AdamW's.
     "SGD": ({"optim.name": "sgd", "optim.lr": 5e-2}, 74.5),
     "no RandAugment": ({"augment.randaugment_ops": 0}, 79.6),

@@ -1,6 +1,7 @@
 """The title's claim: how much a transformer needs data, and what training and teacher do about it."""
 
 import math
+from typing import Any
 
 from ..description import EVERY_PRESET, Arm, Axis, Claim, Row, Size, Study
 
@@ -19,7 +20,7 @@ _PLAIN = {
     "student.drop_path_rate": 0.0,
     "train.label_smoothing": 0.0,
 }
-_KINDS: dict[str, dict] = {
+_KINDS: dict[str, dict[str, Any]] = {
     "plain ViT": {"settings": _PLAIN},
     "DeiT, no teacher": {"settings": {"distillation.mode": "none"}},
     "DeiT, distilled": {},

@@ -45,7 +45,8 @@ class RunHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         if self.head_dist is None:
-            return self.head(pooled)
+            logits: Tensor = self.head(pooled)
+            return logits
         cls_token, dist_token = pooled.chunk(2, 1)
         output = DeiTOutput(self.head(cls_token), self.head_dist(dist_token))
         joint = joint_probabilities(output, self.task)

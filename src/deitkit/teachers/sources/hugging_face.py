@@ -45,11 +45,13 @@ class HubBackbone(nn.Module):
 
     def _pooled(self, output: Any) -> Tensor:
         if hasattr(output, "logits"):  # the head was replaced by an identity, so these are the features
-            return output.logits.flatten(1)
-        if self.pooler and getattr(output, "pooler_output", None) is not None:
-            return output.pooler_output.flatten(1)
-        last = output.last_hidden_state
-        return last[:, 0] if last.ndim == 3 else last.mean((2, 3))
+            features: Tensor = output.logits.flatten(1)
+        elif self.pooler and getattr(output, "pooler_output", None) is not None:
+            features = output.pooler_output.flatten(1)
+        else:
+            last = output.last_hidden_state
+            features = last[:, 0] if last.ndim == 3 else last.mean((2, 3))
+        return features
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         output = self._run(images)

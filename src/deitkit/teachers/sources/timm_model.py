@@ -94,8 +94,7 @@ class TimmSource(TeacherSource):
 
 def _imagenet_ids(num_classes: int) -> tuple[str, ...] | None:
     """The WordNet ids of the ImageNet variant with `num_classes` classes."""
-    from timm.data import ImageNetInfo
-    from timm.data.imagenet_info import infer_imagenet_subset
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": num_classes})
     return tuple(ImageNetInfo(subset).label_names()) if subset else None

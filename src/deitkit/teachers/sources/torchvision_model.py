@@ -75,7 +75,7 @@ class TorchvisionSource(TeacherSource):
 
         self.check(model)
         name, path = split_weights_file(model)
-        best = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+        best = torchvision.models.get_model_weights(name).DEFAULT
         view = best.transforms()
         native, resized = view.crop_size[0], view.resize_size[0]
         network, has_head = _from_file(name, path) if path else (_from_hub(name, best), True)
@@ -111,7 +111,8 @@ def _from_hub(name: str, weights: Any) -> nn.Module:
 
     try:
         with _tensors_only():
-            return torchvision.models.get_model(name, weights=weights)
+            network: nn.Module = torchvision.models.get_model(name, weights=weights)
+            return network
     except Exception as error:  # of the network, of the disk, of a truncated file
         raise WeightsError(
             f"the weights of the teacher {name!r} could not be fetched ({type(error).__name__}); "
