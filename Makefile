@@ -16,21 +16,20 @@ check: .venv/dev
 	$(BIN)/mypy
 
 parity: .venv/dev
-	$(BIN)/python -m pytest -q tests/parity tests/weights tests/test_losses.py tests/jobs/test_convert.py \
-		tests/test_surprises.py -m ""
+	$(BIN)/python -m pytest -q tests/parity tests/weights tests/distillation tests/test_surprises.py -m ""
 
 # The training loop beside timm's, on a quiet machine.
 bench: .venv/dev
 	$(BIN)/python benchmarks/train_throughput.py
 
-# Students against their controls over three seeds; SIGNDIGITS is the folder of Sign Language Digits.
+# Students against their baselines over three seeds; SIGNDIGITS is the folder of Sign Language Digits.
 small-data: .venv/dev
 	$(BIN)/python examples/elpv.py --only-data
-	$(BIN)/python benchmarks/small_data.py --data runs/elpv-data/images --name elpv --epochs 12 recipe control
+	$(BIN)/python benchmarks/small_data.py --data runs/elpv-data/images --name elpv --epochs 12 recipe baseline
 	$(BIN)/python benchmarks/small_data.py --data $(SIGNDIGITS) --name signdigits64 --split blocks --epochs 16 \
-	  recipe control
+	  recipe baseline
 	$(BIN)/python benchmarks/small_data.py --data $(SIGNDIGITS) --name signdigits64-scratch --split blocks \
-	  --epochs 12 scratch "scratch, control"
+	  --epochs 12 scratch "scratch, baseline"
 	$(BIN)/python benchmarks/small_data_table.py
 
 # A study of the paper on ELPV, from nothing, in half an hour on two cores.
