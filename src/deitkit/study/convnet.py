@@ -20,8 +20,8 @@ from ..data.dataset import find_splits
 from ..io import write_json, write_tensors
 from ..models import DeiTOutput, Student
 from ..training import results
-from ..training.run import Training, train_and_measure
 from ..training.session import open_session
+from ..training.student_training import StudentTraining, train_and_measure
 
 # The timm model whose multiply-accumulates at 224 pixels are nearest to the student's, in 10^9:
 # 1.1 beside tiny's 1.3, 4.1 beside small's 4.6, 15.9 beside base's 17.6; at nano's 64 patches 0.09.
@@ -59,7 +59,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         torch.manual_seed(config.train.seed)
         return Convnet(name, len(dataset.classes), image_size).to(device)
 
-    training = Training.of(session, dataset, out, teacher=None)
+    training = StudentTraining.of(session, dataset, out, teacher=None)
     training = replace(training, create=create, identity=training.identity | {"model": name})
     trainer = training.trainer(config.train.epochs)
     trained, _ = train_and_measure(trainer, name, dataset, resume=True, title=f"training {name}")

@@ -6,23 +6,20 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import log
 from ..errors import SettingError
 from ..io import read_json, write_json
 from .session import Session
+from .student_training import StudentTraining
 from .trainer import Trainer
-
-if TYPE_CHECKING:
-    from .run import Training
 
 # Kept back from a budget for evaluation, speed, the report and a machine that slows down.
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
 _TIMED_STEPS, _STEPS_OF_A_RUN = 12, 100
 
 
-def planned_epochs(out: Path, session: Session, trainings: Sequence[Training]) -> int:
+def planned_epochs(out: Path, session: Session, trainings: Sequence[StudentTraining]) -> int:
     """The configured epochs; with a budget, as many as fit, measured on students that are thrown away.
 
     Writes `plan.json`, from which a resumed run takes its epochs. Raises SettingError if a budget is too
@@ -52,7 +49,7 @@ def planned_epochs(out: Path, session: Session, trainings: Sequence[Training]) -
     return epochs
 
 
-def _seconds_per_epoch(training: Training) -> float:
+def _seconds_per_epoch(training: StudentTraining) -> float:
     """The expected time of an average epoch: the median step of each phase, weighted by its length."""
     # One epoch of a small folder has too few steps for phases that end halfway: time a run of many.
     steps = training.trainer(1).steps_per_epoch

@@ -26,8 +26,9 @@ from ..teachers.saved import kept_teacher
 from ..teachers.teacher import Teacher
 from . import results
 from .budget import planned_epochs
-from .run import Run, Training
+from .run import Run
 from .session import open_session, refuse_other_images
+from .student_training import StudentTraining
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
 _HOLDS_OUT = f"{100 * _HELD_OUT:.0f} % of the images, at most {_MOST_HELD_OUT}, are held out"
@@ -87,7 +88,7 @@ def pretrain(
     session.dataset.write_lists(out)
     facts, _ = results.measure_teacher(teacher, dataset.val, session.device)
 
-    student = Training.of(session, dataset, out, teacher)
+    student = StudentTraining.of(session, dataset, out, teacher)
     epochs = planned_epochs(out, session, [student])
     root = paths[0] if len(paths) == 1 else out
     trained, _ = student.run(epochs, facts, root, resume, "pre-training")
