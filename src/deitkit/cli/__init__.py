@@ -76,26 +76,26 @@ for _verb, _function, _panel, _example in (
 app.add_typer(teacher, name="teacher", rich_help_panel=_IMPROVE)
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command line; a mistake the user can mend ends in one sentence and status 2."""
+    """Runs a command line. A mistake that the user can fix ends in one sentence and exit status 2."""
     remember(arguments)
     log.show_progress()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be UTF-8
     try:
         app(arguments)
     except DeitkitError as error:
         print(f"deitkit: {error}", file=sys.stderr)
     except OSError as error:
-        if error.errno not in _NO_SPACE | _NO_RIGHT:
+        if error.errno not in _NO_SPACE | _NO_PERMISSION:
             raise
         where = f" at {error.filename}" if error.filename else ""
-        what, remedy = "cannot write", "free space and give the command again (train with --resume)"
-        if error.errno in _NO_RIGHT:
-            what, remedy = "cannot write or read", "check the rights"
+        what, remedy = "cannot write", "free some space and run the command again (train with --resume)"
+        if error.errno in _NO_PERMISSION:
+            what, remedy = "cannot write or read", "check the permissions"
         print(
             f"deitkit: {what}{where} ({error.strerror}); {remedy}, or choose another --out", file=sys.stderr
         )

@@ -1,8 +1,9 @@
-"""What a verb prints when a signal stopped it after its state was saved."""
+"""What a verb prints when a signal stops it."""
 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,14 +21,41 @@ def remember(arguments: Sequence[str] | None) -> None:
 
 @contextmanager
 def resumable(resume: bool) -> Iterator[None]:
-    """Turns Interrupted into a line with the command that resumes, and exit status 130."""
+    """Turns a stop by a signal into a line with the command that resumes, and exit status 130.
+
+    During training the loop saves its state first (`Interrupted`); before that, while images are decoded or
+    the teacher is fitted, what is finished is in the cache or in the run folder.
+    """
     from ..errors import Interrupted
 
     try:
-        yield
-    except Interrupted:
+        with _terminations_interrupt():
+            yield
+    except (Interrupted, KeyboardInterrupt) as stop:
         given = _given.get()
         command = sys.argv if given is None else ["deitkit", *given]
         command = command if resume else [*command, "--resume"]
-        print(f"Interrupted; the state is saved. To resume: {shlex.join(command)}", file=sys.stderr)
+        kept = "the state is saved" if isinstance(stop, Interrupted) else "finished work is kept"
+        print(f"Interrupted; {kept}. To resume: {shlex.join(command)}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _terminations_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP (the terminal was closed) act as SIGINT."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    try:
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):  # Windows has no SIGHUP
+                before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
+    except ValueError:  # not in the main thread: the caller owns the signals
+        before.clear()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
