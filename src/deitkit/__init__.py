@@ -15,6 +15,7 @@ from .errors import DeitkitError
 if TYPE_CHECKING:
     from .classifier import Classifier, ImageClassifier, load
     from .config import Config
+    from .log import show_progress
     from .models.deit import DeiT, create_model
     from .teacher_classifier import load_teacher
     from .training.labelling import label
@@ -39,6 +40,7 @@ _HOMES = {
     "load": "classifier",
     "load_teacher": "teacher_classifier",
     "pretrain": "training.pretraining",
+    "show_progress": "log",
     "train": "training.run",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "load_teacher",
     "pretrain",
+    "show_progress",
     "train",
 ]
 

@@ -1,6 +1,6 @@
-"""Named starting points: each function returns a Config and says where it comes from.
+"""Recipes: each function returns a Config and names its source, command, cost and published results.
 
-`get(name)` finds one; a misspelt name is refused with the nearest one named.
+`get(name)` finds one. To add a recipe, write its function and add it to `RECIPES`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .errors import SettingError, did_you_mean
 
 
 def small_data() -> Config:
-    """A folder of hundreds to tens of thousands of images, on a machine of any size.
+    """Hundreds to tens of thousands of images, on any machine; the default.
 
-    Not the paper's: a start from weights where there are any, light augmentation, small batches, and
-    in the first half of the run soft labels and much feature guidance (Locality Guidance, arXiv
-    2207.10026), in the second the true labels alone. docs/small-data.md has what was measured.
+    Not the paper's recipe: trained initial weights if there are any, light augmentation, small batches. The
+    first half of training uses soft distillation and strong feature distillation (Locality Guidance, arXiv
+    2207.10026), the second half labels alone. Measurements: docs/small-data.md.
 
     Command: deitkit train DATA --out RUN
     Cost: about a quarter of an hour on two CPU cores; --epochs or --budget sets it.
@@ -35,11 +35,11 @@ def small_data() -> Config:
 
 
 def pretrain() -> Config:
-    """A start for students, from images without labels and an ImageNet teacher's own answers.
+    """Initial weights for students, from unlabelled images and an ImageNet teacher.
 
-    Not the paper's: a plain student learns the teacher's thousand probabilities and its feature maps
-    (arXiv 2207.10026) under the teacher's very views, cut harder than small-data's, since no label is
-    lost in a crop (arXiv 2106.05237).
+    Not the paper's recipe: a plain ViT learns the teacher's probabilities over 1000 classes and its feature
+    maps (arXiv 2207.10026) on the same views as the teacher (arXiv 2106.05237). Crops are stronger than in
+    small-data, since there is no label that a crop could miss.
 
     Command: deitkit pretrain FOLDER [FOLDER ...] --out RUN, then deitkit train DATA --init RUN
     Cost: about 100 views a second on a CPU core, nano at 64 pixels.
@@ -59,7 +59,7 @@ def pretrain() -> Config:
 
 
 def deit() -> Config:
-    """DeiT as in the paper's table 9, on labels alone.
+    """DeiT without distillation, as in the paper's table 9.
 
     Paper: Touvron et al., arXiv 2012.12877, section 6 and table 9.
     Command: deitkit train IMAGENET --out RUN --recipe deit --student base
@@ -80,10 +80,10 @@ def deit() -> Config:
 def deit_distilled() -> Config:
     """DeiT with hard distillation through the distillation token.
 
-    Paper: Touvron et al., arXiv 2012.12877, section 4; the training is that of `deit`.
+    Paper: Touvron et al., arXiv 2012.12877, section 4; otherwise as `deit`.
     Command: deitkit train IMAGENET --out RUN --recipe deit-distilled --student base
       --teacher timm:regnety_160.deit_in1k
-    Cost: that of `deit` and the teacher's forward passes, which the paper does not give apart.
+    Cost: that of `deit` plus the teacher's forward passes, which the paper does not report separately.
     Published on ImageNet-1k under RegNetY-16GF (82.9), top-1 in %: Ti 74.5, S 81.2, B 83.4
       (table 5); after 1000 epochs 76.6, 82.6, 84.2 (--epochs 1000).
     """
@@ -91,10 +91,10 @@ def deit_distilled() -> Config:
 
 
 def deit_384() -> Config:
-    """A DeiT of 224 pixels fine-tuned at 384, the distillation kept, the teacher at 384 as well.
+    """Fine-tunes a DeiT from 224 to 384 pixels with distillation, the teacher at 384 as well.
 
-    Paper: Touvron et al., arXiv 2012.12877, sections 3, 4 and 5.5; rates, decay and epochs are those
-    of the published command for DeiT-B.
+    Paper: Touvron et al., arXiv 2012.12877, sections 3, 4 and 5.5; learning rates, weight decay and
+    epochs are those of the published command for DeiT-B.
     Command: deitkit train IMAGENET --out RUN384 --recipe deit-384 --student base --init RUN
       --teacher timm:regnety_160.deit_in1k
     Cost: B 160 GPU-hours (20 hours on eight V100 for 25 epochs, section 5.6).
@@ -143,12 +143,11 @@ def deit3() -> Config:
 
 
 def transfer() -> Config:
-    """ImageNet weights to another data set as the paper does it, the distillation kept.
+    """Transfers ImageNet weights to another data set as the paper does, with distillation.
 
-    Paper: Touvron et al., arXiv 2012.12877, section 5.4 and table 7, which does not give the values:
-    they are the ones that its authors gave for iNaturalist in their repository's discussions. There,
-    CIFAR-10 and Cars took 1000 epochs without erasing and stochastic depth. `finetune` is the short
-    way for a small folder.
+    Paper: Touvron et al., arXiv 2012.12877, section 5.4 and table 7, which gives no values:
+    these are what its authors reported for iNaturalist in their repository's discussions. There, CIFAR-10
+    and Cars took 1000 epochs without random erasing and stochastic depth. For a small folder use `finetune`.
     Command: deitkit train DATA --out RUN --recipe transfer --student base
     Cost: not published.
     Published for the distilled B at 384 pixels, top-1 in %: iNaturalist-18 80.1, iNaturalist-19 83.0,
@@ -168,9 +167,9 @@ def transfer() -> Config:
 
 
 def finetune() -> Config:
-    """Start from trained weights, keep the distillation, a short and gentle schedule.
+    """Fine-tunes trained weights with distillation, on a short and gentle schedule.
 
-    Not the paper's: `deit-384` and `transfer` are. Both heads go on learning from a teacher at the
+    Not the paper's recipe (those are `deit-384` and `transfer`). Both heads learn from a teacher at the
     target resolution (arXiv 2012.12877, section 4, "Fine-tuning with distillation").
 
     Command: deitkit train DATA --out RUN --recipe finetune --init OTHER_RUN
@@ -199,7 +198,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def get(name: str) -> Config:
-    """The recipe of that name; raises DeitkitError, naming the nearest, where there is none."""
+    """The recipe called `name`. Raises SettingError, with the nearest name, if there is none."""
     if name not in RECIPES:
         also = did_you_mean(name, RECIPES)
         raise SettingError(f"there is no recipe {name!r}, only {', '.join(RECIPES)}{also}")

@@ -133,7 +133,7 @@ def _used_share(splits: Splits, config: DataConfig) -> Splits:
 def open_pixels(
     images: ImageSet, decoder: Decoder, config: DataConfig, on_progress: Callable[[int], None]
 ) -> tuple[PixelStore, list[tuple[int, str]]]:
-    """Decoded pixels, from the cache if they are there, and (index, reason) of unreadable images."""
+    """Decoded pixels, from the cache if possible, and (index, reason) of unreadable images."""
     return open_store(
         images,
         decoder,

@@ -72,7 +72,7 @@ def test_soft_distillation_comes_as_near_as_the_levels_allow(stage, tmp_path, so
 
 def test_a_run_from_labels_says_so(stage, tmp_path, soft, capsys):
     train(stage, tmp_path / "run", **{"teacher.soft_labels": str(soft)})
-    assert "feature guidance is off" in capsys.readouterr().err
+    assert "feature distillation is off" in capsys.readouterr().err
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert described["config"]["train"]["epochs"] == EPOCHS and described["config"]["teacher"]["soft_labels"]
@@ -125,7 +125,7 @@ def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):
         ({"teacher.spec": "timm:resnet18"}, "teacher.spec .* and timm:resnet18"),
         ({"teacher.fit": "finetune"}, "teacher.fit auto, and finetune"),
         ({"distillation.feature_weight": 2.0}, "live teacher"),
-        ({"distillation.mode": "none"}, "uses no labels"),
+        ({"distillation.mode": "none"}, "uses no soft labels"),
     ],
 )
 def test_what_the_labels_cannot_serve_is_refused(stage, tmp_path, soft, settings, words):
@@ -146,7 +146,7 @@ def test_labels_of_no_whole_epoch_say_how_to_append(stage, tmp_path, soft):
     for shard in (tmp_path / "labels").glob("epoch-*"):
         shard.unlink()
     for asked in ({}, {"train.epochs": "auto"}):
-        with pytest.raises(DeitkitError, match=r"holds labels for 0 whole epochs.*--epochs 1"):
+        with pytest.raises(DeitkitError, match=r"has soft labels for 0 epochs.*--epochs 1"):
             train(stage, tmp_path / "run", **{"teacher.soft_labels": str(tmp_path / "labels")}, **asked)
 
 
