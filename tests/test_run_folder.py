@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ import torch
 from deitkit import run_folder
 from deitkit.errors import RunFolderError
 from deitkit.io import parse_json, write_json, write_tensors
+from deitkit.run_schema import (
+    Comparison,
+    Difference,
+    ModelResult,
+    RunResults,
+    Speedup,
+    TrainingResult,
+    ValResult,
+)
 
 from .damage import damage
 
@@ -76,6 +85,39 @@ def test_results_of_version_0_1_call_the_baseline_control(run):
     assert run_folder.baseline_folder(run) == run / "control"
     (run / "baseline").mkdir()
     assert run_folder.baseline_folder(run) == run / "baseline"
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_results_are_read_as_they_were_written(run, task):
+    scores = {"top1": 90.0, "top1_distill": None, "balanced_accuracy": 88.0}
+    by_class = {"confusion": ((9, 1), (0, 10))}
+    if task == "multilabel":
+        scores, by_class = {"map": 80.0, "map_distill": None}, {"per_class": ({"images": 4.0, "ap": None},)}
+    student = ModelResult(name="nano", params=1, images_per_s=9.0, interval=(1.0, 2.0), scores=scores)
+    speedup = Speedup(value=2.0, low=1.0, high=3.0)
+    difference = Difference(value=-1.0, low=-3.0, high=1.0, images=40)
+    results = RunResults(
+        task=task,
+        student=replace(student, images_per_s_range=(8.0, 10.0), balanced_interval=(3.0, 4.0)),
+        teacher=replace(student, folder="labels/teacher", how="probe"),
+        baseline=replace(student, test={"images": 3.0}, **by_class),
+        train=TrainingResult(epochs=1, seconds=2.0, images_per_s=3.0),
+        val=ValResult(images=40),
+        weights="ema",
+        recommended="teacher",
+        comparison=Comparison(
+            metric="top1" if task == "multiclass" else "map",
+            differences={"student-teacher": difference},
+            speedup=speedup,
+        ),
+        **by_class,
+    )
+    content = json.loads(json.dumps(run_folder.results_to_json(results)))
+    assert content["student"]["interval"] == [1.0, 2.0] and "scores" not in content["student"]
+    (run / "results.json").write_text(json.dumps(content))
+    assert run_folder.read_results(run) == results
+    again = run_folder.model_from_json(run_folder.model_to_json(student), run)
+    assert again == student
 
 
 # Damage

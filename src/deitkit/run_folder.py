@@ -178,6 +178,41 @@ def read_results(run: Path) -> RunResults:
     return results
 
 
+def results_to_json(results: RunResults) -> dict[str, Any]:
+    """The content of `results.json`, with the scores of each model beside its other numbers."""
+    content: dict[str, Any] = _listed(asdict(results))
+    for role in ("student", "teacher", "baseline"):
+        if content[role] is not None:
+            content[role] = _without_none(content[role].pop("scores"), content[role])
+    by_class = ("confusion", "per_class")
+    return {key: value for key, value in content.items() if key not in by_class or value is not None}
+
+
+def model_to_json(model: ModelResult) -> dict[str, Any]:
+    """A model as `results.json` has it."""
+    content: dict[str, Any] = _listed(asdict(model))
+    return _without_none(content.pop("scores"), content)
+
+
+def model_from_json(raw: Any, path: Path) -> ModelResult:
+    """The inverse of `model_to_json`. Raises RunFolderError, naming `path`, if it does not fit."""
+    scores = {"scores": _scores(raw)} if isinstance(raw, dict) else {}
+    return _fields(ModelResult, raw | scores if scores else raw, path)
+
+
+def _listed(value: Any) -> Any:
+    """The value with lists instead of tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return [_listed(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _without_none(scores: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """One object of scores, of which None is kept, and of other entries, without those that say nothing."""
+    told = {key: value for key, value in others.items() if value is not None and value != ""}
+    return {"name": others["name"], **scores, **told}
+
+
 def read_student(run: Path) -> tuple[DeiT, RunInfo]:
     """Reads the student of a finished run, on the CPU, and `config.json`.
 

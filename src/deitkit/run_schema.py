@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .config import Config
 from .preprocessing import Preprocessing
 from .tasks import Task
+
+Role = Literal["student", "teacher", "baseline"]
+Metric = Literal["top1", "balanced_accuracy", "map"]
+
+_STEADY = 1.3  # most that a speedup may vary between rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +121,83 @@ class EpochMetrics:
 class ModelResult:
     """A model in `results.json`. scores: in percent by name, such as top1, top1_class, map; None if unknown.
 
-    interval: 95 % confidence interval of the main score. images_per_s: at inference, batch 32.
+    interval, balanced_interval: 95 % confidence intervals of the main score and of the balanced accuracy.
+    images_per_s: at inference, batch 32; images_per_s_range: the slowest and the fastest round. folder: where
+    a teacher is if not in the run's folder. test, confusion, per_class: as in RunResults, of a baseline.
     """
 
     name: str
     params: int
     images_per_s: float
+    images_per_s_range: tuple[float, float] | None = None
     interval: tuple[float, float] | None = None
+    balanced_interval: tuple[float, float] | None = None
     backend: str = ""
     how: str = ""
     bytes: int | None = None
+    folder: str | None = None
     scores: dict[str, float | None] = field(default_factory=dict)
+    test: dict[str, float | None] | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    per_class: tuple[dict[str, float | None], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A model's score minus another's on the same images, in points, with a 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+    @property
+    def decided(self) -> bool:
+        """Whether the images suffice to tell which model is better: the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def images_needed(self) -> int | None:
+        """About how many images would tell, if the difference stays; None if there is no difference.
+
+        The interval narrows with the square root of the number of images.
+        """
+        if self.value == 0:
+            return None
+        towards_zero = self.value - self.low if self.value > 0 else self.high - self.value
+        return math.ceil(self.images * (towards_zero / abs(self.value)) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times as fast one model is as another: the median over rounds, the least and the most.
+
+    in_turns: the models were measured round by round. Otherwise it is the ratio of two speeds that were
+    measured at different times.
+    """
+
+    value: float
+    low: float
+    high: float
+    in_turns: bool = True
+
+    @property
+    def steady(self) -> bool:
+        """Whether the rounds agree roughly."""
+        return self.high <= _STEADY * self.low
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The models of a run against each other on the same validation images.
+
+    metric: what they are compared by. differences: of the first model from the second, by "student-teacher",
+    "student-baseline" and "baseline-teacher". speedup: of the student over the teacher.
+    """
+
+    metric: Metric
+    differences: dict[str, Difference] = field(default_factory=dict)
+    speedup: Speedup | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +225,9 @@ class ValResult:
 class RunResults:
     """`results.json`: the accuracies, speeds and the verdict of a finished run.
 
-    confusion: counts by true class (row) and predicted class, multiclass only. per_class: scores of each
-    label, multilabel only. test: scores on the test split. weights: which weights were saved.
+    recommended: the model to deploy; None if none learnt anything, and in files of version 0.1. confusion:
+    counts by true class (row) and predicted class, multiclass only. per_class: scores of each label,
+    multilabel only. test: scores on the test split. weights: which weights were saved.
     """
 
     student: ModelResult
@@ -164,7 +237,9 @@ class RunResults:
     task: Task = "multiclass"
     teacher: ModelResult | None = None
     baseline: ModelResult | None = None
+    recommended: Role | None = None
     verdict: str = ""
+    comparison: Comparison | None = None
     machine: str = ""
     date: str = ""
     test: dict[str, float | None] | None = None

@@ -13,7 +13,7 @@ from deitkit.evaluation.multilabel import (
     MultilabelMetrics,
     average_precision,
     map_interval,
-    per_class,
+    per_label,
     score_labels,
 )
 from deitkit.models.deit import DeiTOutput, joint_probabilities
@@ -99,15 +99,15 @@ def test_the_joint_classifier_averages_sigmoids():
     np.testing.assert_allclose(joint_probabilities(output, "multilabel").numpy(), expected, rtol=1e-6)
 
 
-def test_per_class_rows_agree_with_the_means():
+def test_rows_of_labels_agree_with_the_means():
     c, d, labels = draw()
-    rows, found = per_class(DeiTOutput(c, d), labels), metrics.measure(c, d, labels)
-    assert [row["images"] for row in rows] == labels.sum(0).tolist()
-    assert rows[5]["ap"] is None and rows[5]["images"] == 0
+    rows, found = per_label(DeiTOutput(c, d), labels), metrics.measure(c, d, labels)
+    assert [row.images for row in rows] == labels.sum(0).tolist()
+    assert rows[5].ap is None and rows[5].recall is None and rows[5].images == 0
     for name in ("ap", "ap_class", "ap_distill"):
-        mean = np.mean([row[name] for row in rows[:5]])
+        mean = np.mean([getattr(row, name) for row in rows[:5]])
         assert mean == pytest.approx(getattr(found, name.replace("ap", "map")), rel=1e-6)
-    assert np.mean([row["f1"] for row in rows[:5]]) == pytest.approx(found.f1_macro)
+    assert np.mean([row.f1 for row in rows[:5]]) == pytest.approx(found.f1_macro)
 
 
 def test_the_interval_is_that_of_resampled_images():

@@ -19,7 +19,6 @@ from deitkit.data.decode import UnreadableImage, center_crop, open_rgb
 from deitkit.errors import DeitkitError
 from deitkit.models.deit import DeiT, joint_probabilities
 from deitkit.report.run_page import write_report
-from deitkit.report.verdict import verdict
 
 CLASSES = ["cat", "<script>dog</script>", "bird"]
 SHAPE = {"embed_dim": 16, "depth": 2, "num_heads": 2, "distilled": True}
@@ -174,44 +173,6 @@ def test_csv_and_json_carry_answers_and_errors(run, tmp_path, capsys):
     assert bad == {"path": str(tmp_path / "bad.png"), "error": answers[1].reason}
 
 
-@pytest.mark.parametrize(
-    ("student", "teacher", "who", "word"),
-    [
-        (model(), None, "student", "no teacher"),
-        (model(top1=95), model(top1=90, speed=100), "student", "more than"),
-        (model(top1=93), model(top1=90, speed=100), "student", "more than"),
-        (model(top1=92.5), model(top1=90, speed=100), "student", "within chance"),
-        (model(top1=89), model(top1=90, speed=100), "student", "within chance"),
-        (model(top1=87), model(top1=90, speed=100), "teacher", "ahead"),
-        (model(top1=89, speed=50), model(top1=90, speed=100), "teacher", "0.50x"),
-    ],
-)
-def test_verdict_names_one_model_and_says_why(student, teacher, who, word):
-    sentence = verdict(student, teacher, None, 400)
-    assert sentence.startswith(f"Deploy the {who}") and word in sentence
-    assert f"{student['top1']:.1f} %" in sentence and "400 images" in sentence
-
-
-def test_verdict_names_the_control_only_beyond_chance():
-    student, teacher = model(top1=90), model(top1=80, speed=100)
-    assert verdict(student, teacher, model(top1=90.2), 400).startswith("Deploy the student")
-    assert verdict(student, teacher, model(top1=98), 400).startswith("Deploy the baseline")
-
-
-def test_verdict_says_where_the_teacher_is():
-    sentences = [
-        verdict(model(top1=60), model(top1=90, speed=100) | kept, None, 400)
-        for kept in ({}, {"folder": "labels/teacher"})
-    ]
-    assert "predict takes teacher/ in the run's folder" in sentences[0]
-    assert "predict takes labels/teacher" in sentences[1]
-
-
-def test_verdict_tells_what_distillation_gave():
-    sentence = verdict(model(top1=80), model(top1=90, speed=100), model(top1=70), 400)
-    assert "lifted it from 70.0 %" in sentence and "--unlabeled" in sentence
-
-
 def test_report_escapes_names_and_shows_mistakes_worst_first(run):
     page = write_report(run).read_text(encoding="utf-8")
     assert "<script" not in page and "bad<b>" not in page and "Deploy &lt;this&gt; one." in page
@@ -221,7 +182,30 @@ def test_report_escapes_names_and_shows_mistakes_worst_first(run):
     assert mistakes.count("data:image/jpeg;base64,") == 2  # the third file is gone
 
 
+def test_report_shows_balanced_accuracy_of_uneven_classes_and_what_is_recommended(run):
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "balanced accuracy" not in page and "(recommended)" not in page
+    results = json.loads((run / "results.json").read_text())
+    results["confusion"] = [[9, 1, 0], [1, 1, 0], [0, 0, 0]]
+    results["student"] |= {"balanced_accuracy": 70.0, "balanced_interval": [40.0, 80.0], "macro_f1": 69.0}
+    (run / "results.json").write_text(json.dumps(results | {"recommended": "teacher"}))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "balanced accuracy, %" in page and "70.0" in page and "(40.0 to 80.0)" in page
+    assert page.index("Teacher: lite0 (recommended)") < page.index("Student: DeiT nano")
+
+
+def test_report_of_version_0_1_has_its_control(run):
+    results = json.loads((run / "results.json").read_text())
+    results |= {"task": "classes", "control": model(top1=70.0)}
+    (run / "results.json").write_text(json.dumps({k: v for k, v in results.items() if k != "baseline"}))
+    (run / "control").mkdir()
+    line = {"epoch": 1, "val": {"top1": 60.0}, "val_ema": {"top1": 70.0}}
+    (run / "control" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Baseline: no teacher" in page and "70.0" in page and ">baseline<" in page
+
+
 def test_report_puts_the_teacher_beside_the_student(run):
     page = write_report(run).read_text(encoding="utf-8")
-    assert "Teacher: lite0" in page and "distillation head alone" in page and "Control" not in page
+    assert "Teacher: lite0" in page and "distillation head alone" in page and "Baseline" not in page
     assert page.count("<svg") == 3 and "bird" in page  # a class without a validation image divides nothing

@@ -39,6 +39,8 @@ class Nothing:
 def quick(monkeypatch):
     """Without what takes long and is tested elsewhere."""
     monkeypatch.setattr("deitkit.training.results.images_per_s", lambda call, batch: 1.0)
+    rates = lambda calls, batch: {key: [1.0] for key in calls}  # noqa: E731
+    monkeypatch.setattr("deitkit.training.results.rates_in_turns", rates)
     monkeypatch.setattr("deitkit.evaluation.teacher_evaluation.images_per_s", lambda call, batch: 1.0)
     monkeypatch.setattr(
         "deitkit.training.results._fast_backend", lambda model, task, batch, device: Nothing()

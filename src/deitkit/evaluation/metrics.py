@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracy of each head and of both together, with an interval.
+"""How good a classifier is: accuracy of each head and of both together, per class, with intervals.
 
 Shapes in comments: n images, K classes. Every accuracy is in percent.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from ..models.deit import DeiTOutput, joint_probabilities
+from ..models.base import DeiTOutput, joint_probabilities
 from .multilabel import MultilabelMetrics, map_interval, measure_labels, score_labels
+
+Interval = tuple[float, float]
+
+_Z = 1.96  # 95 %
+# Classes are uneven if the largest has more than this many times the images of the smallest.
+_UNEVEN = 1.5
 
 
 @dataclass(frozen=True)
 class MulticlassMetrics:
     """The heads of one model over one set of images; accuracies in percent.
 
-    top1 and top5 are the joint classifier's (arXiv 2012.12877, section 4: the sum of both heads'
-    softmaxes); top5 takes the best K where there are fewer than five classes. loss is the mean
-    negative log of the joint probability of the true class, in nats. top1_distill is None for a
-    model without a distillation head.
+    top1, top5, balanced_accuracy and macro_f1 are the joint classifier's (arXiv 2012.12877, section 4: the
+    sum of both heads' softmaxes). top5: the best K if there are fewer than five classes. balanced_accuracy:
+    mean recall over classes. macro_f1: mean F1 over classes. Both leave out classes without an image, and are
+    None in results of version 0.1. loss: mean negative log of the joint probability of the true class, in
+    nats. top1_distill: None without a distillation head.
     """
 
     images: int
@@ -35,6 +43,8 @@ class MulticlassMetrics:
     top1_distill: float | None
     top5: float
     loss: float
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
 
     @property
     def score(self) -> float:
@@ -49,9 +59,9 @@ Metrics = MulticlassMetrics | MultilabelMetrics
 
 
 def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> Metrics:
-    """The metrics of logits (n, K) against classes (n,), or against (n, K) of several labels an image.
+    """The metrics of logits (n, K) against classes (n,), or against (n, K) if multilabel.
 
-    Raises DeitkitError where there is no image to measure on.
+    Raises DataError if there is no image.
     """
     if len(labels) == 0:
         raise DataError("there are no images to evaluate on; add some to the validation set")
@@ -63,6 +73,7 @@ def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor)
     if distill_logits is not None:
         log_p = torch.logaddexp(log_p, distill_logits.double().log_softmax(-1)) - math.log(2)
     joint = joint_probabilities(DeiTOutput(class_logits, distill_logits))
+    counts = confusion(joint.argmax(1), labels, joint.shape[1])
     return MulticlassMetrics(
         images=len(labels),
         top1=top_k(joint, labels, 1),
@@ -70,6 +81,8 @@ def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor)
         top1_distill=None if distill_logits is None else top_k(distill_logits, labels, 1),
         top5=top_k(joint, labels, 5),
         loss=F.nll_loss(log_p, labels).item(),
+        balanced_accuracy=balanced_accuracy(counts),
+        macro_f1=macro_f1(counts),
     )
 
 
@@ -82,7 +95,87 @@ def top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:
     return 100.0 * (best == labels[:, None]).any(-1).double().mean().item()
 
 
-def score_and_interval(probabilities: Tensor, labels: Tensor) -> tuple[float, tuple[float, float]]:
+def confusion(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts (K, K): row is the true class, column the predicted one; from two (n,) tensors."""
+    cells = labels.long().cpu() * num_classes + predictions.long().cpu()
+    return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class of a confusion matrix; in percent.
+
+    recall: None without an image of the class. precision: None if it was never predicted. f1: 0 if the class
+    was never predicted right, None without an image.
+    """
+
+    images: int
+    recall: float | None
+    precision: float | None
+    f1: float | None
+
+
+def per_class(counts: Tensor) -> list[ClassMetrics]:
+    """Recall, precision and F1 of each class, from a confusion matrix (K, K)."""
+    found = []
+    for k in range(len(counts)):
+        right, images, predicted = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
+        found.append(
+            ClassMetrics(
+                images=images,
+                recall=100 * right / images if images else None,
+                precision=100 * right / predicted if predicted else None,
+                f1=100 * 2 * right / (images + predicted) if images else None,
+            )
+        )
+    return found
+
+
+def balanced_accuracy(counts: Tensor) -> float:
+    """Mean recall in percent over the classes with an image, from a confusion matrix (K, K).
+
+    Always naming one class scores 1 / K, whatever its share of the images.
+    """
+    recalls = [c.recall for c in per_class(counts) if c.recall is not None]
+    return sum(recalls) / len(recalls)
+
+
+def macro_f1(counts: Tensor) -> float:
+    """Mean F1 in percent over the classes with an image, from a confusion matrix (K, K)."""
+    scores = [c.f1 for c in per_class(counts) if c.f1 is not None]
+    return sum(scores) / len(scores)
+
+
+def balanced_accuracy_interval(counts: Tensor) -> Interval:
+    """A 95 % interval of the balanced accuracy, in percent, from a confusion matrix (K, K).
+
+    The classes' recalls are independent proportions. Their Wilson intervals are combined by squares and roots
+    (MOVER: Zou and Donner, Statistics in Medicine 2008, equation 3), so a class with few images widens it.
+    """
+    recalls, intervals = [], []
+    for c in per_class(counts):
+        if c.recall is not None:
+            recalls.append(c.recall)
+            intervals.append(wilson_interval(c.recall / 100, c.images))
+    return combine_intervals(recalls, intervals)
+
+
+def combine_intervals(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """The interval of the mean of independent estimates with the given intervals (MOVER)."""
+    K = len(values)
+    mean = sum(values) / K
+    below = math.sqrt(sum((v - low) ** 2 for v, (low, _) in zip(values, intervals, strict=True))) / K
+    above = math.sqrt(sum((high - v) ** 2 for v, (_, high) in zip(values, intervals, strict=True))) / K
+    return mean - below, mean + above
+
+
+def uneven(images_per_class: Sequence[int]) -> bool:
+    """Whether the largest class has more than 1.5 times the images of the smallest that has any."""
+    present = [n for n in images_per_class if n]
+    return bool(present) and max(present) > _UNEVEN * min(present)
+
+
+def score_and_interval(probabilities: Tensor, labels: Tensor) -> tuple[float, Interval]:
     """The main score of (n, K) probabilities, top-1 or for labels (n, K) mAP, and its 95 % interval."""
     if labels.ndim == 2:
         return score_labels(probabilities, labels)["map"], map_interval(probabilities, labels)
@@ -90,11 +183,11 @@ def score_and_interval(probabilities: Tensor, labels: Tensor) -> tuple[float, tu
     return top1, wilson_interval(top1 / 100, len(labels))
 
 
-def wilson_interval(correct_fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(correct_fraction: float, n: int, z: float = _Z) -> Interval:
     """Lower and upper bound, in percent, of the accuracy behind `correct_fraction` right of n images.
 
-    Wilson's score interval ("Probable inference", JASA 1927); z = 1.96 covers 95 %. Unlike the
-    textbook interval it stays inside 0..100 and keeps its width at 0 and 100 %.
+    Wilson's score interval ("Probable inference", JASA 1927); z = 1.96 covers 95 %. Unlike the textbook
+    interval it stays inside 0..100 and keeps its width at 0 and 100 %.
     """
     if n == 0:
         return 0.0, 100.0
@@ -102,9 +195,3 @@ def wilson_interval(correct_fraction: float, n: int, z: float = 1.96) -> tuple[f
     centre = (p + zz / (2 * n)) / (1 + zz / n)
     half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n)) / (1 + zz / n)
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
-
-
-def confusion(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts (K, K): row is the true class, column the predicted one; from two (n,) tensors."""
-    cells = labels.long().cpu() * num_classes + predictions.long().cpu()
-    return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..data.cache import refuse_many_unreadable
 from ..models.base import joint_probabilities
 from .evaluate import Outputs, evaluate, heads_of
 from .metrics import score_and_interval
-from .multilabel import per_class
+from .multilabel import per_label
 from .run_images import FileBatches, labelled_images, stacked, without_training_images
 
 
@@ -48,6 +49,8 @@ def evaluate_folder(
     found = {"task": images.task, **predictions.metrics().to_dict()}
     found["interval"] = score_and_interval(joint_probabilities(heads, images.task), labels)[1]
     if images.task == "multilabel":
-        rows = per_class(heads, labels)
-        found["per_class"] = [{"name": n} | row for n, row in zip(images.classes, rows, strict=True)]
+        rows = per_label(heads, labels)
+        found["per_class"] = [
+            {"name": n} | dataclasses.asdict(row) for n, row in zip(images.classes, rows, strict=True)
+        ]
     return found | {"skipped": [path for path, _ in files.skipped], "notes": notes}

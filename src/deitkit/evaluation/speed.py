@@ -7,17 +7,20 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.deit import DeiT
+from ..run_schema import Speedup
 
 _FEWEST_CALLS = 3
+Name = TypeVar("Name", bound=str)
 _CPU = torch.device("cpu")
 
 
@@ -33,6 +36,32 @@ def images_per_s(forward: Callable[[], object], batch_size: int, seconds: float 
     rounds = 5 if pass_s * 5 <= seconds else 3
     calls = max(1, int(seconds / rounds / pass_s))
     return batch_size * calls / statistics.median(_timed(forward, calls) for _ in range(rounds))
+
+
+def rates_in_turns(
+    forwards: Mapping[Name, Callable[[], object]], batch_size: int, *, rounds: int = 5, seconds: float = 0.3
+) -> dict[Name, list[float]]:
+    """Images per second of several models, one value per round, by name.
+
+    The models take turns within each round, so that a slow moment of the machine affects all of them. Each
+    processes `batch_size` images per call, for about `seconds` in each round.
+    """
+    calls: dict[Name, int] = {}
+    for name, forward in forwards.items():
+        for _ in range(2):  # warm-up
+            pass_s = _timed(forward, 1)
+        calls[name] = max(1, int(seconds / pass_s))
+    rates: dict[Name, list[float]] = {name: [] for name in forwards}
+    for _ in range(rounds):
+        for name, forward in forwards.items():
+            rates[name].append(batch_size * calls[name] / _timed(forward, calls[name]))
+    return rates
+
+
+def speedup_of(rates: Sequence[float], over: Sequence[float]) -> Speedup:
+    """The speedup behind two models' `rates_in_turns`, round by round."""
+    ratios = [a / b for a, b in zip(rates, over, strict=True)]
+    return Speedup(value=statistics.median(ratios), low=min(ratios), high=max(ratios))
 
 
 def _timed(forward: Callable[[], object], calls: int) -> float:

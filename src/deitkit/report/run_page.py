@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
+from ..evaluation.metrics import per_class, uneven
 from ..io import read_json, read_json_lines, write_text
+from ..run_folder import baseline_folder, read_predictions, read_results, read_skipped
+from ..run_schema import ModelResult, Role, RunResults
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score, probability_column
 from . import page
 
@@ -17,14 +22,37 @@ _WORST = 24  # mistakes shown as images
 _LABELLED = 30  # classes up to which the confusion matrix names its rows
 
 
+@dataclass(frozen=True)
+class ModelRow:
+    """A row of the table of models. result: None for one head of the student."""
+
+    name: str
+    score: float | None
+    role: Role | None = None
+    result: ModelResult | None = None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A row of the table of classes; in percent, None if it is not defined."""
+
+    name: str
+    images: int
+    score: float | None  # recall, or average precision if multilabel
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
 def write_report(run: Path) -> Path:
     """Reads the run folder and writes its `report.html`; returns the path."""
-    results = read_json(run / "results.json")
+    results = read_results(run)
     settings = read_json(run / "config.json")
-    rows = _read_predictions(run / "predictions.csv")
-    task, classes = results.get("task", "multiclass"), settings["classes"]
+    rows = read_predictions(run)
+    task, classes = results.task, settings["classes"]
     mistakes = _mistakes(rows) if task == "multiclass" else _mistaken_labels(rows, classes)
     root = Path(settings["data"]["root"])
+    class_rows, confusion = _class_rows(results, classes), results.confusion
     content = page.render(
         "report.html.j2",
         name=run.name,
@@ -32,52 +60,40 @@ def write_report(run: Path) -> Path:
         settings=settings,
         task=task,
         score=SCORES[task],
-        models=_models(results, SCORES[task].key),
+        models=_model_rows(results),
+        uneven=confusion is not None and uneven([row.images for row in class_rows]),
         accuracy=page.svg(_accuracy_curve(run, results, SCORES[task])),
         loss=page.svg(_loss_curve(run)),
-        confusion=page.svg(_confusion(results["confusion"], classes)) if task == "multiclass" else None,
-        classes=_per_class(results, classes),
+        confusion=page.svg(_confusion(confusion, classes)) if confusion is not None else None,
+        classes=class_rows,
         mistakes=[m | {"thumbnail": _thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
-        skipped=read_json(run / "skipped.json"),
+        skipped=read_skipped(run),
     )
     path = run / "report.html"
     write_text(path, content)
     return path
 
 
-def _models(results: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """Rows of the table of models: name, score, interval, params, speed."""
-    student, teacher, baseline = results["student"], results["teacher"], results["baseline"]
-
-    def row(name: str, facts: dict[str, Any], kind: str = "", head: str = "") -> dict[str, Any]:
-        return {"name": name, "score": facts[key + head], "kind": kind} | {
-            "interval": facts["interval"] if kind != "part" else None,
-            "params": facts["params"] / 1e6,
-            "speed": facts["images_per_s"],
-        }
-
+def _model_rows(results: RunResults) -> list[ModelRow]:
+    key = SCORES[results.task].key
+    student, teacher, baseline = results.student, results.teacher, results.baseline
     rows = []
-    if teacher:
-        rows.append(row(f"Teacher: {teacher['name']}", teacher))
-    rows.append(row(f"Student: DeiT {student['name']}", student, "main"))
-    if student[f"{key}_distill"] is not None:
-        rows.append(row("class head alone", student, "part", "_class"))
-        rows.append(row("distillation head alone", student, "part", "_distill"))
-    if baseline:
-        rows.append(row("Control: no teacher", baseline))
+    if teacher is not None:
+        rows.append(ModelRow(f"Teacher: {teacher.name}", teacher.scores[key], "teacher", teacher))
+    rows.append(ModelRow(f"Student: DeiT {student.name}", student.scores[key], "student", student))
+    if student.scores.get(f"{key}_distill") is not None:
+        rows.append(ModelRow("class head alone", student.scores[f"{key}_class"]))
+        rows.append(ModelRow("distillation head alone", student.scores[f"{key}_distill"]))
+    if baseline is not None:
+        rows.append(ModelRow("Baseline: no teacher", baseline.scores[key], "baseline", baseline))
     return rows
 
 
-def _read_predictions(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _accuracy_curve(run: Path, results: dict[str, Any], score: Score) -> Figure:
+def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.add_subplot(xlabel="epoch", ylabel=f"{score.name} on validation, %")
     lines = [line for line in read_json_lines(run / "metrics.jsonl") if "val" in line]
-    key = "val_ema" if results["weights"] == "ema" else "val"
+    key = "val_ema" if results.weights == "ema" else "val"
     epochs = [line["epoch"] for line in lines]
     for label, head, style in (
         ("joint", "", "-"),
@@ -87,12 +103,12 @@ def _accuracy_curve(run: Path, results: dict[str, Any], score: Score) -> Figure:
         values = [line[key][score.key + head] for line in lines]
         if all(v is not None for v in values):
             axes.plot(epochs, values, style, label=label, marker="." if len(epochs) == 1 else None)
-    baseline = [line for line in read_json_lines(run / "baseline" / "metrics.jsonl") if "val" in line]
+    baseline = [line for line in read_json_lines(baseline_folder(run) / "metrics.jsonl") if "val" in line]
     if baseline:
         values = [max(line["val"][score.key], line["val_ema"][score.key]) for line in baseline]
         axes.plot([line["epoch"] for line in baseline], values, color="0.5", label="baseline")
-    if results["teacher"]:
-        axes.axhline(results["teacher"][score.key], color="tab:red", lw=1, label="teacher")
+    if results.teacher is not None:
+        axes.axhline(results.teacher.scores[score.key] or 0.0, color="tab:red", lw=1, label="teacher")
     axes.legend(frameon=False)
     return figure
 
@@ -102,14 +118,14 @@ def _loss_curve(run: Path) -> Figure:
     axes = figure.add_subplot(xlabel="epoch", ylabel="training loss", yscale="log")
     lines = read_json_lines(run / "metrics.jsonl")
     for part in lines[0]["train"] if lines else ():
-        having = [line for line in lines if part in line["train"]]  # guidance may end before the run
+        having = [line for line in lines if part in line["train"]]  # distillation may end before the run
         label = "total" if part == "loss" else part
         axes.plot([line["epoch"] for line in having], [line["train"][part] for line in having], label=label)
     axes.legend(frameon=False)
     return figure
 
 
-def _confusion(counts: list[list[int]], classes: list[str]) -> Figure:
+def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     side = min(9.0, 2.6 + 0.28 * len(classes))
     figure = Figure(figsize=(side + 0.6, side))
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
@@ -133,30 +149,29 @@ def _confusion(counts: list[list[int]], classes: list[str]) -> Figure:
     return figure
 
 
-def _per_class(results: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
-    """Accuracy of each class, or its average precision and F1, worst first."""
-    if "confusion" in results:
-        rows = [
-            {"name": name, "images": sum(row), "score": 100 * row[k] / max(1, sum(row))}
-            for k, (name, row) in enumerate(zip(classes, results["confusion"], strict=True))
-        ]
+def _class_rows(results: RunResults, classes: Sequence[str]) -> list[ClassRow]:
+    """The classes, worst first; those that no image shows come last."""
+    if results.confusion is not None:
+        found = zip(classes, per_class(torch.tensor(results.confusion)), strict=True)
+        rows = [ClassRow(name, c.images, c.recall, c.precision, c.recall, c.f1) for name, c in found]
     else:
         rows = [
-            {"name": name, "images": row["images"], "score": row["ap"], "f1": row["f1"]}
-            for name, row in zip(classes, results["per_class"], strict=True)
+            ClassRow(
+                name, int(c["images"] or 0), *(c.get(key) for key in ("ap", "precision", "recall", "f1"))
+            )
+            for name, c in zip(classes, results.per_class or (), strict=True)
         ]
-    # A class that no image shows has no average precision: it comes last.
-    return sorted(rows, key=lambda r: (r["score"] is None, r["score"] or 0.0))
+    return sorted(rows, key=lambda row: (row.score is None, row.score or 0.0))
 
 
 def _mistakes(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The wrong answers, the most confident first."""
+    """The wrong predictions, the most confident first."""
     wrong = [row for row in rows if row["label"] != row["prediction"]]
     return sorted(wrong, key=lambda row: -float(row["probability"]))
 
 
 def _mistaken_labels(rows: list[dict[str, str]], classes: list[str]) -> list[dict[str, Any]]:
-    """The images with a wrong label, each with its worst one and that one's probability, worst first."""
+    """The images with a wrong label, each with its worst label and the probability of that, worst first."""
     wrong = []
     for row in rows:
         true = set(row["label"].split(SEPARATOR))
@@ -170,7 +185,7 @@ def _mistaken_labels(rows: list[dict[str, str]], classes: list[str]) -> list[dic
 
 
 def _thumbnail(path: Path) -> str:
-    """A image as a data URI of at most 160 pixels; empty where the file is gone."""
+    """An image as a data URI of at most 160 pixels; empty if the file is gone."""
     try:
         image = open_rgb(path, at_least=160)
     except UnreadableImage:

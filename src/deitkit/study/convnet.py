@@ -19,6 +19,7 @@ from ..config import Config
 from ..data.dataset import find_splits
 from ..io import write_json, write_tensors
 from ..models import DeiTOutput, Student
+from ..run_folder import results_to_json
 from ..training import results
 from ..training.session import open_session
 from ..training.student_training import StudentTraining, train_and_measure
@@ -62,11 +63,11 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     training = StudentTraining.of(session, dataset, out, teacher=None)
     training = replace(training, create=create, identity=training.identity | {"model": name})
     trainer = training.trainer(config.train.epochs)
-    trained, _ = train_and_measure(trainer, name, dataset, resume=True, title=f"training {name}")
+    trained = train_and_measure(trainer, name, dataset, resume=True, title=f"training {name}")
     # Under timm's own keys, so that it can teach: --teacher timm:NAME@FILE.
     assert isinstance(trainer.student, Convnet)
     write_tensors(out / "model.safetensors", trainer.student.net.state_dict())
-    found = results.assemble(trained, None, dataset, session.seconds)
+    found = results.assemble(trained, None, None, dataset, session.seconds)
     described: dict[str, Any] = {
         "config": training.config.to_dict(),
         "classes": list(dataset.classes),
@@ -74,5 +75,5 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         "student": {"name": name},
         "data": {"train": len(dataset.train.images), "val": len(dataset.val.images)},
     }
-    for file, content in (("config.json", described), ("results.json", found)):
+    for file, content in (("config.json", described), ("results.json", results_to_json(found))):
         write_json(out / file, content)

@@ -23,7 +23,7 @@ from ..data.loader import prefetch
 from ..data.splits import refuse_out_among_classes
 from ..errors import RunFolderError, SettingError
 from ..io import refuse_occupied
-from ..run_folder import TEACHER_FOLDER
+from ..run_folder import TEACHER_FOLDER, model_to_json
 from ..soft_labels.codec import SoftLabelFormat, make_codec
 from ..soft_labels.locks import Claims
 from ..soft_labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
@@ -139,8 +139,8 @@ def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLa
         return store, session.require_teacher(out)
     shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # left by a process that was stopped
     teacher = session.require_teacher(out)
-    facts, _ = results.measure_teacher(teacher, data.val, session.device)
-    results.say_teacher(facts, data.val)
+    measured, _ = results.measure_teacher(teacher, data.val, session.device)
+    results.log_teacher(measured.result, data.val)
     manifest = Manifest(
         settings=config.to_dict(),
         data_fingerprint=data.fingerprint,
@@ -149,7 +149,7 @@ def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLa
         classes=data.classes,
         format=kept,
         shard_batches=max(1, SHARD_VIEWS // config.train.batch_size),
-        teacher=facts,
+        teacher=model_to_json(measured.result),
         teacher_sha256=_digest(out / TEACHER_FOLDER),
         versions={
             "python": platform.python_version(),

@@ -20,7 +20,7 @@ from ..data.splits import Splits
 from ..errors import SettingError
 from ..evaluation.evaluate import evaluate_teacher
 from ..io import write_json
-from ..run_folder import TEACHER_FOLDER
+from ..run_folder import TEACHER_FOLDER, results_to_json
 from ..teachers.fit import pretrained_head_teacher
 from ..teachers.saved import kept_teacher
 from ..teachers.teacher import Teacher
@@ -86,20 +86,24 @@ def pretrain(
     dataset = _labelled_by(teacher, session.dataset, session.device)
     refuse_other_images(out, dataset)
     session.dataset.write_lists(out)
-    facts, _ = results.measure_teacher(teacher, dataset.val, session.device)
+    measured, _ = results.measure_teacher(teacher, dataset.val, session.device)
 
     student = StudentTraining.of(session, dataset, out, teacher)
     epochs = planned_epochs(out, session, [student])
     root = paths[0] if len(paths) == 1 else out
-    trained, _ = student.run(epochs, facts, root, resume, "pre-training")
-    found = results.assemble(trained, facts, dataset, session.seconds)
-    found["verdict"] = (
-        f"Start students from it with --init {out}: it predicts the teacher's class for "
-        f"{found['student']['top1']:.1f} % of {len(dataset.val.images)} held-out images."
+    trained = student.run(epochs, measured.result, root, resume, "pre-training")
+    found = results.assemble(trained, measured, None, dataset, session.seconds)
+    found = replace(
+        found,
+        confusion=None,  # a thousand classes squared
+        comparison=None,  # the labels are the teacher's
+        recommended=None,
+        verdict=f"Start students from it with --init {out}: it predicts the teacher's class for "
+        f"{found.student.scores['top1']:.1f} % of {len(dataset.val.images)} held-out images.",
     )
-    del found["confusion"]  # a thousand classes squared
-    write_json(out / "results.json", found)
-    return Run(out, found)
+    content = results_to_json(found)
+    write_json(out / "results.json", content)
+    return Run(out, content)
 
 
 def _refuse_unused(changes: Mapping[str, Any]) -> None:

@@ -1,108 +1,176 @@
-"""What a run found: measured, described, and written down."""
+"""What a run's models score and cost: measured on validation, compared, judged."""
 
 from __future__ import annotations
 
-import csv
 import datetime
-import platform
-from pathlib import Path
-from typing import Any
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import log
-from ..config import ResolvedConfig
 from ..data.dataset import Dataset, Split
-from ..data.image_set import ImageSet
+from ..data.image_set import has_label
+from ..evaluation.comparison import compare, learned, metric_of, scored, unpaired_difference
 from ..evaluation.evaluate import evaluate_student, evaluate_teacher, views_of
-from ..evaluation.metrics import confusion, score_and_interval
-from ..evaluation.multilabel import per_class
-from ..evaluation.speed import describe_machine, images_per_s
+from ..evaluation.metrics import (
+    balanced_accuracy,
+    balanced_accuracy_interval,
+    confusion,
+    macro_f1,
+    score_and_interval,
+)
+from ..evaluation.multilabel import per_label
+from ..evaluation.speed import describe_machine, images_per_s, rates_in_turns, speedup_of
 from ..inference.backends import Backend, PyTorchBackend
 from ..inference.device import fast_precision
 from ..inference.joint_classifier import JointClassifier
 from ..inference.selection import AutoBackend, create_backend
-from ..io import write_tensors
 from ..models import DeiTOutput, Student, joint_probabilities, probabilities_of
 from ..preprocessing import STUDENT_MEAN, STUDENT_STD
-from ..report.verdict import verdict
-from ..tasks import SCORES, SEPARATOR, THRESHOLD, Task, probability_column
+from ..report.verdict import Candidate, Rarest, verdict
+from ..run_folder import TEACHER_FOLDER, model_from_json
+from ..run_schema import (
+    Comparison,
+    Difference,
+    Metric,
+    ModelResult,
+    Role,
+    RunResults,
+    Speedup,
+    TrainingResult,
+    ValResult,
+)
+from ..soft_labels.manifest import FILE as MANIFEST
+from ..soft_labels.store import SoftLabelStore
+from ..tasks import SCORES, Task
 from ..teachers.teacher import Teacher
 
 _SPEED_BATCH = 32
 
 
-def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple[dict[str, Any], Tensor]:
-    """Accuracy on validation in percent, speed at batch 32, size; and the logits (n, K) behind them."""
+@dataclass(frozen=True)
+class Measured:
+    """A model on the validation images.
+
+    probabilities: (n, K), of both heads joined. forward: runs one batch on the backend it would be deployed
+    on. Both are None for a teacher of which only stored soft labels are there.
+    """
+
+    result: ModelResult
+    probabilities: Tensor | None = None
+    forward: Callable[[], object] | None = None
+
+    def with_speed(self, rates: Sequence[float]) -> Measured:
+        """The same model with the speed that `rates_in_turns` found."""
+        speed, slowest, fastest = statistics.median(rates), min(rates), max(rates)
+        result = replace(self.result, images_per_s=speed, images_per_s_range=(slowest, fastest))
+        return replace(self, result=result)
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student after training. output: both heads' logits on validation. weights: which were kept."""
+
+    measured: Measured
+    output: DeiTOutput
+    cost: TrainingResult
+    weights: Literal["ema", "raw"]
+
+
+def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple[Measured, Tensor]:
+    """Accuracy on validation in percent, speed at batch 32, size; and the logits (n, K)."""
     logits = evaluate_teacher(teacher, val, device)
-    score, interval = score_and_interval(probabilities_of(logits, val.images.task), val.labels)
+    probabilities, task = probabilities_of(logits, val.images.task), val.images.task
+    score, interval = score_and_interval(probabilities, val.labels)
+    scores: dict[str, float | None] = {SCORES[task].key: score}
+    balanced = None
+    if task == "multiclass":
+        counts = confusion(probabilities.argmax(1), val.labels, probabilities.shape[1])
+        scores |= {"balanced_accuracy": balanced_accuracy(counts), "macro_f1": macro_f1(counts)}
+        balanced = balanced_accuracy_interval(counts)
     batch, _ = next(views_of(val, device, _SPEED_BATCH))
-    facts = {
-        "name": teacher.card.name,
-        SCORES[val.images.task].key: score,
-        "interval": interval,
-        "params": teacher.card.params,
-        "images_per_s": images_per_s(lambda: teacher(batch), len(batch)),
-        "backend": teacher.backend,
-        "how": teacher.card.how,
-    }
-    return facts, logits
+    result = ModelResult(
+        name=teacher.card.name,
+        scores=scores,
+        interval=interval,
+        balanced_interval=balanced,
+        params=teacher.card.params,
+        images_per_s=images_per_s(lambda: teacher(batch), len(batch)),
+        backend=teacher.backend,
+        how=teacher.card.how,
+    )
+    return Measured(result, probabilities, lambda: teacher(batch)), logits
 
 
-def say_teacher(facts: dict[str, Any], val: Split) -> None:
-    """Tells what `measure_teacher` found, and warns where the teacher is no better than no teacher.
+def stored_teacher(soft_labels: SoftLabelStore) -> Measured:
+    """A teacher as its soft labels were stored with: its results on validation, without its answers."""
+    file = soft_labels.folder / MANIFEST
+    folder = str(soft_labels.folder / TEACHER_FOLDER)
+    return Measured(replace(model_from_json(soft_labels.manifest.teacher, file), folder=folder))
 
-    Of classes that is always naming the largest one; of several labels an image, an order by chance.
+
+def log_teacher(result: ModelResult, val: Split) -> None:
+    """Logs what `measure_teacher` found, and warns if the teacher is no better than chance.
+
+    Chance is always naming the largest class, or for a multilabel task a random order.
     """
     task, n = val.images.task, len(val.images)
-    score = SCORES[task]
-    reached, chance = facts[score.key], 100 * val.images.counts() / n
+    score, reached = SCORES[task], result.scores[SCORES[task].key]
+    assert reached is not None
+    shares = 100 * val.images.counts() / n
     log.info(
-        f"teacher {facts['name']} ({facts['how']}): {score.say(reached)} on validation, "
-        f"{facts['images_per_s']:.0f} images/s with {facts['backend']}"
+        f"teacher {result.name} ({result.how}): {score.say(reached)} on validation, "
+        f"{result.images_per_s:.0f} images/s with {result.backend}"
     )
-    floor = float(chance.max() if task == "multiclass" else chance.mean())
+    floor = float(shares.max() if task == "multiclass" else shares.mean())
     if reached <= floor:
-        what = "always saying the largest class" if task == "multiclass" else "an order by chance"
+        what = "always naming the largest class" if task == "multiclass" else "a random order"
         log.warning(
             f"the teacher is no better than {what} ({score.say(floor)}); "
-            "its answers will teach the student little, try another --teacher"
+            "the student will learn little from it, try another --teacher"
         )
 
 
 def measure_student(
     model: Student, name: str, data: Dataset, device: torch.device
-) -> tuple[dict[str, Any], DeiTOutput]:
-    """Both heads and the joint classifier on validation (and test), speed, size; and the logits behind."""
+) -> tuple[Measured, DeiTOutput]:
+    """Both heads and the joint classifier on validation (and test), and both heads' logits.
+
+    The speed is not a number yet: `assemble` times all models in turns.
+    """
     predictions = evaluate_student(model, data.val, device)
     output, labels = predictions.heads(), predictions.labels
     joint = joint_probabilities(output, data.task)
     batch, _ = next(views_of(data.val, device, _SPEED_BATCH))
     backend = _fast_backend(model, data.task, batch, device)
-    params = model.num_params
-    facts = {
-        "name": name,
-        **{k: v for k, v in predictions.metrics().to_dict().items() if k not in ("images", "loss")},
-        "interval": score_and_interval(joint, labels)[1],
-        "params": params,
-        "images_per_s": images_per_s(lambda: backend(batch), len(batch)),
-        "backend": backend.name,
-        "bytes": 4 * params,
-        "test": evaluate_student(model, data.test, device).metrics().to_dict() if data.test else None,
-    }
-    if data.task == "multiclass":
-        facts["confusion"] = confusion(joint.argmax(1), labels, model.num_classes).tolist()
-    else:
-        facts["per_class"] = per_class(output, labels)
-    return facts, output
+    scores = predictions.metrics().to_dict()
+    counts = confusion(joint.argmax(1), labels, model.num_classes) if data.task == "multiclass" else None
+    result = ModelResult(
+        name=name,
+        scores={key: value for key, value in scores.items() if key not in ("images", "loss")},
+        interval=score_and_interval(joint, labels)[1],
+        balanced_interval=None if counts is None else balanced_accuracy_interval(counts),
+        params=model.num_params,
+        images_per_s=math.nan,
+        backend=backend.name,
+        bytes=4 * model.num_params,
+        test=evaluate_student(model, data.test, device).metrics().to_dict() if data.test else None,
+        confusion=None if counts is None else tuple(map(tuple, counts.tolist())),
+        per_class=None if counts is not None else tuple(map(asdict, per_label(output, labels))),
+    )
+    return Measured(result, joint, lambda: backend(batch)), output
 
 
 def _fast_backend(model: Student, task: Task, batch: Tensor, device: torch.device) -> Backend:
-    """What a deployed student would run on here, as a teacher is measured on its own fastest backend."""
+    """The backend that a deployed student would run on here, as a teacher is measured on its fastest one."""
     graph = JointClassifier(model.eval(), STUDENT_MEAN, STUDENT_STD, task=task)
-    if device.type == "cuda":  # at a teacher's precision, or the two speeds would say little
+    if device.type == "cuda":  # at the teacher's precision, so that the two speeds compare
         return PyTorchBackend(graph, device, precision=fast_precision(device))
     backend = create_backend(graph, model.image_size, "auto", device)
     if isinstance(backend, AutoBackend):
@@ -111,115 +179,93 @@ def _fast_backend(model: Student, task: Task, batch: Tensor, device: torch.devic
 
 
 def assemble(
-    trained: dict[str, Any], teacher: dict[str, Any] | None, data: Dataset, seconds: float
-) -> dict[str, Any]:
-    """The content of `results.json`; `seconds` is the whole job's."""
-    student, baseline = dict(trained["student"]), trained.get("baseline")
-    n = len(data.val.images)
-    by_class = "confusion" if data.task == "multiclass" else "per_class"
-    return {
-        "task": data.task,
-        by_class: student.pop(by_class),
-        "test": student.pop("test"),
-        "student": student,
-        "teacher": teacher,
-        "baseline": baseline,
-        "train": trained["train"] | {"job_seconds": seconds},
-        "val": {"images": n},
-        "weights": trained["weights"],
-        "verdict": verdict(student, teacher, baseline, n, SCORES[data.task]),
-        "machine": f"{describe_machine()}, torch {torch.__version__}",
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def describe_run(
-    config: ResolvedConfig,
+    trained: TrainedStudent,
+    teacher: Measured | None,
+    baseline: Measured | None,
     data: Dataset,
-    model: Student,
-    teacher: dict[str, Any] | None,
-    plan: dict[str, Any],
-    root: Path,
-) -> dict[str, Any]:
-    """The content of `config.json`: all that is needed to use, repeat or judge the run.
+    seconds: float,
+) -> RunResults:
+    """The content of `results.json`: the models timed in turns, compared and judged.
 
-    teacher: as `measure_teacher` gives it.
+    seconds: of the whole job.
     """
-    import timm
-    import torchvision
+    models: dict[Role, Measured] = {"student": trained.measured}
+    if teacher is not None:
+        models["teacher"] = teacher
+    if baseline is not None:
+        models["baseline"] = baseline
+    models, speedup = _timed(models, min(_SPEED_BATCH, len(data.val.images)))
+    comparison = _compared(models, data, speedup)
+    candidates = {role: _candidate(role, model, data, comparison.metric) for role, model in models.items()}
+    judged = verdict(candidates, comparison, len(data.val.images), _rarest(data))
+    student = models["student"].result
+    return RunResults(
+        task=data.task,
+        confusion=student.confusion,
+        per_class=student.per_class,
+        test=student.test,
+        student=replace(student, confusion=None, per_class=None, test=None),
+        teacher=models["teacher"].result if teacher else None,
+        baseline=models["baseline"].result if baseline else None,
+        train=replace(trained.cost, job_seconds=seconds),
+        val=ValResult(images=len(data.val.images)),
+        weights=trained.weights,
+        recommended=judged.recommended,
+        verdict=judged.sentence,
+        comparison=comparison,
+        machine=f"{describe_machine()}, torch {torch.__version__}",
+        date=datetime.date.today().isoformat(),
+    )
 
-    student = config.student
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    return {
-        "config": config.to_dict(),
-        "task": data.task,
-        "classes": list(data.classes),
-        "preprocessing": {
-            "image_size": list(model.image_size),
-            "mean": list(STUDENT_MEAN),
-            "std": list(STUDENT_STD),
-            "interpolation": "bicubic",
-            "crop": config.data.eval_crop,
-        },
-        "student": {
-            "name": student.name,
-            **model.describe(),
-            "params": model.num_params,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-            "numpy": np.__version__,
-        },
-        "data": {name: len(part.images) for name, part in parts.items() if part}
-        | {"unlabeled": len(data.pool.images) - len(data.train.images)}
-        | {
-            "root": str(root.resolve()),
-            "how": data.splits.how,
-            "fingerprint": data.pool.images.fingerprint(times=False),
-        },
-        "plan": plan,
-        "teacher": {"name": teacher["name"], "how": teacher["how"]} if teacher else None,
+
+def _rarest(data: Dataset) -> Rarest:
+    """The class with the fewest labelled training images."""
+    images = data.train.images
+    counts = images.subset(np.flatnonzero(has_label(images.labels))).counts()
+    return Rarest(data.classes[int(counts.argmin())], int(counts.min()))
+
+
+def _timed(models: Mapping[Role, Measured], batch_size: int) -> tuple[dict[Role, Measured], Speedup | None]:
+    """The models with their speeds, measured in turns, and the student's speedup over the teacher."""
+    forwards = {role: model.forward for role, model in models.items() if model.forward is not None}
+    rates = rates_in_turns(forwards, batch_size)
+    timed = {
+        role: model.with_speed(rates[role]) if role in rates else model for role, model in models.items()
     }
+    if "teacher" not in models:
+        return timed, None
+    if "teacher" in rates:
+        return timed, speedup_of(rates["student"], rates["teacher"])
+    ratio = timed["student"].result.images_per_s / timed["teacher"].result.images_per_s
+    return timed, Speedup(value=ratio, low=ratio, high=ratio, in_turns=False)
 
 
-def save_model(path: Path, model: Student) -> None:
-    """Weights under the published keys."""
-    write_tensors(path, model.state_dict())
+def _compared(models: Mapping[Role, Measured], data: Dataset, speedup: Speedup | None) -> Comparison:
+    """The models against each other on the same images; a teacher without answers by its interval alone."""
+    labels, metric = data.val.labels, metric_of(data.val.labels, len(data.classes))
+    if any(scored(model.result, metric) is None for model in models.values()):
+        metric = "top1"  # the teacher's soft labels are of version 0.1
+    differences: dict[str, Difference] = {}
+    pairs: tuple[tuple[Role, Role], ...] = (
+        ("student", "teacher"),
+        ("student", "baseline"),
+        ("baseline", "teacher"),
+    )
+    for one, other in pairs:
+        if one not in models or other not in models:
+            continue
+        a, b = models[one], models[other]
+        if a.probabilities is not None and b.probabilities is not None:
+            found = compare(a.probabilities, b.probabilities, labels, metric)
+        else:
+            found = unpaired_difference(a.result, b.result, metric, len(labels))
+        differences[f"{one}-{other}"] = found
+    return Comparison(metric=metric, differences=differences, speedup=speedup)
 
 
-def write_predictions(path: Path, images: ImageSet, output: DeiTOutput, by_teacher: Tensor | None) -> None:
-    """One row a validation image: what it is, and what each head and the teacher say.
-
-    output and by_teacher hold logits (n, K) in the order of `images`. Of several labels an image, those
-    above 0.5 stand in one cell, and a column for each class holds the joint classifier's probability.
-    """
-    joint, task = joint_probabilities(output, images.task), images.task
-    heads = (joint, output.class_logits, output.distill_logits, by_teacher)
-    said = [_decisions(p if p is None or p is joint else probabilities_of(p, task), images) for p in heads]
-    if task == "multiclass":
-        columns = ["probability"]
-        shown = [[f"{p:.4f}"] for p in joint.max(1).values.tolist()]
-    else:
-        columns = [probability_column(name) for name in images.classes]
-        shown = [[f"{p:.4f}" for p in row] for row in joint.tolist()]
-    # A name that is no UTF-8 keeps a backslash form, as it does in split.json.
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        heads_columns = ["class_prediction", "distill_prediction", "teacher_prediction"]
-        writer.writerow(["path", "label", "prediction", *heads_columns, *columns])
-        for i in range(len(images)):
-            answers = [column[i] for column in said]
-            writer.writerow([images.paths[i], images.label_text(i), *answers, *shown[i]])
-
-
-def _decisions(probabilities: Tensor | None, images: ImageSet) -> list[str]:
-    """What (n, K) probabilities decide, by name; empty where there are none."""
-    if probabilities is None:
-        return [""] * len(images)
-    if images.task == "multiclass":
-        return [images.classes[k] for k in probabilities.argmax(1).tolist()]
-    rows = (probabilities > THRESHOLD).cpu().numpy()
-    return [SEPARATOR.join(images.classes[k] for k in np.flatnonzero(row)) for row in rows]
+def _candidate(role: Role, model: Measured, data: Dataset, metric: Metric) -> Candidate:
+    """What the verdict weighs of a model."""
+    result, found = model.result, scored(model.result, metric)
+    assert found is not None
+    tells = learned(result.interval if metric == "map" else result.balanced_interval, data.val.labels)
+    return Candidate(role, *found, tells, result.params, result.folder)

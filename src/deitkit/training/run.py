@@ -14,16 +14,15 @@ from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
 from ..io import write_json
 from ..report.run_page import write_report
-from ..run_folder import TEACHER_FOLDER
+from ..run_folder import BASELINE_FOLDER, model_to_json, results_to_json
 from ..soft_labels.replay import refuse_other_views
 from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
 from . import results
 from .budget import planned_epochs
+from .run_files import write_predictions
 from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
-
-BASELINE_FOLDER = "baseline"  # in a run's folder
 
 
 @dataclass(frozen=True)
@@ -74,30 +73,32 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
     teacher = session.open_teacher(out)
-    teacher_facts, by_teacher = None, None
+    measured_teacher, by_teacher = None, None
     if soft_labels is not None:
-        teacher_facts = soft_labels.manifest.teacher | {"folder": str(soft_labels.folder / TEACHER_FOLDER)}
+        measured_teacher = results.stored_teacher(soft_labels)
     if teacher is not None:
-        teacher_facts, by_teacher = results.measure_teacher(teacher, session.dataset.val, session.device)
-    if teacher_facts is not None:
-        results.say_teacher(teacher_facts, session.dataset.val)
+        measured_teacher, by_teacher = results.measure_teacher(teacher, session.dataset.val, session.device)
+    if measured_teacher is not None:
+        results.log_teacher(measured_teacher.result, session.dataset.val)
+    teacher_result = measured_teacher.result if measured_teacher is not None else None
 
     # The student and, if asked for, the baseline.
     student = StudentTraining.of(session, session.dataset, out, teacher, soft_labels)
     baseline = StudentTraining.baseline_of(session, out / BASELINE_FOLDER) if config.train.baseline else None
     epochs = planned_epochs(out, session, [each for each in (student, baseline) if each is not None])
-    trained, output = student.run(epochs, teacher_facts, data, resume, "training")
+    trained, measured_baseline = student.run(epochs, teacher_result, data, resume, "training"), None
     if baseline is not None:
-        found, _ = baseline.run(epochs, None, data, resume, "training the baseline")
-        trained["baseline"] = found["student"]
-        write_json(baseline.folder / "results.json", {"student": found["student"]})
+        measured_baseline = baseline.run(epochs, None, data, resume, "training the baseline").measured
 
     # What came out.
-    assembled = results.assemble(trained, teacher_facts, session.dataset, session.seconds)
-    results.write_predictions(out / "predictions.csv", session.dataset.val.images, output, by_teacher)
-    write_json(out / "results.json", assembled)
+    found = results.assemble(trained, measured_teacher, measured_baseline, session.dataset, session.seconds)
+    if found.baseline is not None and baseline is not None:
+        write_json(baseline.folder / "results.json", {"student": model_to_json(found.baseline)})
+    write_predictions(out / "predictions.csv", session.dataset.val.images, trained.output, by_teacher)
+    content = results_to_json(found)
+    write_json(out / "results.json", content)
     write_report(out)
-    return Run(out, assembled)
+    return Run(out, content)
 
 
 def _check_teaching(config: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import log
 from ..config import ResolvedConfig
@@ -13,13 +13,15 @@ from ..data.dataset import Dataset
 from ..distillation.objective import Objective
 from ..evaluation.evaluate import evaluate_student
 from ..io import read_json_lines, write_json
-from ..models import DeiTOutput, Student
+from ..models import Student
+from ..run_schema import ModelResult, TrainingResult
 from ..soft_labels.store import SoftLabelStore
 from ..tasks import SCORES
 from ..teachers.teacher import Teacher
 from . import results
 from .callbacks import EpochLines, tensorboard_logs
 from .resolve import create_student
+from .run_files import describe_run, save_model
 from .session import Session
 from .trainer import Trainer, TrainingData, Validation
 
@@ -98,18 +100,16 @@ class StudentTraining:
         )
 
     def run(
-        self, epochs: int, teacher_facts: dict[str, Any] | None, data: Path, resume: bool, title: str
-    ) -> tuple[dict[str, Any], DeiTOutput]:
-        """Trains, writes `config.json` and the weights; returns what was measured, and validation logits."""
+        self, epochs: int, teacher: ModelResult | None, data: Path, resume: bool, title: str
+    ) -> results.TrainedStudent:
+        """Trains, measures, and writes `config.json` and the weights."""
         trainer = self.trainer(epochs)
         plan = {
             "epochs": epochs,
             "steps": trainer.total_steps,
             "why_student": self.session.config.reasons,
         }
-        described = results.describe_run(
-            self.config, self.dataset, trainer.student, teacher_facts, plan, data
-        )
+        described = describe_run(self.config, self.dataset, trainer.student, teacher, plan, data)
         write_json(self.folder / "config.json", described)
         return train_and_measure(trainer, self.config.student.name, self.dataset, resume, title)
 
@@ -121,7 +121,7 @@ def _without_teacher(config: ResolvedConfig) -> ResolvedConfig:
 
 def train_and_measure(
     trainer: Trainer, name: str, dataset: Dataset, resume: bool, title: str
-) -> tuple[dict[str, Any], DeiTOutput]:
+) -> results.TrainedStudent:
     """Trains to the end, keeps the better of raw and averaged weights, measures and saves them."""
     epochs = trainer.schedule.epochs
     done = trainer.resume() if resume else 0
@@ -137,19 +137,19 @@ def train_and_measure(
         )
     weights = _keep_better_weights(trainer)
     trainer.student.fold_layer_scale()
-    results.save_model(trainer.folder / "model.safetensors", trainer.student)
-    facts, output = results.measure_student(trainer.student, name, dataset, trainer.device)
+    save_model(trainer.folder / "model.safetensors", trainer.student)
+    measured, output = results.measure_student(trainer.student, name, dataset, trainer.device)
     images, seconds = trainer.views_before(trainer.state.step), trainer.state.seconds
-    speed = {
-        "seconds": seconds,
-        "images_per_s": images / seconds,
-        "epochs": round(epochs * share_done),
-        "images": images,
-    }
-    return {"student": facts, "train": speed, "weights": weights}, output
+    cost = TrainingResult(
+        seconds=seconds,
+        images_per_s=images / seconds,
+        epochs=round(epochs * share_done),
+        images=images,
+    )
+    return results.TrainedStudent(measured, output, cost, weights)
 
 
-def _keep_better_weights(trainer: Trainer) -> str:
+def _keep_better_weights(trainer: Trainer) -> Literal["ema", "raw"]:
     """Leaves the better weights in the student, by validation loss, which is less noisy than top-1."""
     last = read_json_lines(trainer.folder / "metrics.jsonl")[-1]
     raw, averaged = last["val"]["loss"], last["val_ema"]["loss"]

@@ -11,6 +11,7 @@ from ..config import dotted
 from ..data.dataset import find_splits
 from ..data.splits import refuse_out_among_classes
 from ..io import refuse_occupied
+from ..run_folder import model_to_json
 from ..teachers.saved import save_teacher
 from ..teachers.spec import check_spec
 from . import results
@@ -32,7 +33,7 @@ def fit_folder(
     refuse_out_among_classes(data, out)
     session = open_session(config, partial(find_splits, data))
     teacher = session.fit_teacher()
-    facts, _ = results.measure_teacher(teacher, session.dataset.val, session.device)
-    results.say_teacher(facts, session.dataset.val)
+    measured, _ = results.measure_teacher(teacher, session.dataset.val, session.device)
+    results.log_teacher(measured.result, session.dataset.val)
     save_teacher(out, teacher)
-    return facts
+    return model_to_json(measured.result)

@@ -59,6 +59,7 @@ def shared_cache(stage, own_cache, monkeypatch):
 def quick(monkeypatch):
     """Without what takes long and is tested elsewhere."""
     monkeypatch.setattr(results, "images_per_s", lambda run, images: 1.0)
+    monkeypatch.setattr(results, "rates_in_turns", lambda runs, images: {key: [1.0] for key in runs})
     monkeypatch.setattr(job, "write_report", lambda folder: None)
 
 
