@@ -12,7 +12,7 @@ import torch
 
 import deitkit
 from deitkit import DeitkitError, cli
-from deitkit.config import Config, TeacherConfig
+from deitkit.config import Config
 from deitkit.errors import WeightsError
 from deitkit.preprocessing import InputSize
 from deitkit.run_folder import holds_teacher
@@ -20,6 +20,7 @@ from deitkit.teachers.saved import read_teacher
 from deitkit.teachers.spec import open_member, parse
 
 from .conftest import write_images
+from .teachers.models import onnx_file
 
 SIZES = ["--set=student.image_size=16", "--set=teacher.probe_views=1", "--batch-size=8", "--device=cpu"]
 TRAIN = [*SIZES, "--patch-size=8", "--epochs=1", "--init=none"]
@@ -254,5 +255,45 @@ def test_weights_of_torchvision_s_hub_are_not_unpickled(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_spec_of_a_setting_may_be_a_python_teacher():
-    assert TeacherConfig(spec=CODE).code is None
+@pytest.mark.parametrize("location", ["../outside.bin", "absolute", "link.bin"])
+def test_weights_outside_the_folder_of_an_onnx_file_are_not_read(tmp_path, location):
+    import onnx
+
+    (tmp_path / "model").mkdir()
+    path = onnx_file(tmp_path / "model" / "a.onnx")
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes(bytes(48))
+    (tmp_path / "model" / "link.bin").symlink_to(outside)
+    model = onnx.load(path)
+    [weight] = [tensor for tensor in model.graph.initializer if tensor.name == "weight"]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {
+        "location": str(outside) if location == "absolute" else location,
+        "length": "48",
+    }.items():
+        entry = weight.external_data.add()
+        entry.key, entry.value = key, value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(WeightsError, match="cannot be read"):
+        open_member(parse(f"onnx:{path}")[0], InputSize(32))
+
+
+@pytest.mark.parametrize("verb", [["train"], ["label", "--epochs=1"], ["teacher", "fit", CODE]])
+def test_the_switch_for_code_of_hubs_is_a_setting_of_this_call(tmp_path, monkeypatch, verb):
+    seen = {}
+    job = {"train": "run.train", "label": "labelling.label", "teacher": "teacher_fitting.fit_folder"}[verb[0]]
+    monkeypatch.setattr(f"deitkit.training.{job}", lambda *_, **settings: seen.update(settings) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*verb, str(tmp_path), "--out", str(tmp_path / "out"), "--trust-remote-code"])
+    assert seen["teacher.trust_remote_code"] is True
+
+
+def test_the_current_folder_replaces_no_module(tmp_path, monkeypatch):
+    """A file there named as a module of Python is not imported in its stead afterwards."""
+    (tmp_path / "evil.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert open_member(parse(EVIL)[0], InputSize(32)).name == "evil:teach"
+    assert sys.path[-1] == str(tmp_path)
+    sys.modules.pop("evil")

@@ -32,11 +32,13 @@ def label(
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
+    trust_remote_code: flags.TrustRemoteCode = False,
 ) -> None:
     """Store a teacher's soft labels once, for many students. Run the command again to resume."""
     named = {
         "student.image_size": image_size,
         "teacher.spec": teacher,
+        "teacher.trust_remote_code": trust_remote_code or None,
         "train.batch_size": batch_size,
         "train.device": device,
         "data.workers": workers,

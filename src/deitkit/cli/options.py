@@ -35,6 +35,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; repeat for more. deitkit settings lists them."),
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that an hf: model comes with.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -27,6 +27,7 @@ def pretrain(
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
+    trust_remote_code: flags.TrustRemoteCode = False,
     resume: flags.Resume = False,
 ) -> None:
     """Train initial weights for students on unlabelled images, with an ImageNet teacher."""
@@ -36,6 +37,7 @@ def pretrain(
         "student.patch_size": patch_size,
         **parse_length(epochs, budget),
         "teacher.spec": teacher,
+        "teacher.trust_remote_code": trust_remote_code or None,
         "student.initial_weights": init,
         "train.batch_size": batch_size,
         "train.device": device,

@@ -21,7 +21,6 @@ _CLASSES = typer.Option(
 )
 _IMAGE_SIZE = typer.Option(min=8, help="The teacher's input, pixels a side.")
 _BACKEND = typer.Option(help="auto, pytorch, compiled, openvino or onnxruntime.")
-_TRUST = typer.Option("--trust-remote-code", help="Run code that a model of hf: comes with.")
 
 
 @app.command("fit")
@@ -36,7 +35,7 @@ def fit(
     device: flags.Device = None,
     recipe: Annotated[str, typer.Option(help="The recipe whose views it is fitted on.")] = "small-data",
     set_: flags.Settings = None,
-    trust_remote_code: Annotated[bool, _TRUST] = False,
+    trust_remote_code: flags.TrustRemoteCode = False,
 ) -> None:
     """Fit a teacher to the classes of a folder. train and label take it with --teacher DIR."""
     named = {
@@ -64,7 +63,7 @@ def evaluate(
     backend: Annotated[str | None, _BACKEND] = None,
     device: flags.Device = None,
     set_: flags.Settings = None,
-    trust_remote_code: Annotated[bool, _TRUST] = False,
+    trust_remote_code: flags.TrustRemoteCode = False,
     json_: flags.Json = False,
 ) -> None:
     """Measure a teacher on whole images, with its own preprocessing."""

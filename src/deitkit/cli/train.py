@@ -47,6 +47,7 @@ def train(
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
+    trust_remote_code: flags.TrustRemoteCode = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
     ] = False,
@@ -60,6 +61,7 @@ def train(
         **parse_length(epochs, budget),
         "distillation.mode": distillation,
         "teacher.spec": teacher,
+        "teacher.trust_remote_code": trust_remote_code or None,
         "data.unlabeled": unlabeled,
         "teacher.soft_labels": soft_labels,
         "student.initial_weights": init,

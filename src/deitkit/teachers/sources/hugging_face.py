@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import WeightsError
-from ...preprocessing import INTERPOLATIONS, InputSize, Preprocessing
+from ...preprocessing import InputSize, Preprocessing
 from ...weights.hub import cause, hub_access
 from ..classes import imagenet_ids
 from ..pretrained import Pretrained, TeacherSource, as_map, count_params, feature_levels, register
+
+_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
 
 
 class HubBackbone(nn.Module):
@@ -181,19 +183,19 @@ def _preprocessing(name: str, config: Any, size: InputSize, trust_remote_code: b
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
         saved = processor.to_dict()
-        mean, std = tuple(saved["image_mean"]), tuple(saved["image_std"])
+        mean, std = tuple(map(float, saved["image_mean"])), tuple(map(float, saved["image_std"]))
+        resized, cropped = _side(saved.get("size")), _side(saved.get("crop_size"))
+        resample = saved.get("resample")
+        interpolation = "bicubic" if resample is None else _PILLOW_FILTERS[int(resample)]
     except Exception:  # there is none, or it has no normalisation
         raise WeightsError(
             f"{name} does not say how images are normalised (there is no preprocessor_config.json that "
             "can be read); save the model's image processor with its weights"
         ) from None
-    resized, cropped = _side(saved.get("size")), _side(saved.get("crop_size"))
     if not saved.get("do_center_crop"):
         cropped = None
     native = cropped or resized or getattr(config, "image_size", None) or 224
     crop = saved.get("crop_pct") or (min(cropped / resized, 1.0) if cropped and resized else 1.0)
-    resample = saved.get("resample")
-    interpolation = "bicubic" if resample is None else INTERPOLATIONS[[0, 2, 3, 4, 5, 1].index(int(resample))]
     if hasattr(config, "num_attention_heads") or hasattr(config, "num_heads"):
         side = size.configured or native  # a transformer keeps the size of its position embeddings
         return Preprocessing((side, side), mean, std, crop, interpolation)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -86,18 +87,35 @@ def _outputs(spec: str, function: Any, num_outputs: int) -> tuple[str, ...] | No
     return tuple(names)
 
 
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    """Puts the current folder first on the module path, and then last.
+
+    The callable may import what lies beside it later on, but no file there replaces another module.
+    """
+    folder = os.getcwd()
+    if folder in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        sys.path.append(folder)
+
+
 def _import(model: str) -> Any:
-    """Imports the callable; the current folder is searched first.
+    """Imports the callable; the current folder is searched first, as by `python -m`.
 
     Only for a spec that the user typed in this call, never for one from a file: see `spec.refuse_code`.
     """
     module_name, _, name = model.partition(":")
     if not module_name or not name:
         raise WeightsError(f"python:{model} names no function; give {PythonSource.syntax}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        with _current_folder():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise WeightsError(
             f"python:{model}: there is no module {error.name!r}; run the command in the folder that holds it"
