@@ -36,9 +36,8 @@ from deitkit.preprocessing import Preprocessing, normalise
 from deitkit.soft_labels.codec import SoftLabelFormat, make_codec
 from deitkit.soft_labels.manifest import fixed_settings
 from deitkit.soft_labels.store import SHARD_VIEWS, SoftLabelStore
-from deitkit.teachers.fast_backbone import backend_builders, choose_backend
 from deitkit.teachers.prepare import training_views
-from deitkit.teachers.pretrained import Pretrained
+from deitkit.teachers.pretrained import Pretrained, backend_builders, choose_backend
 from deitkit.teachers.saved import read_teacher
 from deitkit.teachers.sources.timm_model import TimmBackbone
 from deitkit.training.trainer import Trainer

@@ -37,8 +37,7 @@ from deitkit.evaluation.side_by_side import serve, take_turns
 from deitkit.evaluation.speed import peak_memory_mb
 from deitkit.io import write_text
 from deitkit.preprocessing import Preprocessing
-from deitkit.teachers.fast_backbone import backend_builders, choose_backend
-from deitkit.teachers.pretrained import Pretrained
+from deitkit.teachers.pretrained import Pretrained, backend_builders, choose_backend
 from deitkit.teachers.sources.timm_model import TimmBackbone
 from provenance import provenance
 

@@ -48,8 +48,7 @@ from deitkit.data.dataset import find_splits, open_data
 from deitkit.data.loader import TrainingViews
 from deitkit.models.deit import VARIANTS
 from deitkit.preprocessing import InputSize, normalise
-from deitkit.teachers.fast_backbone import backend_builders, choose_backend
-from deitkit.teachers.pretrained import Pretrained
+from deitkit.teachers.pretrained import Pretrained, backend_builders, choose_backend
 from deitkit.teachers.spec import open_member, parse
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 from deitkit.training.trainer import Trainer

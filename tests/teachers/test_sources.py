@@ -14,7 +14,7 @@ from deitkit.errors import DeitkitError
 from deitkit.models.deit import joint_probabilities
 from deitkit.preprocessing import InputSize
 from deitkit.run_folder import read_run
-from deitkit.teachers.fast_backbone import backend_builders
+from deitkit.teachers.pretrained import backend_builders
 from deitkit.teachers.spec import open_member, parse
 
 from .models import onnx_file, timm_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from deitkit.errors import DeitkitError
 from deitkit.preprocessing import InputSize
 from deitkit.teachers import spec
+from deitkit.teachers.sources import SOURCES
 from deitkit.teachers.spec import MemberSpec, check_spec, open_member, parse, parse_member
 
 from .models import onnx_file, timm_file
@@ -208,3 +210,17 @@ def test_a_head_of_any_size_is_used(tmp_path):
     model = opened(timm_file(tmp_path, num_classes=7))
     assert model.outputs is None and model.head is not None
     assert model.head(torch.zeros(1, model.head.in_features)).shape == (1, 7)
+
+
+def test_naming_sources_loads_none_of_their_packages():
+    heavy = "{'timm', 'torchvision', 'transformers', 'onnx', 'onnxruntime', 'openvino'}"
+    code = f"import sys, deitkit.teachers.spec as s; s.syntaxes(); print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_every_source_says_what_it_is():
+    for name, source in SOURCES.items():
+        assert source.name == name and source.syntax.startswith(f"{name}:") and source.about
+        assert source.syntax in spec.syntaxes()
+    assert [name for name, source in SOURCES.items() if source.runs_code] == ["python"]

@@ -13,9 +13,8 @@ from ..errors import WeightsError
 from ..preprocessing import InputSize, Preprocessing
 from ..settings import AUTO
 from .classes import choose_outputs, match_classes
-from .fast_backbone import backend_builders, choose_backend
 from .finetune import FineTuneBatches, Network, finetune
-from .pretrained import Pretrained, count_params
+from .pretrained import Pretrained, backend_builders, choose_backend, count_params
 from .probe import Probe, fit_probe, held_out_fifth
 from .saved import read_teacher
 from .spec import FITTED, MemberSpec, allowed_code, open_member, parse

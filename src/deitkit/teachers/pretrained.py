@@ -1,4 +1,4 @@
-"""A pretrained model, as every source of teachers opens it, and what a source is."""
+"""A pretrained model as every source of teachers opens it, the backend that runs it, and what a source is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..inference.backends import Backend
-from ..preprocessing import InputSize, Preprocessing
+from ..inference import selection
+from ..inference.backends import Backend, FrozenNetwork, builders
+from ..inference.device import fast_precision
+from ..inference.selection import Builders, Rule, Tolerance
+from ..preprocessing import InputSize, Normalised, Preprocessing
+
+CHOICE_BATCH = 8  # images that agreement and speed are measured on
+# Backends round differently. Were two close in speed, noise would decide between them, and two runs with the
+# same seed would differ: PyTorch must be this much faster to be kept.
+_RULE = Rule(Tolerance(relative=1e-2), margin=1.5, what="the teacher")
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,23 @@ class Pretrained:
     outputs: tuple[str, ...] | None
     params: int
     backends: Mapping[str, Callable[[Preprocessing], Backend]] | None = None
+
+
+def backend_builders(model: Pretrained, view: Preprocessing, device: torch.device) -> Builders:
+    """Builders of the backends that can run `model`, by name, the reference first."""
+    if model.backends is not None:
+        return {name: partial(build, view) for name, build in model.backends.items()}
+    assert model.backbone is not None
+    network = Normalised(model.backbone, view.mean, view.std)
+    return builders(
+        FrozenNetwork(network, view.image_size, device, fast_precision(device), channels_last=True)
+    )
+
+
+def choose_backend(candidates: Builders, view: Preprocessing, device: torch.device, wanted: str) -> Backend:
+    """The backend `wanted` for a teacher; see `inference.selection.choose_backend`."""
+    images = torch.rand(CHOICE_BATCH, 3, *view.image_size, generator=torch.Generator().manual_seed(0))
+    return selection.choose_backend(candidates, images, device, wanted, _RULE)
 
 
 class TeacherSource(ABC):

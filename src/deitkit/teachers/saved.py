@@ -22,8 +22,7 @@ from ..inference.backends import Backend
 from ..io import parse_json, read_json, write_json, write_tensors
 from ..preprocessing import INTERPOLATIONS, InputSize
 from ..run_folder import TEACHER_CARD, holds_teacher
-from .fast_backbone import CHOICE_BATCH, backend_builders, choose_backend
-from .pretrained import Pretrained
+from .pretrained import CHOICE_BATCH, Pretrained, backend_builders, choose_backend
 from .spec import FITTED, allowed_code, open_member, parse_member, refuse_code
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 

@@ -8,7 +8,7 @@ import torch
 from deitkit import DeitkitError
 from deitkit.inference import selection
 from deitkit.preprocessing import InputSize
-from deitkit.teachers.fast_backbone import backend_builders, choose_backend
+from deitkit.teachers.pretrained import backend_builders, choose_backend
 from deitkit.teachers.spec import open_member, parse
 
 from .models import onnx_file, timm_file
