@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from deitkit.cli import main as command_line
 from deitkit.errors import DeitkitError
 from deitkit.models.blocks import resize_positions
 from deitkit.models.deit import DeiT, joint_logits
+from deitkit.preprocessing import Preprocessing
 from deitkit.weights.conversion import convert
 from tests.parity.test_preprocessing import photograph
 from tests.test_bad_input import refusal
 from tests.weights.models import assert_agrees, images_for, little
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
-VIEW = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic", "crop": 0.875}
+VIEW = Preprocessing((32, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), crop=0.875)
 FORMATS = ("deitkit", "timm", "transformers", "official")
 
 
@@ -36,8 +38,7 @@ def model_of(**changes) -> DeiT:
 
 def write(model: DeiT, folder: Path, to: str, **view) -> Path:
     """A source: the folder, or for the official code its file."""
-    preprocessing = VIEW | {"image_size": list(model.image_size)} | view
-    files = weights.export(model, folder, to, preprocessing, CLASSES)  # type: ignore[arg-type]
+    files = weights.export(model, folder, to, replace(VIEW, image_size=model.image_size, **view), CLASSES)
     return files[0] if to == "official" else folder
 
 
@@ -78,12 +79,12 @@ def test_every_format_becomes_every_other(source, to, distilled, tmp_path):
     if source != "official" and to == "deitkit":
         again = load(tmp_path / "out", device="cpu")
         assert again.classes == CLASSES and 32 / again.crop == pytest.approx(36, abs=0.6)
-        assert again.mean.flatten().tolist() == pytest.approx(VIEW["mean"])
+        assert again.mean.flatten().tolist() == pytest.approx(VIEW.mean)
 
 
 def test_a_bare_file_says_what_is_assumed(tmp_path):
     torch.save(model_of(embed_dim=64).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(DeitkitError, match="64 wide and do not tell their attention heads; give --num-heads"):
+    with pytest.raises(DeitkitError, match="attention heads of width 64 is not known; give --num-heads"):
         convert(tmp_path / "a.pth", tmp_path / "out", "deitkit")
     published = DeiT(
         image_size=(32, 32), patch_size=(16, 16), num_classes=7, embed_dim=192, depth=1, num_heads=3
@@ -91,8 +92,8 @@ def test_a_bare_file_says_what_is_assumed(tmp_path):
     torch.save({"model": published.state_dict()}, tmp_path / "b.pth")
     done = convert(tmp_path / "b.pth", tmp_path / "out", "deitkit")
     assert [sentence.split(":")[0] for sentence in done.changes] == [
-        "3 attention heads, as the published model of width 192 has",
-        "the source does not say how it sees images",
+        "3 attention heads are assumed, as in the published model of width 192",
+        "the source does not say how it preprocesses images",
         "the 7 classes have no names",
     ]
     loaded = load(tmp_path / "out", device="cpu")
@@ -145,8 +146,8 @@ def test_another_size_not_square_and_other_patches(antialias, tmp_path, capsys):
         command_line(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to=timm", *options])
     assert stop.value.code == 0
     said = capsys.readouterr()
-    assert "the position embeddings were resized from 4x4 to 2x6 patches" in said.err
-    assert "the patch kernels were resized from 8x8 to 12x8 pixels" in said.err
+    assert "the position embeddings are resized from 4x4 to 2x6 patches" in said.err
+    assert "the patch kernels are resized from 8x8 to 12x8 pixels" in said.err
     assert str(tmp_path / "b" / "model.safetensors") in said.out
     written = load_file(tmp_path / "b" / "model.safetensors")
     expected = resize_positions(source.pos_embed, 2, (4, 4), (2, 6), antialias)
@@ -160,17 +161,16 @@ def test_another_size_not_square_and_other_patches(antialias, tmp_path, capsys):
 def test_another_number_of_classes_starts_the_heads_afresh(tmp_path):
     source = model_of()
     done = convert(write(source, tmp_path / "a", "deitkit"), tmp_path / "b", "transformers", num_classes=9)
-    assert "head starts afresh for 9 classes: the weights know 5 classes" in done.changes
+    assert "head is initialised anew for 9 classes: the weights have 5" in done.changes
     assert "the 9 classes have no names: they are numbered" in done.changes
     again = weights.read(tmp_path / "b")
-    assert again["head.weight"].shape == (9, 32) and again.facts.classes == tuple("012345678")
+    assert again["head.weight"].shape == (9, 32) and again.info.classes == tuple("012345678")
     torch.testing.assert_close(again["blocks.1.mlp.fc2.weight"], source.blocks[1].mlp.fc2.weight)
 
 
-def test_several_labels_stay_several(tmp_path):
+def test_multilabel_stays_multilabel(tmp_path):
     model = model_of()
-    view = VIEW | {"image_size": [32, 32]}
-    weights.export(model, tmp_path / "a", "deitkit", view, CLASSES, "multilabel")
+    weights.export(model, tmp_path / "a", "deitkit", VIEW, CLASSES, "multilabel")
     convert(tmp_path / "a", tmp_path / "b", "transformers")
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
@@ -178,7 +178,7 @@ def test_several_labels_stay_several(tmp_path):
     assert load(tmp_path / "c", device="cpu").task == "multilabel"
 
 
-def test_a_processor_that_squashes_is_told_of(tmp_path):
+def test_a_processor_that_ignores_the_aspect_ratio_is_reported(tmp_path):
     """The published DeiT's: 256 x 256 whatever the image's shape, then the centre of 224."""
     model = model_of()
     write(model, tmp_path / "a", "transformers")
@@ -186,7 +186,7 @@ def test_a_processor_that_squashes_is_told_of(tmp_path):
     processor |= {"size": 36, "crop_size": 32, "resample": 2}  # numbers, as old files have them
     (tmp_path / "a" / "preprocessor_config.json").write_text(json.dumps(processor))
     done = convert(tmp_path / "a", tmp_path / "b", "deitkit")
-    assert any("squashes images" in c for c in done.changes)
+    assert any("resizes images to a fixed size" in c for c in done.changes)
     assert any("resizes images bilinear" in c for c in done.changes)
     assert load(tmp_path / "b", device="cpu").crop == pytest.approx(32 / 36)
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_converted_is_refused_in_a_sentence(tmp_path, capsys):
     state = little(image_size=(16, 40)).state_dict()  # 4 x 5 patches
     torch.save(state, tmp_path / "y.pth")
     arguments = ("convert", tmp_path / "y.pth", tmp_path / "b", "--to", "timm", "--num-heads", "4")
-    assert "20 positions, no square" in refusal(capsys, *arguments)
+    assert "20 positions, which are no square grid" in refusal(capsys, *arguments)
     assert not (tmp_path / "b").exists()
 
 

@@ -1,6 +1,7 @@
 """Weights out for other projects, with the same logits there."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +11,12 @@ from PIL import Image
 
 from deitkit import weights
 from deitkit.errors import DeitkitError
-from deitkit.models.deit import joint_logits
+from deitkit.models import joint_logits
+from deitkit.preprocessing import Preprocessing
 
 from .models import assert_agrees, assert_same, images_for, little
 
-PREPROCESSING = {
-    "image_size": [16, 32],
-    "mean": [0.5, 0.4, 0.3],
-    "std": [0.2, 0.25, 0.3],
-    "interpolation": "bicubic",
-    "crop": 1.0,
-}
+PREPROCESSING = Preprocessing((16, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), crop=1.0)
 CLASSES = ["cat", "dog", "eel", "fox", "gnu"]
 SHAPES = [
     pytest.param({}, id="distilled"),
@@ -31,7 +27,7 @@ SHAPES = [
 
 
 def exported(model, folder, to):
-    return weights.export(model, folder, to, PREPROCESSING | {"image_size": list(model.image_size)}, CLASSES)
+    return weights.export(model, folder, to, replace(PREPROCESSING, image_size=model.image_size), CLASSES)
 
 
 @pytest.mark.parametrize("changes", SHAPES)
@@ -69,7 +65,7 @@ def test_timm_sees_with_the_exported_preprocessing(tmp_path):
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     seen = timm.data.resolve_model_data_config(loaded)
     assert seen["input_size"] == (3, 16, 32)
-    assert [list(seen[k]) for k in ("mean", "std")] == [PREPROCESSING[k] for k in ("mean", "std")]
+    assert (tuple(seen["mean"]), tuple(seen["std"])) == (PREPROCESSING.mean, PREPROCESSING.std)
     assert (seen["interpolation"], seen["crop_pct"]) == ("bicubic", 1.0)
 
 
@@ -99,7 +95,7 @@ def test_transformers_prepares_images_as_exported(tmp_path):
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     seen = processor(Image.fromarray(pixels), return_tensors="pt").pixel_values[0]
-    expected = (pixels / 255 - PREPROCESSING["mean"]) / PREPROCESSING["std"]
+    expected = (pixels / 255 - PREPROCESSING.mean) / PREPROCESSING.std
     assert_agrees(seen, expected.transpose(2, 0, 1))
     wide = processor(Image.fromarray(pixels).resize((80, 40)), return_tensors="pt").pixel_values
     assert wide.shape == (1, 3, 16, 16)
@@ -138,7 +134,8 @@ def test_deitkit_uses_its_own_export_like_a_run(tmp_path):
 
 
 def test_export_refuses_unknown_formats_and_miscounted_classes(tmp_path):
-    with pytest.raises(DeitkitError, match="cannot export to 'caffe'; choose one of deitkit, timm"):
+    names = "deitkit, official, timm, transformers"
+    with pytest.raises(DeitkitError, match=f"cannot export to 'caffe'; choose one of {names}"):
         weights.export(little(), tmp_path, "caffe", PREPROCESSING, CLASSES)
     with pytest.raises(DeitkitError, match="4 class names for 5 outputs"):
         weights.export(little(), tmp_path, "timm", PREPROCESSING, CLASSES[:4])

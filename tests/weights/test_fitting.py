@@ -23,9 +23,7 @@ def test_weights_that_fit_are_loaded_without_a_word():
 def test_plain_to_distilled_copies_the_class_token():
     source, target = little(0, distilled=False), little(1)
     [sentence] = weights.load_into(target, weights_of(source))
-    assert (
-        sentence == "the distillation token, its position and its head start as copies of the class token's"
-    )
+    assert sentence == "the distillation token, its position and its head are copied from the class token"
     torch.testing.assert_close(target.dist_token, source.cls_token)
     torch.testing.assert_close(target.pos_embed[:, 1], source.pos_embed[:, 0])
     torch.testing.assert_close(target.pos_embed[:, 2:], source.pos_embed[:, 1:])
@@ -36,7 +34,7 @@ def test_plain_to_distilled_copies_the_class_token():
 def test_distilled_to_plain_leaves_the_token_out():
     source, target = little(0), little(1, distilled=False)
     [sentence] = weights.load_into(target, weights_of(source))
-    assert "left out" in sentence
+    assert "are dropped" in sentence
     torch.testing.assert_close(target.pos_embed[:, 0], source.pos_embed[:, 0])
     torch.testing.assert_close(target.pos_embed[:, 1:], source.pos_embed[:, 2:])
     torch.testing.assert_close(target.head.weight, source.head.weight)
@@ -46,8 +44,8 @@ def test_distilled_to_plain_leaves_the_token_out():
 def test_other_classes_start_the_heads_afresh(distilled):
     source, target = little(0, distilled=distilled), little(1, num_classes=300)
     sentences = weights.load_into(target, source.state_dict())
-    assert [s for s in sentences if s.startswith("head starts afresh for 300 classes")]
-    assert [s for s in sentences if s.startswith("head_dist starts afresh for 300 classes")]
+    assert [s for s in sentences if s.startswith("head is initialised anew for 300 classes")]
+    assert [s for s in sentences if s.startswith("head_dist is initialised anew for 300 classes")]
     assert target.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not torch.equal(target.head.weight, target.head_dist.weight)
     assert (target.head_dist.bias == 0).all()
@@ -58,7 +56,7 @@ def test_the_grid_counts_even_where_the_number_of_patches_agrees():
     """4 x 4 and 2 x 8 patches are 16 both; copied over, every row would land in the wrong place."""
     source, target = little(0), little(1, image_size=(8, 64))
     [sentence] = weights.load_into(target, weights_of(source))
-    assert sentence == "the position embeddings were resized from 4x4 to 2x8 patches"
+    assert sentence == "the position embeddings are resized from 4x4 to 2x8 patches"
     expected = resize_positions(source.pos_embed, 2, (4, 4), (2, 8))
     torch.testing.assert_close(target.pos_embed, expected)
 
@@ -67,7 +65,7 @@ def test_an_untold_grid_is_taken_as_square_and_says_so():
     source, target = little(0), little(1, image_size=(32, 64))
     [sentence] = weights.load_into(target, source.state_dict())
     assert sentence == (
-        "the position embeddings were resized from 4x4 (taken to be so from their number) to 8x8 patches"
+        "the position embeddings are resized from 4x4 (assumed from their number) to 8x8 patches"
     )
 
 
@@ -116,7 +114,7 @@ def test_another_patch_size_keeps_the_size_of_the_tokens(patch_size):
         source.patch_embed.proj.weight.copy_(torch.randn(32, 3, 1, 1).expand(32, 3, 4, 8))
     target = little(1, patch_size=patch_size, image_size=(patch_size[0] * 4, patch_size[1] * 4))
     [sentence] = weights.load_into(target, weights_of(source))
-    assert sentence == f"the patch kernels were resized from 4x8 to {patch_size[0]}x{patch_size[1]} pixels"
+    assert sentence == f"the patch kernels are resized from 4x8 to {patch_size[0]}x{patch_size[1]} pixels"
     grey = torch.tensor([0.3, -0.5, 0.9]).view(1, 3, 1, 1)
     tokens = [m.patch_embed(grey.expand(1, 3, *m.image_size))[0, 0] for m in (source, target)]
     torch.testing.assert_close(tokens[1], tokens[0], rtol=1e-4, atol=1e-4)
@@ -125,8 +123,8 @@ def test_another_patch_size_keeps_the_size_of_the_tokens(patch_size):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embed_dim": 64}, "32 wide and 2 deep, the student is 64 wide and 2 deep; choose"),
-        ({"depth": 3}, "32 wide and 2 deep, the student is 32 wide and 3 deep; choose"),
+        ({"embed_dim": 64}, "width 32 and depth 2, the student has width 64 and depth 2; choose"),
+        ({"depth": 3}, "width 32 and depth 2, the student has width 32 and depth 3; choose"),
         ({"mlp_ratio": 2.0}, r"'blocks\.0\.mlp\.fc1\.weight' is \(128, 32\) in the weights and \(64, 32\)"),
         ({"in_channels": 1}, r"'patch_embed\.proj\.weight' is \(32, 3\) in the weights and \(32, 1\)"),
     ],
@@ -149,6 +147,6 @@ def test_layers_that_the_model_lacks_are_refused():
 def test_layer_scale_starts_at_one_on_weights_without_it():
     source, target = little(0), little(1, layer_scale=1e-4)
     [sentence] = weights.load_into(target, weights_of(source))
-    assert sentence.startswith("the gains of LayerScale start at 1")
+    assert sentence.startswith("LayerScale is initialised to 1")
     images = images_for(source)
     torch.testing.assert_close(target(images), source(images))

@@ -154,3 +154,23 @@ def test_an_unreachable_hub_gives_one_sentence(source, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DeitkitError, match=f"the hub could not give '{source}'.*give the file's path"):
         weights.read(source)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"config.json": "{"}, "config.json is not JSON"),
+        (
+            {"config.json": '{"model_type": "vit", "id2label": {"x": 1}}'},
+            "does not describe a model as transf",
+        ),
+        ({"config.json": '{"architecture": "a", "pretrained_cfg": {"mean": 3}}'}, "a model as timm does"),
+        ({"config.json": '{"student": {"depth": "x"}, "classes": ["a"]}'}, "config.json cannot be read"),
+    ],
+)
+def test_a_damaged_description_is_refused(files, sentence, tmp_path):
+    save_file(little().state_dict(), tmp_path / "model.safetensors")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DeitkitError, match=sentence):
+        weights.read(tmp_path)

@@ -1,4 +1,4 @@
-"""`deitkit convert`: weights of any project, for any other."""
+"""`deitkit convert`: weights from one project's format to another's."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from typing import Annotated
 
 import typer
 
-from . import options as flags
+# A format is a module; their names are listed here without importing them, which would load PyTorch.
+_FORMATS = sorted(p.stem for p in (Path(__file__).parents[1] / "weights" / "formats").glob("[a-z]*.py"))
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A run, a file, a folder, timm:NAME or hf:OWNER/NAME.")],
-    destination: Annotated[Path, typer.Argument(help="A new or empty folder for the files.")],
-    to: Annotated[str, typer.Option(help="deitkit, timm, transformers or official.")],
-    image_size: flags.ImageSize = None,
-    patch_size: flags.PatchSize = None,
+    source: Annotated[str, typer.Argument(help="A run, file, folder, timm:NAME or hf:OWNER/NAME.")],
+    destination: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(_FORMATS)}.")],
+    image_size: Annotated[str | None, typer.Option(help="Pixels, N or HxW; the source's by default.")] = None,
+    patch_size: Annotated[str | None, typer.Option(help="Pixels, N or HxW; the source's by default.")] = None,
     num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Other classes; the heads start anew.")
+        int | None, typer.Option(min=1, help="Another number of classes; initialises the heads anew.")
     ] = None,
     distilled: Annotated[
         bool | None, typer.Option("--distilled/--plain", help="With or without a distillation token.")
     ] = None,
     num_heads: Annotated[
-        int | None, typer.Option(min=1, help="Of attention, if the source does not say.")
+        int | None, typer.Option(min=1, help="Number of attention heads, if the checkpoint does not say.")
     ] = None,
-    antialias: Annotated[bool, typer.Option("--antialias", help="Resize positions as timm does.")] = False,
+    antialias: Annotated[
+        bool, typer.Option("--antialias", help="Resize position embeddings as timm does.")
+    ] = False,
 ) -> None:
-    """Write a model of any project in any project's format, at any size."""
+    """Convert weights between deitkit, timm, transformers and the official code, at any size."""
     from ..config import Config
     from ..settings import AUTO
     from ..weights.conversion import convert as convert_model
 
-    # Sizes are read as those of a setting are.
+    # Sizes are parsed as settings.
     given = {"student.image_size": image_size, "student.patch_size": patch_size}
     student = Config().override({key: text for key, text in given.items() if text is not None}).student
     converted = convert_model(
         source,
         destination,
-        to,  # type: ignore[arg-type]
+        to,
         image_size=None if student.image_size == AUTO else student.image_size,
         patch_size=None if student.patch_size == AUTO else student.patch_size,
         num_classes=num_classes,

@@ -33,19 +33,14 @@ from ..inference.backends import (
 from ..inference.int8 import quantise
 from ..inference.onnx_graph import missing_for_onnx, to_onnx
 from ..models.deit import VARIANTS, create_model
+from ..preprocessing import Preprocessing
 from ..tasks import SCORES
 from ..weights import export as export_weights
 from .exporter import metadata
 
 BACKENDS = tuple(name for name in get_args(BackendName) if name != "auto")
 _MOST_MEASURED = 1000  # validation images, spread over the set: int8 loses points, not hundredths
-_RANDOM = {
-    "image_size": [224, 224],
-    "mean": [0.5] * 3,
-    "std": [0.25] * 3,
-    "interpolation": "bicubic",
-    "crop": 1.0,
-}
+_RANDOM = Preprocessing((224, 224), mean=(0.5,) * 3, std=(0.25,) * 3, crop=1.0)
 
 
 @dataclass(frozen=True)

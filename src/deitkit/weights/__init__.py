@@ -1,21 +1,27 @@
-"""Weights in from other projects, fitted to a model of another shape, and out again.
+"""Reads weights of other projects, fits them to a model of another shape, and exports them.
 
-`read` gives published keys whatever the file's style; `load_into` fits them to a model and says what
-it changed; `export` writes what timm, transformers and the official code load.
+`read` returns published keys whatever the source's format; `load_into` fits them to a model and returns what
+it changed; `export` writes a format that timm, transformers or the official code load. Each format is a
+module in `formats/`.
 """
 
-from .exporting import Format, export
+from . import formats as _formats  # registers the formats
 from .fitting import load_into
+from .format import FORMATS, CheckpointInfo, WeightsFormat, export
+from .formats.transformers import transformers_keys
 from .initial import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
-from .keys import published_keys, transformers_keys
-from .sources import Weights, read, read_state
+from .sources import Weights, published_keys, read, read_state
+
+del _formats
 
 __all__ = [
+    "FORMATS",
     "PUBLISHED",
     "SHIPPED",
-    "Format",
+    "CheckpointInfo",
     "Published",
     "Weights",
+    "WeightsFormat",
     "export",
     "find_initial",
     "load_into",

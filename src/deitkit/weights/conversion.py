@@ -1,4 +1,4 @@
-"""`deitkit convert`: a model of any project, of the shape that is asked for, in any project's format."""
+"""Converts weights of any format to any other, at another image size, patch size or number of classes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
-from ..models.deit import VARIANTS, DeiT
-from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from . import Format, Weights, export, load_into, read
+from ..models import VARIANTS, DeiT
+from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from . import CheckpointInfo, Weights, export, load_into, read
 
-# Of published models: DeiT's, and the L and H of DeiT III (arXiv 2204.07118).
+# Attention heads of published models by width: DeiT's, and the L and H of DeiT III (arXiv 2204.07118).
 _HEADS = {v.embed_dim: v.num_heads for v in VARIANTS.values()} | {1024: 16, 1280: 16}
-# What a source that says nothing is taken to be trained with, as the official code evaluates.
-_IMAGENET = {
-    "mean": list(IMAGENET_MEAN),
-    "std": list(IMAGENET_STD),
-    "interpolation": "bicubic",
-    "crop": 0.875,
-}
+_IMAGENET_CROP = 224 / 256  # as the official code evaluates
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The files that were written, and a sentence for each thing that was changed or assumed."""
+    """The files that were written, and one sentence for each change and assumption."""
 
     files: list[Path]
     changes: list[str]
@@ -34,7 +28,7 @@ class Converted:
 def convert(
     source: str | Path,
     destination: str | Path,
-    to: Format,
+    to: str,
     *,
     image_size: tuple[int, int] | None = None,
     patch_size: tuple[int, int] | None = None,
@@ -43,53 +37,60 @@ def convert(
     num_heads: int | None = None,
     antialias: bool = False,
 ) -> Converted:
-    """Reads `source` (as `weights.read` takes it) and writes it into the folder `destination`.
+    """Reads `source` (see `weights.read`) and writes it into the folder `destination` in the format `to`.
 
-    Sizes are (height, width) in pixels; None keeps what the source has. num_classes: another number than
-    the source's starts the heads afresh. distilled: with or without a distillation token. num_heads: of
-    attention, where the source does not say and the width is not a published model's. antialias: how
-    position embeddings and patch kernels are resized, see `load_into`. Raises DeitkitError for anything
-    the caller can mend.
+    image_size, patch_size: height, width in pixels; None keeps the source's. num_classes: another number than
+    the source's initialises the heads anew. distilled: with or without a distillation token. num_heads:
+    needed if the source does not say and its width is no published model's. antialias: see `load_into`.
+
+        convert("runs/flowers", "flowers-timm", "timm")
+
+    Raises WeightsError if the source cannot be read or converted, or if `destination` is not empty.
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise WeightsError(f"{destination} is there and not an empty folder; choose a new or an empty one")
+        raise WeightsError(f"{destination} is not an empty folder; choose a new or an empty one")
     weights = read(source)
-    facts = weights.facts
+    info = weights.info
     changes: list[str] = []
     kernel = weights["patch_embed.proj.weight"].shape  # (D, C, h, w)
-    image_size = image_size or facts.image_size or _square(weights)
     model = DeiT(
-        image_size=image_size,
+        image_size=image_size or info.image_size or _square(weights),
         patch_size=patch_size or (kernel[2], kernel[3]),
         num_classes=num_classes or _num_classes(weights),
-        num_heads=num_heads or facts.num_heads or _published_heads(kernel[0], changes),
+        num_heads=num_heads or info.num_heads or _published_heads(kernel[0], changes),
         distilled="dist_token" in weights if distilled is None else distilled,
-        **_body(weights),
+        **_shape(weights),
     ).eval()
     changes += load_into(model, weights, antialias=antialias)
-    if facts.preprocessing is None:
-        changes.append("the source does not say how it sees images: taken to be as DeiT does on ImageNet")
-    elif facts.preprocessing["interpolation"] != "bicubic":
-        changes.append(
-            f"the source resizes images {facts.preprocessing['interpolation']}, and deitkit always bicubic"
-        )
-    if facts.squashes:
-        changes.append("the source squashes images to size; deitkit keeps their shape and cuts the centre")
-    classes = facts.classes
+    view = _preprocessing(info, model.image_size, changes)
+    classes = info.classes
     if classes is None or len(classes) != model.num_classes:
         changes.append(f"the {model.num_classes} classes have no names: they are numbered")
         classes = tuple(map(str, range(model.num_classes)))
-    view = (facts.preprocessing or _IMAGENET) | {"image_size": list(model.image_size)}
-    return Converted(export(model, destination, to, view, classes, facts.task), changes)
+    return Converted(export(model, destination, to, view, classes, info.task), changes)
 
 
-def _body(weights: Weights) -> dict[str, Any]:
-    """Width, depth, MLP and input channels, which are the weights' own."""
+def _preprocessing(info: CheckpointInfo, image_size: tuple[int, int], changes: list[str]) -> Preprocessing:
+    """The source's preprocessing, or that of the official code if it does not say."""
+    if info.ignores_aspect:
+        changes.append(
+            "the source resizes images to a fixed size; deitkit keeps the aspect ratio and crops the centre"
+        )
+    if info.mean is None or info.std is None:
+        changes.append("the source does not say how it preprocesses images: ImageNet's mean and std are used")
+        return Preprocessing(image_size, IMAGENET_MEAN, IMAGENET_STD, _IMAGENET_CROP)
+    if info.interpolation != "bicubic":
+        changes.append(f"the source resizes images {info.interpolation}, deitkit always bicubic")
+    return Preprocessing(image_size, info.mean, info.std, info.crop, info.interpolation)
+
+
+def _shape(weights: Weights) -> dict[str, Any]:
+    """Width, depth, MLP ratio and input channels of the weights."""
     width, channels = weights["patch_embed.proj.weight"].shape[:2]
     hidden = weights.get("blocks.0.mlp.fc1.weight")
     if hidden is None:
-        raise WeightsError("the weights have no block of a transformer; give those of a DeiT or ViT")
+        raise WeightsError("the weights have no transformer blocks; give weights of a DeiT or ViT")
     depth = 1 + max(int(k.split(".")[1]) for k in weights if k.startswith("blocks."))
     ratio = hidden.shape[0] / width
     return {"embed_dim": width, "depth": depth, "mlp_ratio": ratio, "in_channels": channels}
@@ -97,26 +98,24 @@ def _body(weights: Weights) -> dict[str, Any]:
 
 def _num_classes(weights: Weights) -> int:
     if "head.weight" not in weights:
-        raise WeightsError("the weights have no head; give --num-classes for one that starts afresh")
+        raise WeightsError("the weights have no head; give --num-classes to initialise one")
     return weights["head.weight"].shape[0]
 
 
 def _published_heads(width: int, changes: list[str]) -> int:
     if width not in _HEADS:
-        raise WeightsError(
-            f"the weights are {width} wide and do not tell their attention heads; give --num-heads"
-        )
-    changes.append(f"{_HEADS[width]} attention heads, as the published model of width {width} has")
+        raise WeightsError(f"the number of attention heads of width {width} is not known; give --num-heads")
+    changes.append(f"{_HEADS[width]} attention heads are assumed, as in the published model of width {width}")
     return _HEADS[width]
 
 
 def _square(weights: Weights) -> tuple[int, int]:
-    """The image size where only the number of positions is known: a square grid, as published."""
+    """The image size if only the number of positions is known: a square grid, as published."""
     count = weights["pos_embed"].shape[1] - (2 if "dist_token" in weights else 1)
     side = math.isqrt(count)
     if side * side != count:
         raise WeightsError(
-            f"the weights have {count} positions, no square, and do not tell their image size; "
+            f"the weights have {count} positions, which are no square grid; "
             "put the model's config.json beside them, or give --image-size"
         )
     h, w = weights["patch_embed.proj.weight"].shape[2:]

@@ -1,4 +1,4 @@
-"""Weights fitted to a model of another shape."""
+"""Loads weights into a model of another shape: other classes, image size, patch size or tokens."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from ..models.deit import DeiT
 
 
 def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = False) -> list[str]:
-    """Loads `weights` (published keys) into `model`, fitted to its shape; returns what was changed.
+    """Loads `weights` (published keys) into `model`, fitted to its shape.
 
-    Each sentence of the result names one change; the list is empty where every tensor fitted. A
-    distillation token that is missing starts, with its position and its head, as a copy of the
-    class token's; one too many is left out. LayerScale's gains start at 1 where there are none. Heads
-    for another number of classes start afresh. Position embeddings and patch kernels are resized, bicubic
-    as published, antialiased as in timm (True) or not as in the official code (False). The number of
-    attention heads leaves no trace in weights and is not checked. Raises DeitkitError for another width,
-    depth, or kind of model.
+    Returns one sentence per change; none if every tensor fits.
+
+    - A missing distillation token, its position and its head are copied from the class token; a surplus one
+      is dropped.
+    - Missing LayerScale gains are 1.
+    - Heads for another number of classes are initialised anew.
+    - Position embeddings and patch kernels are resized, bicubic as published; antialias: as timm does, and
+      the official code does not.
+
+    The number of attention heads cannot be seen in weights and is not checked. Raises WeightsError if width,
+    depth or architecture differ.
     """
     state = {k: v.to(model.pos_embed) for k, v in weights.items()}
-    _check_body(model, state)
+    _check_backbone(model, state)
     changes: list[str] = []
     _fit_layer_scale(model, state, changes)
     _fit_distillation(model, state, changes)
@@ -36,23 +40,24 @@ def load_into(model: DeiT, weights: dict[str, Tensor], *, antialias: bool = Fals
     return changes
 
 
-def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
-    """What cannot be adapted: width, depth, MLP, input channels, layers that the model does not have."""
+def _check_backbone(model: DeiT, state: dict[str, Tensor]) -> None:
+    """Refuses what cannot be adapted: another width, depth, MLP or number of channels, other layers."""
     own = model.state_dict()
     depth = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
     width = state["cls_token"].shape[-1]
     if (width, depth) != (model.embed_dim, model.depth):
         raise WeightsError(
-            f"the weights are of a model {width} wide and {depth} deep, the student is "
-            f"{model.embed_dim} wide and {model.depth} deep; "
-            "choose the student that matches them, or other weights"
+            f"the weights have width {width} and depth {depth}, the student has width {model.embed_dim} and "
+            f"depth {model.depth}; choose the student that matches them, or other weights"
         )
     adapted = ("head", "dist_token", "pos_embed", "patch_embed.proj.weight")
     foreign = [k for k in state if k not in own and not k.startswith(adapted)]
     absent = [k for k in own if k not in state and not k.startswith(adapted) and ".gamma_" not in k]
     if foreign or absent:
         what = f"an extra {foreign[0]!r}" if foreign else f"no {absent[0]!r}"
-        raise WeightsError(f"the weights are of another architecture: they have {what}; give those of a DeiT")
+        raise WeightsError(
+            f"the weights are of another architecture: they have {what}; give weights of a DeiT"
+        )
     shapes = {
         k: (state[k].shape, v.shape) for k, v in own.items() if not k.startswith(adapted) and k in state
     }
@@ -67,11 +72,11 @@ def _check_body(model: DeiT, state: dict[str, Tensor]) -> None:
 
 
 def _fit_layer_scale(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> None:
-    """`published_keys` merges trained gains into the projections, so 1 keeps the function they had."""
+    """Gains of 1 keep the function: `published_keys` folds trained gains into the projections."""
     gains = {k: v for k, v in model.state_dict().items() if ".gamma_" in k and k not in state}
     if gains:
         state |= {k: torch.ones_like(v) for k, v in gains.items()}
-        changes.append("the gains of LayerScale start at 1: those of the weights are in their projections")
+        changes.append("LayerScale is initialised to 1: the weights have it folded into their projections")
 
 
 def _fit_distillation(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> None:
@@ -80,16 +85,14 @@ def _fit_distillation(model: DeiT, state: dict[str, Tensor], changes: list[str])
         state["pos_embed"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
         for key in ("dist_token", "head_dist.weight", "head_dist.bias"):
             state.pop(key, None)
-        changes.append("the distillation token, its position and its head were left out")
+        changes.append("the distillation token, its position and its head are dropped")
     elif model.dist_token is not None and "dist_token" not in state:
         positions = state["pos_embed"]
         state["dist_token"] = state["cls_token"].clone()
         state["pos_embed"] = torch.cat([positions[:, :1], positions], dim=1)
         if "head.weight" in state:
             state |= {f"head_dist.{k}": state[f"head.{k}"].clone() for k in ("weight", "bias")}
-        changes.append(
-            "the distillation token, its position and its head start as copies of the class token's"
-        )
+        changes.append("the distillation token, its position and its head are copied from the class token")
 
 
 def _fit_heads(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> None:
@@ -97,8 +100,8 @@ def _fit_heads(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> Non
         weight = state.get(f"{name}.weight")
         if head is None or (weight is not None and weight.shape == head.weight.shape):
             continue
-        why = "the weights have none" if weight is None else f"the weights know {weight.shape[0]} classes"
-        changes.append(f"{name} starts afresh for {model.num_classes} classes: {why}")
+        why = "the weights have none" if weight is None else f"the weights have {weight.shape[0]}"
+        changes.append(f"{name} is initialised anew for {model.num_classes} classes: {why}")
         state[f"{name}.weight"] = nn.init.trunc_normal_(torch.empty_like(head.weight), std=0.02)
         state[f"{name}.bias"] = torch.zeros_like(head.bias)
 
@@ -109,9 +112,9 @@ def _fit_patches(model: DeiT, state: dict[str, Tensor], changes: list[str], anti
     if old == new:
         return
     resized = F.interpolate(kernel, new, mode="bicubic", align_corners=False, antialias=antialias)
-    # A kernel sums over its pixels: with fewer of them each must weigh more, or the tokens would fade.
+    # A kernel sums over its pixels, so the weights of fewer pixels are scaled up to keep the sum.
     state["patch_embed.proj.weight"] = resized * (old[0] * old[1] / (new[0] * new[1]))
-    changes.append(f"the patch kernels were resized from {old[0]}x{old[1]} to {new[0]}x{new[1]} pixels")
+    changes.append(f"the patch kernels are resized from {old[0]}x{old[1]} to {new[0]}x{new[1]} pixels")
 
 
 def _fit_positions(
@@ -128,14 +131,14 @@ def _fit_positions(
         state["pos_embed"] = resize_positions(
             state["pos_embed"], model.num_prefix_tokens, old, new, antialias
         )
-        taken = " (taken to be so from their number)" if guessed else ""
+        taken = " (assumed from their number)" if guessed else ""
         changes.append(
-            f"the position embeddings were resized from {old[0]}x{old[1]}{taken} to {new[0]}x{new[1]} patches"
+            f"the position embeddings are resized from {old[0]}x{old[1]}{taken} to {new[0]}x{new[1]} patches"
         )
 
 
 def _likely_grid(count: int, target: tuple[int, int]) -> tuple[int, int]:
-    """The grid of `count` patches: square if it can be, as published, else of a shape near `target`'s."""
+    """The grid of `count` patches: square if possible, as published, else nearest in shape to `target`."""
     side = math.isqrt(count)
     if side * side == count:
         return side, side

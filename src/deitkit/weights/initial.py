@@ -1,4 +1,4 @@
-"""Where the weights for `--init auto` come from, student by student."""
+"""Finds the initial weights for `--init auto`: those that come with deitkit, or the published ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-SHIPPED = "deitkit:"  # and a student's name: weights that come with the package
-_ANSWER_SECONDS = 6.0  # a hub that takes longer to say that a file exists counts as unreachable
+SHIPPED = "deitkit:"  # before a student's name: weights that come with the package
+_ANSWER_SECONDS = 6.0  # the hub counts as unreachable if it does not answer within this time
 
 
 @dataclass(frozen=True)
 class Published:
-    """One set of published ImageNet-1k weights: its names on the hub, top-1 in percent, pixels a side."""
+    """Published ImageNet-1k weights: their names on the hub, top-1 in percent, image size in pixels."""
 
     timm: str
     transformers: str
@@ -22,7 +22,7 @@ class Published:
     distilled: bool = True
 
 
-# Read from the official repository's table of models; distilled ones first.
+# From the official repository's table of models; distilled ones first.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "nano": (),
     "tiny": (
@@ -51,20 +51,24 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
 }
 
-_COST = "it starts from scratch, which takes more epochs and on little data ends lower"
+_COST = "training from scratch, which needs more epochs and is less accurate on little data"
 
 
 def find_initial(student: str) -> tuple[str, str]:
-    """What `--init auto` stands for, as `read` takes it ("none" for nothing), and a sentence on it.
+    """Resolves `--init auto`: the weights, as `read` takes them, or "none"; and the reason.
 
-    student: a name of `VARIANTS`. In this order: weights that come with the package, the published
-    distilled ones in the local cache, then on the hub, which is asked for a few seconds at most, and
-    only where something is published. Never raises for a missing network.
+    student: a key of `VARIANTS`. The order:
+
+    1. weights that come with deitkit;
+    2. the published distilled weights in the local cache;
+    3. those on the hub, which is given a few seconds to answer.
+
+    Does not raise without a network.
     """
     if shipped_file(student).is_file():
-        return f"{SHIPPED}{student}", f"initial weights: those that come with deitkit for {student}"
+        return f"{SHIPPED}{student}", f"initial weights: {SHIPPED}{student}, which comes with deitkit"
     if not PUBLISHED.get(student):
-        return "none", f"no trained weights are published for {student}: {_COST}"
+        return "none", f"there are no published weights for {student}: {_COST}"
     first = PUBLISHED[student][0]
     for name in (f"timm/{first.timm}", first.transformers):
         if _cached(name):
@@ -72,11 +76,11 @@ def find_initial(student: str) -> tuple[str, str]:
     name = f"timm/{first.timm}"
     if _on_hub(name):
         return f"hf:{name}", f"initial weights: {name}, from the hub"
-    return "none", f"the hub could not be reached for the published weights of {student}: {_COST}"
+    return "none", f"the hub with the published weights of {student} is unreachable: {_COST}"
 
 
 def shipped_file(student: str) -> Path:
-    """Where weights for the student lie inside the package, if there are any; a model card lies beside."""
+    """The path of the weights that come with deitkit for a student, whether or not there are any."""
     return Path(str(importlib.resources.files(__package__))) / "data" / f"{student}.safetensors"
 
 
@@ -87,7 +91,7 @@ def _cached(name: str) -> bool:
 
 
 def _on_hub(name: str) -> bool:
-    """Whether the hub answers for a file, in time: a network that swallows packets must not hold a run up."""
+    """Whether the hub has a file. In a thread, so that a network that drops packets does not delay a run."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     found: list[bool] = []
@@ -95,7 +99,7 @@ def _on_hub(name: str) -> bool:
     def ask() -> None:
         try:
             get_hf_file_metadata(hf_hub_url(name, "model.safetensors"), timeout=_ANSWER_SECONDS / 2)
-        except Exception:  # each cause has an error of its own; none of them gives weights
+        except Exception:  # whatever the cause, there are no weights
             return
         found.append(True)
 

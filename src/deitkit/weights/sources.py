@@ -1,4 +1,4 @@
-"""Weights from files, folders and hubs. Nothing is unpickled beyond tensors and plain values."""
+"""Reads weights from files, folders and hubs. Unpickles nothing but tensors and plain values."""
 
 from __future__ import annotations
 
@@ -15,55 +15,59 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DeitkitError, WeightsError
-from .checkpoint_info import Facts, facts_beside, facts_of_timm
+from .format import FORMATS, CheckpointInfo, info_beside
+from .formats.timm import info_of_model
 from .hub import cause, hub_access
 from .initial import SHIPPED, shipped_file
-from .keys import published_keys
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
+_NOT_THE_MODEL = re.compile(r"^(pooler|pre_logits|mask_token|decoder)\b")
 
 
 class Weights(dict[str, Tensor]):
     """A state dict under the published keys.
 
-    grid_size: the patch grid, rows and columns, where the source tells it. facts: what else it tells.
+    grid_size: rows and columns of patches, if known. info: what the source says about the model.
     """
 
     grid_size: tuple[int, int] | None = None
-    facts: Facts = Facts()
+    info: CheckpointInfo = CheckpointInfo()
 
 
 def read(source: str | Path) -> Weights:
-    """Weights from a file, a folder or a hub, under the published keys, on the CPU.
+    """Reads weights from a file, a folder or a hub, under the published keys, on the CPU.
 
-    source: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file (bare, or under "model" or
-    "state_dict", as the official code and timm save); a folder that holds one, such as a run of
-    deitkit or a folder of transformers or timm; `timm:NAME`; `hf:OWNER/NAME`; `deitkit:NAME`, what
-    comes with the package for a student.
+    source: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file (a state dict, or one under "model" or
+    "state_dict", as the official code and timm save); a folder with one of them, such as a run or a folder
+    of transformers or timm; `timm:NAME`; `hf:OWNER/NAME`; `deitkit:NAME`, the weights that come with deitkit
+    for a student.
 
-    LayerScale (DeiT III, arXiv 2204.07118) has no place in the model, so each gamma is multiplied into
-    the weight and bias of the projection before it, which is mathematically equal. Position embeddings
-    without prefix tokens (DeiT III again) get zeros there, equal as well.
+    The model has no LayerScale (DeiT III, arXiv 2204.07118): each gamma is folded into the projection before
+    it. Position embeddings without prefix tokens (DeiT III again) are padded with zeros. Both keep the
+    outputs.
 
-    Raises DeitkitError where nothing is found, readable or reachable, or where it is no DeiT.
+        weights = read("hf:facebook/deit-tiny-patch16-224")
+        changes = load_into(model, weights)
+
+    Raises WeightsError if the source is missing, damaged or unreachable, or is no DeiT.
     """
     text = str(source)
     if text.startswith("timm:"):
-        state, facts = _from_timm(text[5:])
+        state, info = _from_timm(text[5:])
     else:
         path = _located(text)
-        state, facts = read_state(path), facts_beside(path)
+        state, info = read_state(path), info_beside(path)
     weights = Weights(published_keys(state))
-    weights.facts = facts
+    weights.info = info
     lacking = [k for k in ("cls_token", "pos_embed", "patch_embed.proj.weight") if k not in weights]
     if lacking:
         raise WeightsError(
             f"{source} holds no DeiT: it lacks {lacking[0]!r}; give the weights of a DeiT or ViT"
         )
-    if facts.image_size is not None:
+    if info.image_size is not None:
         kernel = weights["patch_embed.proj.weight"].shape[-2:]
-        weights.grid_size = facts.image_size[0] // kernel[0], facts.image_size[1] // kernel[1]
+        weights.grid_size = info.image_size[0] // kernel[0], info.image_size[1] // kernel[1]
     _pad_positions(weights)
     return weights
 
@@ -74,7 +78,7 @@ def _located(source: str) -> Path:
     if source.startswith(SHIPPED):
         path = shipped_file(source[len(SHIPPED) :])
         if not path.is_file():
-            raise WeightsError(f"no weights come with deitkit under {source!r}; deitkit models lists those")
+            raise WeightsError(f"no weights {source!r} come with deitkit; deitkit models lists those that do")
         return path
     return _file_of(Path(source))
 
@@ -93,26 +97,53 @@ def _file_of(path: Path) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state dict in a file, its wrapping and the prefixes of parallel and compiled models taken off."""
+    """The state dict in a file, without wrappers and the key prefixes of parallel and compiled models.
+
+    Raises WeightsError if the file is damaged, or holds more than tensors and plain values.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # The official training code saves its argument namespace beside the weights; that class only
-        # holds values, so allowing it keeps the promise that no code in the file runs.
+        # The official code saves its argument namespace beside the weights. Namespace only holds values,
+        # so allowing it runs no code of the file.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
         for wrapper in ("model", "state_dict"):
             state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
         return {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in state.items()}
-    except Exception as error:  # a cut, foreign or unsafe file fails in many ways
+    except Exception as error:  # a damaged or unsafe file raises errors of many types
         raise WeightsError(
             f"the weights file {path} cannot be read ({type(error).__name__}); "
             "give a .safetensors file, or a .pth that holds tensors only"
         ) from None
 
 
+def published_keys(state: dict[str, Any]) -> dict[str, Tensor]:
+    """A state dict of any registered format under the published keys.
+
+    Folds LayerScale into the projections, and drops what no classifier uses (a pooler, a mask token).
+    """
+    named = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    for kind in FORMATS.values():
+        named = kind.published_keys(named)
+    return _fold_layer_scale({k: v for k, v in named.items() if not _NOT_THE_MODEL.search(k)})
+
+
+def _fold_layer_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """gamma (W x + b) = (gamma W) x + gamma b."""
+    out = dict(state)
+    for key, gamma in state.items():
+        match = re.fullmatch(r"(blocks\.\d+)\.(?:gamma_|ls)([12])(?:\.gamma)?", key)
+        if match:
+            projection = f"{match[1]}.{'attn.proj' if match[2] == '1' else 'mlp.fc2'}"
+            out[f"{projection}.weight"] = state[f"{projection}.weight"] * gamma[:, None]
+            out[f"{projection}.bias"] = state[f"{projection}.bias"] * gamma
+            del out[key]
+    return out
+
+
 def _pad_positions(weights: Weights) -> None:
-    """DeiT III adds its positions before the prefix tokens join, which is to say zeros to those."""
+    """Pads position embeddings without prefix tokens: DeiT III adds positions to patch tokens only."""
     positions, num_prefix = weights["pos_embed"], 2 if "dist_token" in weights else 1
     count = positions.shape[1]
     patches = math.prod(weights.grid_size) if weights.grid_size else None
@@ -127,7 +158,7 @@ def _unreachable(source: str, error: Exception, online: bool) -> DeitkitError:
     )
 
 
-def _from_timm(name: str) -> tuple[dict[str, Tensor], Facts]:
+def _from_timm(name: str) -> tuple[dict[str, Tensor], CheckpointInfo]:
     import timm
 
     if not timm.is_model(name.split(".")[0]):
@@ -139,11 +170,11 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], Facts]:
             raise _unreachable(f"timm:{name}", error, online) from None
     if not hasattr(model, "blocks") or not hasattr(model, "cls_token"):
         raise WeightsError(f"timm:{name} is no DeiT; give the name of a DeiT or ViT")
-    return model.state_dict(), facts_of_timm(model)
+    return model.state_dict(), info_of_model(model)
 
 
 def _from_hugging_face(name: str) -> Path:
-    """The weights file, from the local cache where it lies there; its config.json comes beside it."""
+    """The weights file in the local cache, downloaded if it is not there, with config.json beside it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -75,28 +75,28 @@ def test_the_hub_is_asked_for_the_distilled_weights(empty_cache, monkeypatch):
 def test_without_a_network_it_starts_from_scratch_and_says_what_that_costs(empty_cache, no_network):
     init, why = weights.find_initial("small")
     assert init == "none" and no_network == ["timm/deit_small_distilled_patch16_224.fb_in1k"]
-    assert "could not be reached" in why and "from scratch" in why and "\n" not in why
+    assert "is unreachable" in why and "from scratch" in why and "\n" not in why
 
 
 def test_nothing_is_published_for_nano_and_nobody_is_asked(empty_cache, no_network, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "shipped_file", lambda student: tmp_path / "missing")
     init, why = weights.find_initial("nano")
-    assert init == "none" and no_network == [] and "no trained weights are published for nano" in why
+    assert init == "none" and no_network == [] and "there are no published weights for nano" in why
 
 
 def test_weights_in_the_package_come_first(empty_cache, no_network):
     init, why = weights.find_initial("nano")
-    assert init == "deitkit:nano" and "come with deitkit" in why and no_network == []
+    assert init == "deitkit:nano" and "comes with deitkit" in why and no_network == []
     file = pretrained.shipped_file("nano")
     assert file.stat().st_size < 6e6 and file.with_suffix(".json").is_file()
     model = create_model("nano", num_classes=3, image_size=96, patch_size=12)
     changes = weights.load_into(model, weights.read(init))
-    assert any("patch kernels were resized from 8x8 to 12x12" in change for change in changes)
+    assert any("patch kernels are resized from 8x8 to 12x12" in change for change in changes)
     torch.testing.assert_close(model.dist_token, model.cls_token)
 
 
 def test_a_student_without_weights_in_the_package_is_refused():
-    with pytest.raises(DeitkitError, match=r"no weights come with deitkit under 'deitkit:base'"):
+    with pytest.raises(DeitkitError, match=r"no weights 'deitkit:base' come with deitkit"):
         weights.read("deitkit:base")
 
 
