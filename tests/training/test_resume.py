@@ -22,8 +22,8 @@ from ..conftest import TINY, write_images
 # Everything random is on; checkpoints are written within an epoch too.
 CHILD = """
 import sys
-from deitkit.training import loop
-loop._CHECKPOINT_SECONDS = 0.05
+from deitkit.training import trainer
+trainer._CHECKPOINT_SECONDS = 0.05
 from deitkit.cli import main
 main(sys.argv[1:])
 """

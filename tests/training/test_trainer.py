@@ -1,10 +1,9 @@
-"""The loop on a small student under a made-up teacher: what each update sees, and when a run ends."""
+"""The loop on a small student under a made-up teacher: what each step sees, and when a run ends."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,21 +13,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from deitkit.config import AugmentConfig, Config
+from deitkit.config import (
+    AugmentConfig,
+    Config,
+    DistillationConfig,
+    OptimConfig,
+    ResolvedConfig,
+    StudentConfig,
+)
 from deitkit.data.cache import PixelStore
 from deitkit.data.loader import TrainingViews
+from deitkit.data.sampler import Sampler
+from deitkit.distillation.objective import Objective
 from deitkit.errors import DeitkitError, Interrupted
 from deitkit.models.deit import create_model
 from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training import trainer as loop
 from deitkit.training.budget import planned_epochs
-from deitkit.training.trainer import Trainer
+from deitkit.training.trainer import Trainer, TrainingData, Validation
 
 CPU = torch.device("cpu")
 PIXELS = np.random.RandomState(0).randint(0, 256, (12, 3, 36, 36), np.uint8)
-EPOCHS = 5  # of three updates each
+EPOCHS = 5  # of three steps each
 SAVING = {
-    "student.initial_weights": "a run",  # so guidance begins fitted
+    "student.initial_weights": "a run",  # so the feature projections are initialised by regression
     "student.drop_path_rate": 0.5,
     "student.patch_drop_rate": 0.5,
     "train.start_size": 16,
@@ -53,7 +61,7 @@ class MadeUpTeacher:
 
 
 class Steps:
-    """A callback that keeps what it is told, and pulls the plug at an update."""
+    """A callback that keeps what it is told, and fails at a step."""
 
     def __init__(self, until: int = 10_000):
         self.until, self.done, self.lines = until, 0, []
@@ -61,17 +69,21 @@ class Steps:
     def on_step(self, step: int, images: int) -> None:
         self.done = step
         if step == self.until:
-            raise RuntimeError("the power is gone")
+            raise RuntimeError("power failure")
 
     def on_epoch(self, line: dict) -> None:
         self.lines.append(line)
 
 
-def trainer(folder: Path, settings: dict, losses: list[float] | None = None) -> Trainer:
-    """A new trainer; `losses` are what the averaged weights measure, one a measurement."""
+def trainer(
+    folder: Path, settings: dict, losses: list[float] | None = None, num_unlabeled: int = 0
+) -> Trainer:
+    """A new trainer. losses: of the averaged weights, one per evaluation; num_unlabeled: of 12 images."""
     folder.mkdir(exist_ok=True)
-    base = {"train.batch_size": 4, "train.micro_batch_size": 3, "student.patch_size": 8, "optim.lr": 0.1}
-    config = Config().override(base | {"student.image_size": 32} | settings)
+    base = {"train.batch_size": 4, "train.micro_batch_size": 3, "train.loss": "cross-entropy"}
+    base |= {"student.image_size": 32, "student.patch_size": 8, "data.workers": 0, "train.epochs": EPOCHS}
+    plain = Config(student=StudentConfig(), distillation=DistillationConfig(), optim=OptimConfig(lr=0.1))
+    config = ResolvedConfig.of(plain.override(base | settings))
     student = config.student
     torch.manual_seed(0)
     model = create_model(
@@ -92,62 +104,64 @@ def trainer(folder: Path, settings: dict, losses: list[float] | None = None) -> 
         weight = float(model.state_dict()["head.weight"].double().sum())
         return {"loss": losses[(measured[0] - 1) // 2] if given else weight}
 
-    made = Trainer(
-        config=config,
-        model=model,
-        make=views.make,
-        num_images=12,
-        normalise=lambda images: images,
-        teacher=MadeUpTeacher() if config.teacher.spec != "none" else None,
-        device=CPU,
-        folder=folder,
-        evaluate=evaluate,
-        path_of=str,
-        facts={},
+    sampler = Sampler(
+        12 - num_unlabeled,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        num_unlabeled=num_unlabeled,
+        unlabeled_share=config.data.unlabeled_share,
     )
-    made.epochs = EPOCHS
-    return made
+    return Trainer(
+        model,
+        Objective(config.distillation, config.train, teacher=MadeUpTeacher()),
+        TrainingData(views, sampler, config.data.workers, [f"{i}.png" for i in range(12)]),
+        Validation(evaluate, num_images=0),
+        train=config.train,
+        optim=config.optim,
+        folder=folder,
+        init_features=student.initial_weights != "none",
+    )
 
 
 def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_teacher_sees_the_smaller_views_and_is_not_asked_for_nothing(tmp_path):
+def test_the_teacher_sees_the_smaller_views_and_runs_only_if_it_is_used(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.alpha": 0.0})
     seen: list[int] = []
-    run.model.register_forward_hook(lambda model, inputs, output: seen.append(inputs[0].shape[-1]))
+    run.student.register_forward_hook(lambda model, inputs, output: seen.append(inputs[0].shape[-1]))
     run.run([Steps()])
-    # Three batches for guidance's first projections, then fifteen updates: nine at 16 pixels, six of
-    # them guided. Two micro-batches each.
+    # Three batches to initialise the feature projections, then fifteen steps: nine at 16 pixels, six of
+    # them with feature distillation. Two micro-batches each.
     assert seen == [16] * (6 + 18) + [32] * 12
-    assert run.teacher.sizes == [(16, 16)] * (6 + 12)
+    assert run.objective.teacher.sizes == [(16, 16)] * (6 + 12)
 
 
-def test_guidance_begins_from_projections_that_suit_the_student_at_any_seed(tmp_path):
+def test_initialised_projections_fit_the_student_at_any_seed(tmp_path):
     def first_error(seed: int, init: str) -> float:
         settings = {"distillation.feature_weight": 2.0, "train.seed": seed, "student.initial_weights": init}
         run = trainer(tmp_path / f"{seed}-{init}", settings)
-        before = [p.detach().clone() for p in run.model.parameters()]
-        run.fit_guidance()
-        assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before, strict=True))
-        batch, answers = next(iter(run.prepared(0)))
-        return run.update(batch, answers)["guidance"]
+        before = [p.detach().clone() for p in run.student.parameters()]
+        run.init_feature_projections()
+        assert all(torch.equal(p, q) for p, q in zip(run.student.parameters(), before, strict=True))
+        batch, teacher_outputs = next(iter(run.prepared(0)))
+        return run.step(batch, teacher_outputs)["features"]
 
     for seed in range(3):
         # From scratch they stay random.
         assert first_error(seed, "a run") < 0.8 * first_error(seed, "none")
 
 
-def test_guidance_stops_and_its_projections_rest(tmp_path):
+def test_feature_distillation_stops_and_its_projections_rest(tmp_path):
     run = trainer(tmp_path, SAVING)
     kept: list[list[Tensor]] = []
     parts: list[set[str]] = []
-    for step, (batch, answers) in enumerate(b for e in range(EPOCHS) for b in run.prepared(e)):
+    for step, (batch, teacher_outputs) in enumerate(b for e in range(EPOCHS) for b in run.prepared(e)):
         assert run.state.step == step
-        parts.append(set(run.update(batch, answers)))
-        kept.append([p.detach().clone() for p in run.state.guidance.parameters()])
-    assert [("guidance" in p) for p in parts] == [True] * 6 + [False] * 9
+        parts.append(set(run.step(batch, teacher_outputs)))
+        kept.append([p.detach().clone() for p in run.state.features.parameters()])
+    assert [("features" in p) for p in parts] == [True] * 6 + [False] * 9
     assert all("distill" in p for p in parts)  # the teacher's logits still count
     moved = [
         any(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(kept)
@@ -155,19 +169,18 @@ def test_guidance_stops_and_its_projections_rest(tmp_path):
     assert moved == [True] * 5 + [False] * 9
 
 
-def test_a_teacher_that_has_nothing_left_to_say_is_not_asked(tmp_path):
+def test_the_teacher_does_not_run_once_distillation_stops(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.distill_until": 0.6})
     run.run([Steps()])
-    # Two micro-batches each of 9 updates of 15, and of the 3 that the projections are fitted on.
-    assert len(run.teacher.sizes) == 2 * (9 + 3)
+    # Two micro-batches each of 9 steps of 15, and of the 3 that the projections are fitted on.
+    assert len(run.objective.teacher.sizes) == 2 * (9 + 3)
     last = lines(tmp_path)[-1]["train"]
     assert set(last) == {"loss", "class", "distill"}
 
 
-def test_images_without_labels_leave_with_the_teacher(tmp_path):
-    run = trainer(tmp_path, SAVING | {"distillation.distill_until": 0.6})
-    run.num_images, run.num_unlabeled = 8, 4
-    run.steps_per_epoch = len(run.plan(0))
+def test_unlabelled_images_leave_with_the_teacher(tmp_path):
+    run = trainer(tmp_path, SAVING | {"distillation.distill_until": 0.6}, num_unlabeled=4)
+    assert run.steps_per_epoch == len(run.plan(0))
     batches = [batch for epoch in range(EPOCHS) for batch in run.plan(epoch)]
     taught = round(0.6 * len(batches))
     assert all((batch.indices >= 8).any() for batch in batches[:taught])
@@ -178,29 +191,29 @@ def test_images_without_labels_leave_with_the_teacher(tmp_path):
     assert sorted(kept) == list(range(8))  # every labelled image still
 
 
-def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_updates(tmp_path):
+def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_steps(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.feature_until": 7 / 15})
     parts: list[dict[str, float]] = []
-    update = run.update
-    run.update = lambda *batch: parts.append(update(*batch)) or parts[-1]  # type: ignore[method-assign]
+    step = run.step
+    run.step = lambda *batch: parts.append(step(*batch)) or parts[-1]  # type: ignore[method-assign]
     run.run([Steps()])
-    assert [("guidance" in line["train"]) for line in lines(tmp_path)] == [True] * 3 + [False] * 2
-    assert lines(tmp_path)[2]["train"]["guidance"] == pytest.approx(parts[6]["guidance"])
+    assert [("features" in line["train"]) for line in lines(tmp_path)] == [True] * 3 + [False] * 2
+    assert lines(tmp_path)[2]["train"]["features"] == pytest.approx(parts[6]["features"])
 
 
-def test_answers_made_ahead_change_nothing(tmp_path):
+def test_teacher_outputs_made_ahead_change_nothing(tmp_path):
     ahead, direct = (trainer(tmp_path / name, SAVING) for name in ("ahead", "direct"))
     ahead.run([Steps()])
-    direct.fit_guidance()
+    direct.init_feature_projections()
     for epoch in range(EPOCHS):
         for planned in direct.plan(epoch):
-            direct.update(direct.make(planned))
-    for k, v in ahead.model.state_dict().items():
-        assert torch.equal(v, direct.model.state_dict()[k])
+            direct.step(direct.data.views.make(planned))
+    for k, v in ahead.student.state_dict().items():
+        assert torch.equal(v, direct.student.state_dict()[k])
 
 
 @pytest.mark.parametrize("until", [3, 4, EPOCHS * 3])
-def test_stopped_at_any_update_an_epoch_is_measured_once(tmp_path, monkeypatch, until):
+def test_stopped_at_any_step_an_epoch_is_evaluated_once(tmp_path, monkeypatch, until):
     whole = trainer(tmp_path / "whole", SAVING)
     whole.run([Steps()])
     cut, callback = trainer(tmp_path / "cut", SAVING), Steps()
@@ -214,17 +227,17 @@ def test_stopped_at_any_update_an_epoch_is_measured_once(tmp_path, monkeypatch, 
     again.run([Steps()])
     measured, expected = ([line["val_ema"] for line in lines(tmp_path / n)] for n in ("cut", "whole"))
     assert measured == expected
-    for k, v in whole.averaged.items():
-        assert torch.equal(v, again.averaged[k])
+    for k, v in whole.state.averaged.items():
+        assert torch.equal(v, again.state.averaged[k])
 
 
 @pytest.mark.parametrize("until", [1, 5, 6, 9, 10, 13])
-def test_resumed_after_any_update(tmp_path, monkeypatch, until):
-    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)  # after each update
+def test_resumed_after_any_step(tmp_path, monkeypatch, until):
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)  # after each step
     whole = trainer(tmp_path / "whole", SAVING)
     whole.run([Steps()])
     cut = trainer(tmp_path / "cut", SAVING)
-    with pytest.raises(RuntimeError, match="power"):
+    with pytest.raises(RuntimeError, match="power failure"):
         cut.run([Steps(until)])
     again = trainer(tmp_path / "cut", SAVING)
     assert again.resume() == until - 1
@@ -235,17 +248,18 @@ def test_resumed_after_any_update(tmp_path, monkeypatch, until):
     assert [line["train"] for line in lines(tmp_path / "whole")][-1] == lines(tmp_path / "cut")[-1]["train"]
 
 
-def test_too_large_a_forward_pass_has_a_sentence(tmp_path, monkeypatch):
+def test_running_out_of_memory_is_explained(tmp_path, monkeypatch):
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("tried to allocate")
 
-    monkeypatch.setattr(loop, "training_loss", no_memory)
+    monkeypatch.setattr(Objective, "__call__", no_memory)
     with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
         trainer(tmp_path / "run", {}).run([])
     timed = trainer(tmp_path / "timed", {})
-    budget = timed.config.override({"train.budget_s": 60.0})
+    session = SimpleNamespace(config=Config().override({"train.budget_s": 60.0}), seconds=0.0)
+    training = SimpleNamespace(trainer=lambda epochs: timed, soft_labels=None, config=session.config)
     with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
-        planned_epochs(tmp_path, timed, None, budget, time.monotonic())
+        planned_epochs(tmp_path, session, [training])
 
 
 def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):
@@ -259,10 +273,10 @@ def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):
 
     run.run([Remember()])
     assert len(averages) == 4 and run.finished and run.state.step == 12
-    assert torch.equal(run.averaged["head.weight"], averages[1])
+    assert torch.equal(run.state.averaged["head.weight"], averages[1])
     again = trainer(tmp_path, {"train.patience": 2}, losses)
     again.resume()
-    assert again.finished and torch.equal(again.averaged["head.weight"], averages[1])
+    assert again.finished and torch.equal(again.state.averaged["head.weight"], averages[1])
 
 
 def test_patience_that_is_not_used_up_changes_nothing(tmp_path):
@@ -271,5 +285,5 @@ def test_patience_that_is_not_used_up_changes_nothing(tmp_path):
     plain = trainer(tmp_path / "plain", {})
     plain.run([Steps()])
     assert run.state.step == EPOCHS * 3
-    for k, v in plain.model.state_dict().items():
-        assert torch.equal(v, run.model.state_dict()[k])
+    for k, v in plain.student.state_dict().items():
+        assert torch.equal(v, run.student.state_dict()[k])

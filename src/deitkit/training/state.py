@@ -142,9 +142,10 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
             with safe_open(path, "pt") as opened:
                 facts = json.loads(opened.metadata()["facts"])
                 flat = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 - not a dict
-            facts["settings"] = Config.from_dict(facts["settings"]).affects_results()
         except Exception:  # a truncated file fails in many ways
             continue
+        if "settings" in facts:  # those of version 0.1 have other names
+            facts["settings"] = Config.from_dict(facts["settings"]).affects_results()
         different = [k for k, v in identity.items() if facts.get(k) != v]
         if different:
             k = different[0]
