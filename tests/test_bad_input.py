@@ -277,7 +277,7 @@ def finished(pictures, tmp_path):
 
 
 def test_run_is_not_overwritten(finished, pictures, capsys):
-    assert "holds a run already" in train(capsys, pictures, finished)
+    assert "already holds a run" in train(capsys, pictures, finished)
 
 
 def test_resume_with_other_settings(finished, pictures, capsys):
@@ -303,7 +303,7 @@ def test_cut_model(finished, pictures, capsys):
     assert "cannot be read" in refusal(capsys, "predict", finished, pictures)
 
 
-def test_unreadable_picture_in_predict(finished, pictures, capsys):
+def test_unreadable_image_in_predict(finished, pictures, capsys):
     (pictures / "bad.png").write_bytes(b"")
     with pytest.raises(SystemExit) as stop:
         command_line(
@@ -334,7 +334,7 @@ def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
         (["--teacher", "timm:resnet81"], "did you mean"),
         (["--teacher", "oracle"], "cannot read the teacher"),
         (["--student", "huge"], "there is no student"),
-        (["--image-size", "17"], "no multiple"),
+        (["--image-size", "17"], "not a multiple"),
         (["--device", "abacus"], "there is no device"),
         (["--budget", "soon"], "give one of them"),
         (["--distillation", "medium"], "cannot be 'medium'"),
@@ -344,9 +344,9 @@ def test_wrong_settings(pictures, tmp_path, capsys, more, word):
     assert word in train(capsys, pictures, tmp_path / "run", *more)
 
 
-def test_budget_that_is_no_time(pictures, tmp_path, capsys):
+def test_invalid_duration(pictures, tmp_path, capsys):
     sentence = refusal(capsys, "train", pictures, "--out", tmp_path / "run", "--budget", "soon")
-    assert "is no time" in sentence
+    assert "invalid duration" in sentence
 
 
 def test_not_finite_loss_names_the_files(pictures, tmp_path, capsys):
@@ -356,7 +356,7 @@ def test_not_finite_loss_names_the_files(pictures, tmp_path, capsys):
     assert all((pictures / name).exists() for name in listed)
 
 
-def test_pictures_of_every_kind(finished, tmp_path, capsys):
+def test_images_of_every_kind(finished, tmp_path, capsys):
     folder = tmp_path / "kinds"
     folder.mkdir()
     rgb = Image.new("RGB", (30, 20), (200, 30, 30))

@@ -1,4 +1,4 @@
-"""Several labels an image, from labels.csv to an answer, through the command line."""
+"""Multilabel images, from labels.csv to a prediction, through the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import deitkit
 from deitkit.classifier import load
 from deitkit.cli import main as command_line
 from deitkit.config import Config
-from deitkit.data import dataset as opening
+from deitkit.data.dataset import open_dataset
+from deitkit.data.sampler import plan_epoch
 from deitkit.data.splits import load_splits
 from deitkit.deploy import exporter as delivery_export
 
@@ -172,17 +173,12 @@ def test_an_exported_graph_answers_with_sigmoids(stage, tmp_path, to, suffix):
 
 
 def test_mixed_views_have_mixed_labels(stage):
-    config = Config().override(
-        {"student.image_size": 16, "student.patch_size": 8, "augment.cutmix": 0, "augment.mixup": 1.0}
-    )
+    config = Config().override({"augment.cutmix": 0, "augment.mixup": 1.0})
     splits = load_splits(stage / "data", split="stratified", val_fraction=0.25, seed=0)
-    opened = opening.open_data(splits, config)
-    from deitkit.data.sampler import plan_epoch
-    from deitkit.training.run import training_views
-
+    opened = open_dataset(splits, (16, 16), config.data)
     n = len(opened.train.images)
     [batch] = plan_epoch(n, batch_size=n, repeats=1, seed=0, epoch=0)
-    made = training_views(config, opened, torch.device("cpu")).make(batch)
+    made = opened.views(config.augment, (16, 16), torch.device("cpu")).make(batch)
     own = torch.from_numpy(splits.train.labels[batch.indices]).float()
     assert made.labelled_share == 1.0  # also of the images that show none of the labels
     for a in range(0, n - 1, 2):
@@ -190,7 +186,7 @@ def test_mixed_views_have_mixed_labels(stage):
         torch.testing.assert_close(mixed.sum(0), pair.sum(0))
         differ = pair[0] != pair[1]
         weights = torch.where(pair[0] > 0, mixed[0], 1 - mixed[0])[differ]
-        torch.testing.assert_close(weights, weights[:1].expand_as(weights))  # one weight a pair
+        torch.testing.assert_close(weights, weights[:1].expand_as(weights))  # one weight per pair
     assert ((made.targets > 0.01) & (made.targets < 0.99)).any()
 
 
@@ -219,27 +215,27 @@ def test_a_stopped_run_ends_in_the_same_weights(stage, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--set=train.loss=cross-entropy"], "train.loss cross-entropy is for one class an image; use bce"),
+        (["--set=train.loss=cross-entropy"], "train.loss cross-entropy is for one class per image; use bce"),
         (["--teacher=auto", "--distillation=dist"], "distillation.mode dist compares softmaxes"),
         (["--set=distillation.standardise=true"], "distillation.standardise ranks classes"),
-        (["--unlabeled=x"], "data.unlabeled needs one class an image"),
+        (["--unlabeled=x"], "data.unlabeled needs one class per image"),
     ],
 )
-def test_settings_for_one_class_an_image_are_refused(tmp_path, capsys, more, message):
+def test_multiclass_settings_are_refused(tmp_path, capsys, more, message):
     write_labelled(tmp_path / "data")
     sentence = refusal(capsys, "train", tmp_path / "data", "--out", tmp_path / "run", *TINY, *more)
-    assert "the images have several labels, and " + message in sentence
+    assert "the images are multilabel, and " + message in sentence
     assert not (tmp_path / "run").exists()
 
 
-def test_verbs_for_one_class_an_image_say_so(stage, tmp_path, capsys):
-    several = "needs one class an image"
-    assert several in refusal(capsys, "label", stage / "data", "--epochs", 1, "--out", tmp_path / "labels")
-    assert several in refusal(capsys, "analyze", stage / "run", stage / "data")
+def test_multiclass_verbs_say_so(stage, tmp_path, capsys):
+    needed = "needs one class per image"
+    assert needed in refusal(capsys, "label", stage / "data", "--epochs", 1, "--out", tmp_path / "labels")
+    assert "needs one class an image" in refusal(capsys, "analyze", stage / "run", stage / "data")
     folders = write_images(tmp_path / "folders", LABELS)
     assert "has no labels.csv" in refusal(capsys, "eval", stage / "run", folders)
     study = ("study", "distillation", stage / "data", "--out", tmp_path / "study")
-    assert several in refusal(capsys, *study)
+    assert needed in refusal(capsys, *study)
 
 
 def test_bad_tables_are_refused_before_anything_is_written(tmp_path, capsys):

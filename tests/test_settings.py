@@ -8,10 +8,11 @@ from typing import get_type_hints
 
 import pytest
 
-from deitkit import DeitkitError
-from deitkit.config import Config, flatten
+from deitkit import DeitkitError, recipes
+from deitkit.config import OF_THIS_CALL, Config, ResolvedConfig, describe_settings, flatten
+from deitkit.errors import SettingError
 from deitkit.recipes import RECIPES
-from deitkit.settings import Range
+from deitkit.settings import AUTO, Range
 from deitkit.training.session import open_session
 
 
@@ -90,3 +91,74 @@ def test_no_head_is_left_untrained(alpha, head):
 def test_momentum_of_zero():
     with pytest.raises(DeitkitError, match="takes its momentum"):
         Config().override({"optim.name": "sgd", "optim.betas": "0,0.9"}).check()
+
+
+def test_the_defaults_are_the_recipe_small_data():
+    assert recipes.get("small-data") == Config()
+
+
+def test_check_reports_every_mistake_at_once():
+    config = Config().override({"optim.lr": -1, "train.epochs": 0, "distillation.alpha": 1})
+    with pytest.raises(SettingError) as refused:
+        config.check()
+    alpha, *ranges = sorted(str(refused.value).splitlines())
+    assert "distillation.alpha 1 would leave the class head" in alpha
+    assert ranges == ["optim.lr is -1.0; give 0 or more", "train.epochs is 0; give 1 or more"]
+
+
+def test_override_reports_every_mistake_at_once():
+    changes = {"optim.learning_rate": 1, "train.epochs": "many", "train.sed": 1, "train.seed": 2}
+    with pytest.raises(SettingError) as refused:
+        Config().override(changes)
+    first, second, third = str(refused.value).splitlines()
+    assert "there is no setting 'optim.learning_rate'" in first
+    assert "setting 'train.epochs' cannot be 'many'" in second
+    assert "did you mean 'train.seed'" in third
+
+
+def test_auto_is_a_value_and_none_another():
+    config = Config().override({"teacher.image_size": "auto", "optim.clip_grad": "none"})
+    assert config.teacher.image_size == AUTO and config.optim.clip_grad is None
+    with pytest.raises(SettingError, match=r"optim\.clip_grad"):
+        Config().override({"optim.clip_grad": "auto"})
+    assert Config().override({"train.epochs": None}).train.epochs == AUTO  # as version 0.1 wrote "auto"
+
+
+CHOSEN = {
+    "student.name": "nano",
+    "student.image_size": 32,
+    "student.patch_size": 8,
+    "data.workers": 0,
+    "train.epochs": 3,
+    "train.micro_batch_size": 8,
+    "train.loss": "bce",
+}
+
+
+def test_a_resolved_config_has_no_auto_left():
+    resolved = ResolvedConfig.of(Config().override(CHOSEN), "because of a test")
+    assert resolved.reasons == "because of a test"
+    assert resolved.to_dict() == Config().override(CHOSEN).to_dict()
+    assert ResolvedConfig.read(resolved.to_dict()) == resolved
+    resolved.check()
+    left = [key for key, value in flatten(resolved.to_dict()).items() if value == AUTO]
+    # Initial weights are found when the run folder is claimed; the teacher's are measured when it is fitted.
+    settled_later = {"student.initial_weights", "train.device"}
+    assert all(key in settled_later or key.startswith("teacher.") for key in left)
+
+
+@pytest.mark.parametrize("key", sorted(CHOSEN))
+def test_a_resolved_config_refuses_auto(key):
+    with pytest.raises(SettingError, match=rf"{key} is auto"):
+        ResolvedConfig.of(Config().override(CHOSEN | {key: "auto"}))
+
+
+def test_settings_are_described():
+    described = describe_settings()
+    assert {each.key for each in described} == {*flatten(Config().to_dict()), *OF_THIS_CALL} - {"recipe"}
+    assert all(each.help.endswith(".") for each in described)
+    by_key = {each.key: each for each in described}
+    assert by_key["optim.lr"].default == 1e-3 and by_key["optim.lr"].allowed == "0 or more"
+    assert by_key["optim.name"].allowed == "one of adamw, lamb, sgd"
+    assert by_key["data.split"].allowed == "one of stratified, blocks"
+    assert by_key["distillation.mode"].allowed == "one of none, soft, hard, dist"

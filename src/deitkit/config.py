@@ -337,6 +337,7 @@ class Config:
 class ResolvedStudent(StudentConfig):
     """The student with name and sizes chosen; `initial_weights` is no longer "auto"."""
 
+    name: str
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
 
@@ -416,8 +417,11 @@ def multilabel_problems(config: Config) -> list[str]:
 
 
 def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments `section__key` as "section.key"; keys with a dot are kept."""
-    return {key.replace("__", "."): value for key, value in settings.items()}
+    """Keyword arguments `section__key` as "section.key", under today's names; keys with a dot are kept."""
+    named = {}
+    for key, value in settings.items():
+        named[_current_name(key.replace("__", "."), stacklevel=4)] = value
+    return named
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
@@ -454,10 +458,11 @@ RENAMED = {
 }
 
 
-def _current_name(key: str) -> str:
+def _current_name(key: str, *, stacklevel: int = 3) -> str:
     """The name of a setting today; warns about one of version 0.1."""
     if key in RENAMED:
-        warnings.warn(f"the setting {key} is now called {RENAMED[key]}", FutureWarning, stacklevel=3)
+        message = f"the setting {key} is now called {RENAMED[key]}"
+        warnings.warn(message, FutureWarning, stacklevel=stacklevel)
     return RENAMED.get(key, key)
 
 

@@ -1,4 +1,4 @@
-"""Images without labels: a tiny pre-training, what it writes, and a student that starts from it."""
+"""Pre-training on unlabelled images: what it writes, and a student that starts from it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_it_learns_the_teachers_thousand_classes(start):
     assert len(config["classes"]) == 1000 and config["classes"][0] == "n01440764"  # tench
     assert config["student"]["distilled"] is False
     [line] = map(json.loads, (start.folder / "metrics.jsonl").read_text().splitlines())
-    assert line["train"]["class"] == 0 and line["train"]["distill"] > 0 and line["train"]["guidance"] > 0
-    assert line["train"]["loss"] == pytest.approx(line["train"]["distill"] + 16 * line["train"]["guidance"])
+    assert line["train"]["class"] == 0 and line["train"]["distill"] > 0 and line["train"]["features"] > 0
+    assert line["train"]["loss"] == pytest.approx(line["train"]["distill"] + 16 * line["train"]["features"])
 
 
-def test_it_lists_its_pictures_and_those_left_out(start):
+def test_it_lists_its_images_and_those_left_out(start):
     split, skipped = (
         json.loads((start.folder / f"{name}.json").read_text()) for name in ("split", "skipped")
     )
@@ -68,16 +68,16 @@ def test_mistakes_are_refused(pictures, tmp_path):
         ({"teacher.spec": "none"}, "need a teacher"),
         ({"teacher.spec": "timm:resnet81"}, "did you mean"),
         ({"train.epochs": 0}, "train.epochs is 0; give 1 or more"),
-        ({"train.baseline": True}, "no use for train.baseline: a baseline would learn from labels alone"),
-        ({"data.train_fraction": 0.5}, "it learns from all images"),
+        ({"train.baseline": True}, "does not use train.baseline: a baseline learns from labels alone"),
+        ({"data.train_fraction": 0.5}, "all images are used"),
         ({"data.eval_fraction": 0.5}, "2 % of the images, at most 1000, are held out; leave it out"),
-        ({"data.val_fraction": 0.5}, "no use for data.val_fraction"),
-        ({"data.split": "blocks"}, "no use for data.split:"),
+        ({"data.val_fraction": 0.5}, "does not use data.val_fraction"),
+        ({"data.split": "blocks"}, "does not use data.split:"),
         ({"data.unlabeled": "more"}, "give that folder beside the others"),
-        ({"data.unlabeled_share": 0.1}, "no use for data.unlabeled_share"),
-        ({"teacher.soft_labels": "labels"}, "a live teacher answers"),
-        ({"teacher.fit": "probe"}, "the head that its weights came with"),
-        ({"teacher.probe_views": 2}, "no use for teacher.probe_views"),
+        ({"data.unlabeled_share": 0.1}, "does not use data.unlabeled_share"),
+        ({"teacher.soft_labels": "labels"}, "the teacher is live"),
+        ({"teacher.fit": "probe"}, "the teacher uses its pretrained head"),
+        ({"teacher.probe_views": 2}, "does not use teacher.probe_views"),
     ):
         with pytest.raises(DeitkitError, match=words):
             deitkit.pretrain([pictures], tmp_path / "out", **TINY | changes)
@@ -86,7 +86,7 @@ def test_mistakes_are_refused(pictures, tmp_path):
         deitkit.pretrain([tmp_path / "empty"], tmp_path / "out", **TINY)
 
 
-def test_the_command_line_goes_on_only_with_resume(start, capsys):
+def test_the_command_line_continues_only_with_resume(start, capsys):
     command = ["pretrain", str(start.folder.parent / "one"), "--out", str(start.folder)]
     with pytest.raises(SystemExit) as ended:
         cli.main(command)

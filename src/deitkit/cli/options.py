@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import log
+from ..config import RENAMED
 from ..errors import SettingError
 
 Student = Annotated[
@@ -52,8 +54,23 @@ def settings_of(named: dict[str, Any], items: Sequence[str] | None) -> dict[str,
         key, equals, value = item.partition("=")
         if not equals:
             raise SettingError(f"--set {item!r} has no value; give it as section.key=value")
-        settings[key.strip()] = value.strip()
+        settings[_current_name(key.strip())] = value.strip()
     return settings
+
+
+def _current_name(key: str) -> str:
+    """The name of a setting today; warns about one of version 0.1."""
+    if key in RENAMED:
+        log.warning(f"the setting {key} is now called {RENAMED[key]}")
+    return RENAMED.get(key, key)
+
+
+def renamed_flag(old: str, old_value: Any, new: str, value: Any) -> Any:
+    """The value of the flag `new`, which its hidden old name sets as well, with a warning."""
+    if not old_value:
+        return value
+    log.warning(f"{old} is now called {new}")
+    return value or old_value
 
 
 def parse_length(epochs: int | None, budget: str | None) -> dict[str, Any]:

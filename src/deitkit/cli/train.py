@@ -9,7 +9,7 @@ import typer
 
 from . import options as flags
 from .interrupts import resumable
-from .options import parse_length, settings_of
+from .options import parse_length, renamed_flag, settings_of
 
 
 def train(
@@ -52,6 +52,8 @@ def train(
         bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
     ] = False,
     resume: flags.Resume = False,
+    control: Annotated[bool, typer.Option("--control", hidden=True)] = False,
+    labels: Annotated[str | None, typer.Option("--labels", hidden=True)] = None,
 ) -> None:
     """Train a distilled student on a folder of images."""
     named: dict[str, Any] = {
@@ -63,13 +65,13 @@ def train(
         "teacher.spec": teacher,
         "teacher.trust_remote_code": trust_remote_code or None,
         "data.unlabeled": unlabeled,
-        "teacher.soft_labels": soft_labels,
+        "teacher.soft_labels": renamed_flag("--labels", labels, "--soft-labels", soft_labels),
         "student.initial_weights": init,
         "train.batch_size": batch_size,
         "train.device": device,
         "data.workers": workers,
         "train.seed": seed,
-        "train.baseline": baseline or None,
+        "train.baseline": renamed_flag("--control", control, "--baseline", baseline) or None,
     }
     settings = settings_of(named, set_)
 

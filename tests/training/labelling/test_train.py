@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import deitkit
 from deitkit import DeitkitError
+from deitkit.errors import Interrupted
 from deitkit.training import trainer as loop
 from tests.conftest import write_images
 from tests.training.labelling.conftest import EPOCHS, STUDENT, VIEWS, label, taught, train
@@ -42,7 +43,7 @@ def test_labels_serve_as_many_epochs_as_read_them(stage, tmp_path, soft):
         train(stage, tmp_path / "more", **stored | settings | {"train.epochs": 2 * EPOCHS + 1})
 
 
-def test_images_without_labels_are_answered_too(stage, tmp_path):
+def test_unlabelled_images_are_labelled_too(stage, tmp_path):
     write_images(tmp_path / "more", ("wolf",), count=7)
     unlabeled = {"data.unlabeled": str(tmp_path / "more")}
     label(stage, tmp_path / "labels", epochs=1, hard=True, **unlabeled)
@@ -104,11 +105,11 @@ def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):
 
     def stop(trainer, epoch, *rest):
         end(trainer, epoch, *rest)
-        raise loop.Interrupted
+        raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_end_epoch", stop)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             train(stage, tmp_path / "stopped", **settings)
     found = train(stage, tmp_path / "stopped", resume=True, **settings)
     assert all(torch.equal(found[k], v) for k, v in expected.items())
