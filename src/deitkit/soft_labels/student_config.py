@@ -16,8 +16,8 @@ from .store import SoftLabelStore
 def student_settings(store: SoftLabelStore, recipe: str | None, changes: dict[str, Any]) -> Config:
     """The recipe with `changes`, and the views and teacher of the soft labels.
 
-    recipe: None takes the recipe of the soft labels; another one provides loss and schedule only. The number of
-    epochs is by default the number stored. Raises a DeitkitError, naming the setting, for a change that
+    recipe: None takes the recipe of the soft labels; another one provides loss and schedule only. The number
+    of epochs is by default the number stored. Raises a DeitkitError, naming the setting, for a change that
     contradicts the soft labels.
     """
     folder, manifest = store.folder, store.manifest
