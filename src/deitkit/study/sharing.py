@@ -32,7 +32,7 @@ class SharedLabels:
 def share_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
     """The runs, those that can share answers with another one told where they are kept.
 
-    Such runs differ in nothing that decides a view or its answer (docs/labels.md), need no feature maps,
+    Such runs differ in nothing that decides a view or its answer (docs/soft-labels.md), need no feature maps,
     and lose nothing by reading: all of them take hard labels, or there are few enough classes to keep
     them all.
     """
