@@ -62,7 +62,7 @@ def inference(found: dict[str, Any]) -> Iterator[str]:
             goal = f"at least {GOAL_INFERENCE}x of timm's best"
             goals.append([f"{name}, {what}", goal, f"{ratio:.2f}x", verdict(ratio, GOAL_INFERENCE)])
         for what, speedup in model["merged_speedup"].items():
-            goal = f"{found['merge']} tokens merged a block: at least {GOAL_MERGED}x"
+            goal = f"{found['merge']} tokens merged per block: at least {GOAL_MERGED}x"
             goals.append([f"{name}, {what}", goal, f"{speedup:.2f}x", verdict(speedup, GOAL_MERGED)])
     for name, sides in found["logits_within"].items():
         largest = max(sides.values())
@@ -166,7 +166,7 @@ def labels(found: dict[str, Any]) -> Iterator[str]:
     ]
     rows.append(["the label pass", "", f"{sweep['label_pass_s']:.0f} s"])
     rows.append(["together", *(f"{sweep[f'{side}_total_s']:.0f} s" for side in ("live", "stored"))])
-    yield table([f"whole jobs of {found['epochs']} epochs", "live teacher", "stored labels"], rows)
+    yield table([f"whole jobs of {found['epochs']} epochs", "live teacher", "soft labels"], rows)
     yield f"One label pass and four students take {sweep['saving']:.2f} times less than four live ones."
     rows = [
         [name, f"{loop[name]:.1f}", f"{low:.1f} to {high:.1f}"]
@@ -175,7 +175,7 @@ def labels(found: dict[str, Any]) -> Iterator[str]:
     yield table(["images/s of the training loop", "median", "rounds"], rows)
     ratio = loop["stored_over_none"]
     state = verdict(ratio, GOAL_STORED_OVER_NONE)
-    goals = [["the loop on stored labels", "within 5 % of no teacher", f"{ratio:.3f}x", state]]
+    goals = [["the loop on soft labels", "within 5 % of no teacher", f"{ratio:.3f}x", state]]
     if regnet is not None:
         saving, goal = regnet["saving"], f"saving at least {GOAL_REGNET_SAVING:g}x over four students"
         state = verdict(saving, GOAL_REGNET_SAVING)
@@ -222,13 +222,13 @@ def merging(found: dict[str, Any]) -> Iterator[str]:
             ]
             for r in run["rows"]
         ]
-        head = ["backend", "merged a block", "images/s", "speedup", "rounds", "top-1, %", "points lost"]
+        head = ["backend", "merged per block", "images/s", "speedup", "rounds", "top-1, %", "points lost"]
         yield f"{run['run']}, {run['image_size']} px, batch {run['batch']}:"
         yield table(head, rows)
         within = [r for r in run["rows"] if r["top1_lost"] <= GOAL_MERGED_LOSS]
         best = max(within, key=lambda r: r["speedup"])
         goal = f"{run['run']}, at most {GOAL_MERGED_LOSS} points lost: at least {GOAL_MERGED}x"
-        measured = f"{best['speedup']:.2f}x ({best['backend']}, {best['merge']} a block)"
+        measured = f"{best['speedup']:.2f}x ({best['backend']}, {best['merge']} per block)"
         yield table(["goal", "best", ""], [[goal, measured, verdict(best["speedup"], GOAL_MERGED)]])
 
 
@@ -340,6 +340,22 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
 }
 
 
+# Words of results that version 0.1 wrote.
+RENAMED = {
+    "student.init=": "student.initial_weights=",
+    "teacher and guidance": "teacher and feature distillation",
+    "stored labels": "soft labels",
+}
+
+
+def read_results(path: Path) -> Any:
+    """The JSON of a results file, old words replaced."""
+    text = path.read_text()
+    for old, new in RENAMED.items():
+        text = text.replace(old, new)
+    return json.loads(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results"))
@@ -347,7 +363,7 @@ def main() -> None:
     parts = ["# Performance", "Made by `python benchmarks/performance.py` from the JSON files beside it."]
     on_gpu = False
     for path in sorted(options.results.rglob("*.json")):
-        found = json.loads(path.read_text())
+        found = read_results(path)
         section = SECTIONS.get(found.get("benchmark", path.stem)) if isinstance(found, dict) else None
         if section is not None:
             on_gpu |= section is gpu

@@ -26,6 +26,7 @@ import torch
 
 import deitkit
 from deitkit import recipes
+from deitkit.config import RENAMED
 from deitkit.data.dataset import find_splits
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -42,12 +43,18 @@ ARMS: dict[str, dict[str, Any]] = {
         "distillation.feature_weight": 0.0,
     },
     # One lever of the recipe, changed or taken away.
-    "no guidance": {"distillation.feature_weight": 0.0},
+    "no feature distillation": {"distillation.feature_weight": 0.0},
     "teacher to the end": {"distillation.distill_until": 1.0, "distillation.feature_until": 1.0},
     "hard": {"distillation.mode": "hard"},
     "DIST": {"distillation.mode": "dist", "distillation.temperature": 1.0},
     "standardised": {"distillation.standardise": True},
     "stronger views": {"augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.crop_scale": (0.25, 1.0)},
+}
+# Arms of rows that version 0.1 wrote.
+RENAMED_ARMS = {
+    "control": "baseline",
+    "scratch, control": "scratch, baseline",
+    "no guidance": "no feature distillation",
 }
 FIELDS = [
     "data",
@@ -93,10 +100,17 @@ def training_part(data: Path, split: str, folder: Path) -> Path:
 
 
 def rows_in(table: Path) -> list[dict[str, Any]]:
+    """The rows of a table, with the present names of their arms."""
     if not table.exists():
         return []
     with open(table, newline="") as file:
-        return list(csv.DictReader(file))
+        return [row | {"arm": present_name(row["arm"])} for row in csv.DictReader(file)]
+
+
+def present_name(arm: str) -> str:
+    for old, new in RENAMED.items():
+        arm = arm.replace(f"{old}=", f"{new}=")
+    return RENAMED_ARMS.get(arm, arm)
 
 
 def row_of(name: str, arm: str, seed: int, found: dict[str, Any]) -> dict[str, Any]:

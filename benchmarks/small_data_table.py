@@ -6,7 +6,6 @@ python benchmarks/small_data_table.py
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from deitkit.study.summary import mean_and_spread
+from small_data import rows_in
 
 FOLDER = Path("results/small-data")
 _ACCURACIES = ("teacher", "student", "class", "distill")
@@ -24,7 +24,7 @@ Rows = list[dict[str, str]]
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     parts = ["# Students on little data\n"]
-    tables = {path.stem: list(csv.DictReader(path.open(newline=""))) for path in sorted(FOLDER.glob("*.csv"))}
+    tables = {path.stem: rows_in(path) for path in sorted(FOLDER.glob("*.csv"))}
     for name, rows in tables.items():
         parts += [f"## {name}\n", *table(rows), ""]
     reported = {name: rows for name, rows in tables.items() if not name.endswith(("-inside", "-start"))}
