@@ -157,7 +157,7 @@ def beside_timm(found: dict[str, Any]) -> Iterator[str]:
 
 
 def labels(found: dict[str, Any]) -> Iterator[str]:
-    yield f"## Stored labels, {found['data']} at {found['image_size']} px"
+    yield f"## Soft labels, {found['data']} at {found['image_size']} px"
     yield source(found)
     sweep, loop, regnet = found["sweep"], found["loop"], found["regnet"]
     rows = [
@@ -167,7 +167,7 @@ def labels(found: dict[str, Any]) -> Iterator[str]:
     rows.append(["the label pass", "", f"{sweep['label_pass_s']:.0f} s"])
     rows.append(["together", *(f"{sweep[f'{side}_total_s']:.0f} s" for side in ("live", "stored"))])
     yield table([f"whole jobs of {found['epochs']} epochs", "live teacher", "soft labels"], rows)
-    yield f"One label pass and four students take {sweep['saving']:.2f} times less than four live ones."
+    yield f"One teacher pass and four students take {sweep['saving']:.2f} times less than four live ones."
     rows = [
         [name, f"{loop[name]:.1f}", f"{low:.1f} to {high:.1f}"]
         for name, (low, high) in loop["spread"].items()
