@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
-from deitkit import DeitkitError, recipes
-from deitkit.config import OF_THIS_CALL, Config, ResolvedConfig, describe_settings, flatten
+import deitkit
+from deitkit import DeitkitError, cli, recipes
+from deitkit.config import OF_THIS_CALL, RENAMED, Config, ResolvedConfig, describe_settings, flatten
 from deitkit.errors import SettingError
 from deitkit.recipes import RECIPES
 from deitkit.settings import AUTO, Range
+from deitkit.training import run
 from deitkit.training.session import open_session
 
 
@@ -122,6 +125,83 @@ def test_auto_is_a_value_and_none_another():
     with pytest.raises(SettingError, match=r"optim\.clip_grad"):
         Config().override({"optim.clip_grad": "auto"})
     assert Config().override({"train.epochs": None}).train.epochs == AUTO  # as version 0.1 wrote "auto"
+
+
+class Stop(Exception):
+    """In place of a training."""
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[Config]:
+    """The settings that `train` would run with; it ends there."""
+    found: list[Config] = []
+
+    def stop(data: Path, out: Path, config: Config, *, resume: bool) -> None:
+        found.append(config)
+        raise Stop
+
+    monkeypatch.setattr(run, "train_config", stop)
+    return found
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_names_of_settings_work_and_warn(old, new):
+    values = {"student.init_scheme": "published", "train.baseline": True}
+    value = values.get(new, "none" if new == "student.initial_weights" else 1)
+    with pytest.warns(FutureWarning, match=f"the setting {old} is now called {new}") as warned:
+        config = Config().override({old: value})
+    assert len(warned) == 1 and config == Config().override({new: value})
+
+
+def test_train_takes_old_names(asked, tmp_path):
+    told = pytest.warns(FutureWarning, match=r"train\.control is now called train\.baseline")
+    with told as warned, pytest.raises(Stop):
+        deitkit.train(tmp_path, tmp_path / "run", train__control=True)
+    assert [config.train.baseline for config in asked] == [True]
+    assert [warning.filename for warning in warned] == [__file__]  # the caller's line
+
+
+def test_old_names_of_soft_labels_fix_the_views_as_well(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "open_soft_labels", lambda folder: pytest.fail(f"opened {folder}"))
+    for settings in ({"teacher__labels": "a store"}, {"teacher.labels": "a store"}):
+        with pytest.warns(FutureWarning), pytest.raises(pytest.fail.Exception, match="opened a store"):
+            deitkit.train(tmp_path, tmp_path / "run", **settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("--set=train.control=true", "the setting train.control is now called train.baseline"),
+        ("--control", "--control is now called --baseline"),
+        ("--baseline", None),
+    ],
+)
+def test_the_command_line_takes_old_names(asked, capsys, recwarn, given, line):
+    with pytest.raises(Stop):
+        cli.main(["train", "data", "--out", "run", given])
+    assert [config.train.baseline for config in asked] == [True]
+    expected = [f"warning: {line}"] if line else []
+    assert capsys.readouterr().err.splitlines() == expected
+    assert not [warning for warning in recwarn if warning.category is FutureWarning]
+
+
+def test_the_old_flag_of_soft_labels(monkeypatch, capsys):
+    monkeypatch.setattr(run, "open_soft_labels", lambda folder: pytest.fail(f"opened {folder}"))
+    with pytest.raises(pytest.fail.Exception, match="opened a store"):
+        cli.main(["train", "data", "--out", "run", "--labels", "a store"])
+    assert capsys.readouterr().err == "warning: --labels is now called --soft-labels\n"
+
+
+def test_old_flags_are_hidden(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert "--baseline" in shown and "--control" not in shown and " --labels" not in shown
+
+
+def test_pretrain_refuses_old_names_too(tmp_path):
+    with pytest.warns(FutureWarning), pytest.raises(SettingError, match=r"does not use train\.baseline"):
+        deitkit.pretrain([tmp_path], tmp_path / "run", train__control=True)
 
 
 CHOSEN = {

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from deitkit.cli import main
+from deitkit.config import SPEED_ONLY
 from deitkit.errors import Interrupted
+from deitkit.training.trainer import Trainer
 
 from ..conftest import TINY, write_images
 
@@ -98,14 +100,41 @@ def test_killed_at_random_points(stage):
     assert (folder / "killed" / "model.safetensors").read_bytes() == whole
 
 
-def test_stopped_by_a_signal(stage):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_stopped_by_a_signal(stage, name):
     folder, data, whole = stage
-    child = start(data, folder / "stopped", "--epochs=12")
-    wait_for_checkpoint(folder / "stopped", child)
-    child.send_signal(signal.SIGTERM)
+    child = start(data, folder / name, "--epochs=12")
+    wait_for_checkpoint(folder / name, child)
+    child.send_signal(getattr(signal, name))
     assert "--resume" in finish(child, 130)
-    finish(start(data, folder / "stopped", "--epochs=12", "--resume"))
-    assert (folder / "stopped" / "model.safetensors").read_bytes() == whole
+    finish(start(data, folder / name, "--epochs=12", "--resume"))
+    assert (folder / name / "model.safetensors").read_bytes() == whole
+
+
+def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
+    data = write_images(tmp_path / "images")
+
+    def train(out: str, *more: str) -> object:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(data), "--out", str(tmp_path / out), *TINY, *more])
+        return ended.value.code
+
+    def stop_after_first(self: Trainer, epoch: int, *rest: object) -> None:
+        end(self, epoch, *rest)
+        raise Interrupted
+
+    assert train("whole") == 0
+    end = Trainer._end_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_end_epoch", stop_after_first)
+        assert train("stopped") == 130
+    assert train("stopped", "--resume", "--workers=2", "--seed=1") == 2  # not one of them
+    assert "train.seed was 0 and is now 1" in capsys.readouterr().err
+    assert SPEED_ONLY == (("data", "workers"), ("data", "cache_gb"))
+    assert train("stopped", "--resume", "--workers=2", "--set=data.cache_gb=0") == 0
+    assert json.loads((tmp_path / "stopped" / "settings.json").read_text())["data"]["workers"] == 2
+    first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_script_that_calls_main_is_told_mains_arguments(capsys, monkeypatch):
@@ -118,7 +147,7 @@ def test_a_script_that_calls_main_is_told_mains_arguments(capsys, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             main(["train", "data", "--out", "a run", *more])
         assert ended.value.code == 130
-        assert capsys.readouterr().err.endswith("go on: deitkit train data --out 'a run' --resume\n")
+        assert capsys.readouterr().err.endswith("resume: deitkit train data --out 'a run' --resume\n")
 
 
 @pytest.mark.slow

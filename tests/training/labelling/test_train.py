@@ -88,7 +88,7 @@ def test_another_recipe_and_student_learn_from_the_same_labels(stage, tmp_path, 
     deitkit.train(stage / "images", tmp_path / "run", recipe="deit-distilled", **STUDENT, **settings)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["distillation"]["mode"] == "hard" and config["augment"]["crop_scale"] == [0.5, 1.0]
-    assert "not as in recipe deit-distilled: augment.crop_scale" in capsys.readouterr().err
+    assert "instead of recipe deit-distilled: augment.crop_scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("until", "epochs"), [(1.0, EPOCHS), (0.5, 2 * EPOCHS)])
