@@ -130,7 +130,8 @@ def test_folder_without_the_right_to_read(imported, as_user, capsys):
 def test_files_without_the_right_to_read(imported, as_user, capsys, monkeypatch):
     monkeypatch.setenv("DEITKIT_CACHE", str(as_user / "cache"))
     data = write_images(as_user / "d")
-    (data / "cat" / "0.png").chmod(0)
+    for i in range(4):
+        (data / "cat" / f"{i}.png").chmod(0)
     assert "0.png (no right to read the file)" in train(capsys, data, as_user / "run")
 
 
@@ -168,8 +169,17 @@ def broken_files(folder: Path) -> dict[str, str]:
 def test_many_unreadable_images_are_refused(pictures, tmp_path, capsys):
     broken_files(pictures / "cat")
     sentence = train(capsys, pictures, tmp_path / "run")
-    assert "cannot be read" in sentence and "more than 1 %" in sentence
+    assert "cannot be read" in sentence and "4 of 28 images" in sentence and "more than 5 %" in sentence
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_three_unreadable_images_of_78_are_skipped_and_listed(tmp_path, capsys):
+    data = write_images(tmp_path / "d", ("cat", "dog"), count=39, side=8)
+    for i in range(3):
+        (data / "cat" / f"{i}.png").write_bytes(b"")
+    main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--batch-size=64"])
+    assert len(json.loads((tmp_path / "run" / "skipped.json").read_text())) == 3
+    assert "warning: 3 of 78 images skipped, unreadable:" in capsys.readouterr().err
 
 
 def test_one_unreadable_image_in_a_hundred_and_twenty_is_no_reason_to_stop(tmp_path):
@@ -180,10 +190,12 @@ def test_one_unreadable_image_in_a_hundred_and_twenty_is_no_reason_to_stop(tmp_p
 
 
 def test_a_refused_folder_can_be_used_again(pictures, tmp_path, capsys):
-    whole = (pictures / "cat" / "0.png").read_bytes()
-    (pictures / "cat" / "0.png").write_bytes(b"")
+    whole = [(pictures / "cat" / f"{i}.png").read_bytes() for i in range(4)]
+    for i in range(4):
+        (pictures / "cat" / f"{i}.png").write_bytes(b"")
     assert "cannot be read" in train(capsys, pictures, tmp_path / "run")
-    (pictures / "cat" / "0.png").write_bytes(whole)
+    for i in range(4):
+        (pictures / "cat" / f"{i}.png").write_bytes(whole[i])
     main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--seed=3"])
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["train"]["seed"] == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deitkit.data import cache
 from deitkit.data.cache import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
 from deitkit.data.folder import scan
 from deitkit.data.image_set import ImageSet
-from deitkit.errors import DeitkitError
+from deitkit.errors import DataError
 
 from ..conftest import write_images
 from .test_decode import two_halves
@@ -54,6 +56,27 @@ def test_a_second_call_decodes_nothing(images, tmp_path, monkeypatch):
     first = opened(images, tmp_path / "c").fetch(range(len(images)))
     monkeypatch.setattr(Decoder, "__call__", lambda self, path: pytest.fail("decoded again"))
     assert opened(images, tmp_path / "c").fetch(range(len(images))).equal(first)
+
+
+@pytest.mark.parametrize(
+    "note", ["[]", "{}", '{"aspects": [1.0], "unreadable": []}', '{"aspects": 1, "unreadable": 3}']
+)
+def test_a_damaged_note_is_made_again(images, tmp_path, note):
+    first = opened(images, tmp_path / "c").fetch(range(len(images)))
+    [file] = (tmp_path / "c").glob("*.json")
+    whole = file.read_text()
+    file.write_text(note)
+    assert opened(images, tmp_path / "c").fetch(range(len(images))).equal(first)
+    assert file.read_text() == whole
+
+
+def test_heic_files_are_tried_again_once_they_can_be_read(images, tmp_path, monkeypatch):
+    images.full_path(0).rename(images.root / "cat" / "a.heic")
+    images = scan(images.root, images.root)
+    for installed in (False, True, True):
+        monkeypatch.setattr(cache, "reads_heif", lambda installed=installed: installed)
+        opened(images, tmp_path / "c")
+    assert len(list((tmp_path / "c").glob("*.pixels"))) == 2
 
 
 def test_changed_images_are_decoded_again(images, tmp_path):
@@ -100,13 +123,33 @@ def test_unreadable_images_are_reported_with_their_index(images, tmp_path, limit
     assert [i for i, _ in unreadable] == [3]
 
 
-def test_one_unreadable_image_in_a_hundred_is_allowed():
-    refuse_many_unreadable([("a.png", "cut")], 100)
-    with pytest.raises(DeitkitError, match=r"1 of 99 images cannot be read.*a\.png \(cut\)"):
-        refuse_many_unreadable([("a.png", "cut")], 99)
+def broken(count: int) -> list[tuple[str, str]]:
+    return [(f"{i}.png", "cut") for i in range(count)]
 
 
-def test_pixels_broken_behind_a_whole_header_are_grey_and_told_once(tmp_path, capsys):
+@pytest.mark.parametrize(("count", "total"), [(1, 2), (3, 4), (3, 78), (5, 100), (50, 1000)])
+def test_three_unreadable_images_are_skipped_and_more_if_they_are_few(count, total, capsys):
+    refuse_many_unreadable(broken(count), total)
+    assert f"warning: {count} of {total} images skipped, unreadable: 0.png (cut)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "share"), [(4, 5, 5), (4, 78, 5), (6, 100, 5), (11, 1000, 1), (1, 9, 0)]
+)
+def test_many_unreadable_images_are_refused(count, total, share):
+    with pytest.raises(
+        DataError, match=rf"{count} of {total} images .*more than {share} %: 0\.png \(cut\).*; repair"
+    ):
+        refuse_many_unreadable(broken(count), total, share / 100)
+
+
+def test_without_a_readable_image_there_is_nothing_to_do():
+    with pytest.raises(DataError, match=r"no image can be read: 0\.png \(cut\); 1\.png"):
+        refuse_many_unreadable(broken(2), 2)
+    refuse_many_unreadable([], 0)
+
+
+def test_pixels_broken_behind_an_intact_header_are_grey_and_logged_once(tmp_path, capsys):
     data = write_images(tmp_path / "data", count=60, side=40)
     images = scan(data, data)
     store = opened(images, tmp_path / "c", limit=0)
@@ -116,10 +159,12 @@ def test_pixels_broken_behind_a_whole_header_are_grey_and_told_once(tmp_path, ca
     for _ in range(2):
         pixels = store.fetch([6, 7, 8])
         assert pixels[[0, 2]].equal(whole[[6, 8]]) and (pixels[1] == 128).all()
-    assert capsys.readouterr().err.count("grey stands in for it") == 1
-    images.full_path(9).write_bytes(b"")  # two of 120 are more than one in a hundred
-    with pytest.raises(DeitkitError, match="2 of 120 images cannot be read"):
-        store.fetch([9])
+    assert capsys.readouterr().err.count("a grey image replaces it") == 1
+    for i in range(9, 15):  # seven of 120 are more than 5 %
+        images.full_path(i).write_bytes(b"")
+    store.fetch([9, 10, 11, 12, 13])
+    with pytest.raises(DataError, match="7 of 120 images cannot be read"):
+        store.fetch([14])
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
@@ -166,7 +211,7 @@ def test_an_interrupt_leaves_nothing_behind(images, tmp_path):
 
 def test_a_cache_that_cannot_be_written_says_where_and_what_to_set(images, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DeitkitError, match=r"cannot be kept in .*file.c.*DEITKIT_CACHE"):
+    with pytest.raises(DataError, match=r"cannot be cached in .*file.c.*DEITKIT_CACHE"):
         opened(images, tmp_path / "file" / "c")
 
 
@@ -178,3 +223,13 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     assert default_cache_dir() == tmp_path / "xdg" / "deitkit"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache_dir() == Path.home() / ".cache" / "deitkit"
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DEITKIT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert default_cache_dir().parent == Path(tempfile.gettempdir())

@@ -1,13 +1,14 @@
-"""Decoded pixels at one size: decoded once and kept on disk, or decoded as needed.
+"""Pixels of images at one size: decoded once and cached on disk, or decoded at each use.
 
-Both stores give the same pixels, bit for bit. A kept one is a plain memory-mapped array, written to
-the side and renamed, so that an interrupted write never looks whole.
+Both give the same pixels, bit for bit. A cache file is a memory-mapped array, written under another name and
+renamed, so that an interrupted write never looks complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,21 +24,30 @@ from .. import log
 from ..errors import DataError
 from ..io import read_json, write_json, written_aside
 from .decode import UnreadableImage, center_crop, open_for_view, read_aspect, resize
+from .image_file import HEIF_SUFFIXES, MAX_PIXELS, reads_heif
 from .image_set import ImageSet
 
-_VERSION = 4  # of what is kept: a change in decoding makes old caches stale
+_VERSION = 4  # of what is cached: a change of decoding makes older files stale
+
+MAX_BROKEN = 0.05  # share of the images
+_ALWAYS_ALLOWED = 3  # broken images
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes an image to (3, H, W) uint8, and its width over height."""
+    """Decodes an image file to (3, H, W) uint8, and the image's width over height.
+
+    size: height, width. mode: "resize" for training images, whose views restore the aspect ratio;
+    "center_crop" for evaluation, with the share `crop` of the image's shorter side.
+    """
 
     size: tuple[int, int]
     mode: Literal["resize", "center_crop"]
     crop: float = 1.0
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        image, extent = open_for_view(path, self.size, self.crop)
+        image, extent = open_for_view(path, self.size, self.crop, self.max_pixels)
         aspect = extent[0] / extent[1]
         if self.mode == "resize":
             return resize(image, self.size), aspect
@@ -46,7 +56,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class PixelStore:
-    """Pixels of n images: `fetch` gives uint8; `aspects` (n,) are the originals' width over height."""
+    """Pixels of N images. `aspects` (N,) are the width over height of the original images."""
 
     aspects: NDArray[np.float32]
     read: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -56,7 +66,7 @@ class PixelStore:
         return len(self.rows)
 
     def fetch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """(b,) indices -> (b, 3, H, W) uint8."""
+        """(B,) indices -> (B, 3, H, W) uint8."""
         return torch.from_numpy(self.read(self.rows[np.asarray(indices)]))
 
     def subset(self, indices: NDArray[np.int64]) -> PixelStore:
@@ -64,9 +74,14 @@ class PixelStore:
 
 
 def default_cache_dir() -> Path:
-    """DEITKIT_CACHE, or deitkit in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DEITKIT_CACHE") or Path(base) / "deitkit")
+    """`$DEITKIT_CACHE`, or `deitkit` in the user's cache folder."""
+    chosen, base = os.environ.get("DEITKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if chosen or base:
+        return Path(chosen) if chosen else Path(str(base)) / "deitkit"
+    try:
+        return Path.home() / ".cache" / "deitkit"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"deitkit-{os.getuid()}"
 
 
 def open_store(
@@ -76,28 +91,30 @@ def open_store(
     cache_dir: Path,
     limit_bytes: int,
     workers: int,
+    max_broken: float = MAX_BROKEN,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> tuple[PixelStore, list[tuple[int, str]]]:
-    """The store of all images, and the unreadable ones as (index, reason).
+    """Decodes images. Returns their pixels, and the unreadable ones as (index, reason).
 
-    Pixels of up to `limit_bytes` are decoded at once by `workers` threads and kept in `cache_dir`;
-    a second call finds them there. Larger sets are decoded at each `fetch`, where a file that proves broken
-    behind a whole header is grey, and more than one in a hundred of them raise DeitkitError.
+    Up to `limit_bytes` of pixels are decoded at once, by `workers` threads, and cached in `cache_dir` for
+    later calls. Larger sets are decoded at each `fetch`: an image that turns out to be broken behind an
+    intact header is grey then, and a share of more than `max_broken` of these raises DataError.
     """
     if len(images) * 3 * decoder.size[0] * decoder.size[1] > limit_bytes:
-        return _decoding_store(images, decoder, workers, on_progress)
-    key = hashlib.sha256(f"{_VERSION} {images.root.resolve()} {images.fingerprint()} {decoder}".encode())
-    path = cache_dir / f"{key.hexdigest()[:24]}.pixels"
+        return _decoding_store(images, decoder, workers, max_broken, on_progress)
+    path = cache_dir / f"{_cache_key(images, decoder)}.pixels"
     try:
         facts = read_json(path.with_suffix(".json"))
         if path.stat().st_size != len(images) * 3 * decoder.size[0] * decoder.size[1]:
             raise ValueError("cut short")
-    except (OSError, ValueError):
+        if len(facts["aspects"]) != len(images) or not all(len(pair) == 2 for pair in facts["unreadable"]):
+            raise ValueError("of other images")
+    except (OSError, ValueError, TypeError, KeyError):
         try:
             facts = _decode_all(images, decoder, path, workers, on_progress)
         except OSError as error:
             raise DataError(
-                f"decoded images cannot be kept in {cache_dir} ({error.strerror}); free some space there, "
+                f"decoded images cannot be cached in {cache_dir} ({error.strerror}); free some space there, "
                 "or set DEITKIT_CACHE to another folder"
             ) from None
     pixels = np.memmap(path, np.uint8, "r", shape=(len(images), 3, *decoder.size))
@@ -108,15 +125,39 @@ def open_store(
 
 
 def refuse_many_unreadable(
-    unreadable: Sequence[tuple[str, str]], num_images: int, allowed: float = 0.01
+    unreadable: Sequence[tuple[str, str]], num_images: int, max_broken: float = MAX_BROKEN
 ) -> None:
-    """Raises DeitkitError where more than `allowed` of all images are in `unreadable`: (path, reason)."""
-    if len(unreadable) > allowed * num_images:
-        first = "; ".join(f"{path} ({reason})" for path, reason in unreadable[:3])
+    """Warns of unreadable images, which the caller skips.
+
+    unreadable: (path, reason) of each. Raises DataError if they are more than three and more than
+    `max_broken` of all images, or if they are all images. 0 allows none.
+    """
+    if not unreadable:
+        return
+    _refuse_many(unreadable, num_images, max_broken)
+    log.warning(f"{len(unreadable)} of {num_images} images skipped, unreadable: {_some(unreadable)}")
+
+
+def _refuse_many(unreadable: Sequence[tuple[str, str]], num_images: int, max_broken: float) -> None:
+    allowed = max(_ALWAYS_ALLOWED, max_broken * num_images) if max_broken > 0 else 0
+    if len(unreadable) > allowed:
         raise DataError(
-            f"{len(unreadable)} of {num_images} images cannot be read, more than {100 * allowed:.0f} %: "
-            f"{first}; repair or remove them"
+            f"{len(unreadable)} of {num_images} images cannot be read, more than {100 * max_broken:g} %: "
+            f"{_some(unreadable)}; repair or remove them"
         )
+    if len(unreadable) == num_images:
+        raise DataError(f"no image can be read: {_some(unreadable)}; repair or replace them")
+
+
+def _some(unreadable: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{path} ({reason})" for path, reason in unreadable[:3])
+
+
+def _cache_key(images: ImageSet, decoder: Decoder) -> str:
+    # Without pillow-heif these are unreadable; once it is installed, they are not.
+    heif = reads_heif() if any(path.lower().endswith(HEIF_SUFFIXES) for path in images.paths) else None
+    content = f"{_VERSION} {images.root.resolve()} {images.fingerprint()} {decoder} {heif}"
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _decode_all(
@@ -127,7 +168,7 @@ def _decode_all(
     aspects, unreadable = [1.0] * len(images), []
     with written_aside(path) as side:
         with open(side, "wb") as file:
-            # Space is claimed now: a memory map on a full disk would end the process instead.
+            # Claims the space now: writing to a memory map on a full disk would kill the process.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
@@ -146,9 +187,9 @@ def _decode_all(
 def _decoded_into(
     file: Path, images: ImageSet, decoder: Decoder, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[float, str | None]]:
-    """Aspect of each image, or why it cannot be read; pixels go into `file`, which is closed at the end.
+    """Writes pixels into `file`. Yields each image's width over height, and why it cannot be read or None.
 
-    Windows renames no file that is still mapped.
+    Closes the file at the end: Windows cannot rename a mapped file.
     """
     pixels = np.memmap(file, np.uint8, "r+", shape=(len(images), 3, *decoder.size))
 
@@ -164,12 +205,12 @@ def _decoded_into(
 
 
 def _decoding_store(
-    images: ImageSet, decoder: Decoder, workers: int, on_progress: Callable[[int], None]
+    images: ImageSet, decoder: Decoder, workers: int, max_broken: float, on_progress: Callable[[int], None]
 ) -> tuple[PixelStore, list[tuple[int, str]]]:
     def header(i: int) -> tuple[float, str | None]:
         on_progress(1)
         try:
-            return read_aspect(images.full_path(i)), None
+            return read_aspect(images.full_path(i), decoder.max_pixels), None
         except UnreadableImage as error:
             return 1.0, error.reason
 
@@ -182,12 +223,12 @@ def _decoding_store(
         try:
             return decoder(images.full_path(row))[0]
         except UnreadableImage as error:
-            # A whole header before broken pixels: hours into a run, and again after a resume, the same
-            # grey image is better than an end. Many of them are a lost disk.
+            # Hours into a run, and again after a resume, the same grey image is better than an end. Many of
+            # them are a lost disk.
             if str(error.path) not in broken:
                 broken[str(error.path)] = error.reason
-                refuse_many_unreadable(list(broken.items()), len(images))
-                log.info(f"{error.path} cannot be read ({error.reason}); grey stands in for it")
+                _refuse_many(list(broken.items()), len(images), max_broken)
+                log.warning(f"{error.path} cannot be read ({error.reason}); a grey image replaces it")
             return np.full((3, *decoder.size), 128, np.uint8)
 
     def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
