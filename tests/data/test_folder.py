@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deitkit.data.folder import scan
+from deitkit.data import folder
+from deitkit.data.folder import images_under, scan
 from deitkit.data.image_set import ImageSet
 from deitkit.data.splits import eval_folder, load_splits, refuse_out_among_classes
-from deitkit.errors import DeitkitError
+from deitkit.errors import DataError
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -123,7 +125,7 @@ def test_blocks_take_digits_that_are_no_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "Validation"])
-def test_given_parts_are_taken_as_they_are(tmp_path, name):
+def test_given_splits_are_taken_as_they_are(tmp_path, name):
     for part, count in (("train", 3), (name, 1), ("test", 2)):
         numbered(tmp_path / part, a=count, b=count)
     splits = split(tmp_path)
@@ -143,45 +145,45 @@ def test_train_without_val_is_split(tmp_path, names):
     if len(names) > 1:
         assert splits.how.endswith(f"; {names[1]}/ as given")
         numbered(tmp_path / names[1], c=1)
-        with pytest.raises(DeitkitError, match="differ in 'c'"):
+        with pytest.raises(DataError, match="differ in 'c'"):
             split(tmp_path)
 
 
 @pytest.mark.parametrize("given", ["train", "train val"])
-def test_a_test_part_without_classes_is_left_out(tmp_path, given):
+def test_a_test_split_without_classes_is_left_out(tmp_path, given):
     for part in given.split():
         numbered(tmp_path / part, a=4, b=4)
     touch(tmp_path / "test", "unknown-0.png")
     splits = split(tmp_path)
     assert splits.test is None and splits.train.classes == ("a", "b")
-    assert splits.how.endswith("; test/ has no folders of classes and is left out")
+    assert splits.how.endswith("; test/ has no class folders and is left out")
 
 
-def test_of_two_folders_for_a_part_the_one_with_classes_counts(tmp_path):
+def test_of_two_folders_for_a_split_the_one_with_classes_counts(tmp_path):
     numbered(tmp_path / "training", a=4, b=4)
     numbered(tmp_path / "val", a=4, b=4)
     touch(tmp_path / "train", "all.csv")
     assert split(tmp_path).train.paths[0].startswith("training/")
 
 
-def test_out_may_lie_beside_parts_only_where_it_changes_nothing(tmp_path):
+def test_out_may_lie_beside_splits_only_where_it_changes_nothing(tmp_path):
     data = tmp_path / "d"
     numbered(data / "train", a=4, b=4)
-    with pytest.raises(DeitkitError, match="lies inside"):  # train/ beside another folder is a class
+    with pytest.raises(DataError, match="lies inside"):  # train/ beside another folder is a class
         refuse_out_among_classes(data, data / "run")
     touch(data / "test", "unknown.png")
-    with pytest.raises(DeitkitError, match="lies inside"):
+    with pytest.raises(DataError, match="lies inside"):
         refuse_out_among_classes(data, data / "run")
     numbered(data / "val", a=4, b=4)
     before = split(data).train.paths
     refuse_out_among_classes(data, data / "run")
     numbered(data / "run", checkpoints=1)
     assert split(data).train.paths == before
-    with pytest.raises(DeitkitError, match="lies inside"):
+    with pytest.raises(DataError, match="lies inside"):
         refuse_out_among_classes(data, data / "train" / "run")
 
 
-def test_what_is_measured_of_a_folder_with_parts(tmp_path):
+def test_what_is_evaluated_of_a_folder_with_splits(tmp_path):
     numbered(tmp_path / "alone" / "Train", a=1)
     assert eval_folder(tmp_path / "alone").name == "Train"
     numbered(tmp_path / "plain", a=1, valid=1)
@@ -201,24 +203,24 @@ def test_a_class_may_be_called_train(tmp_path):
 @pytest.mark.parametrize("how", ["stratified", "blocks"])
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5])
 def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, how, fraction):
-    with pytest.raises(DeitkitError, match=r"data\.val_fraction is .*more than 0 and less than 1"):
+    with pytest.raises(DataError, match=r"data\.val_fraction is .*more than 0 and less than 1"):
         split(numbered(tmp_path, a=4, b=4), how, fraction)
 
 
 def test_a_class_folder_without_images_is_named(tmp_path):
     touch(numbered(tmp_path, a=4, b=4), "masks/notes.txt")
-    with pytest.raises(DeitkitError, match=r"'masks' .*holds no images"):
+    with pytest.raises(DataError, match=r"'masks' .*holds no images"):
         split(tmp_path)
 
 
 def test_a_folder_without_the_right_to_read(as_user):
     numbered(as_user, a=4, b=4)
     (as_user / "a").chmod(0)
-    with pytest.raises(DeitkitError, match=r"a cannot be read \(Permission denied\); check its rights"):
+    with pytest.raises(DataError, match=r"a cannot be read \(Permission denied\); check its rights"):
         split(as_user)
     as_user.chmod(0)
     for data in (as_user, as_user / "b"):
-        with pytest.raises(DeitkitError, match="cannot be read"):
+        with pytest.raises(DataError, match="cannot be read"):
             split(data)
 
 
@@ -274,3 +276,133 @@ def test_a_share_is_stratified_seeded_and_grows(tmp_path):
     assert images.keep_fraction(1.0, seed=5) is images
     names = [images.classes[label] for label in third.labels]
     assert names == [path.split("/")[0] for path in third.paths]
+
+
+def not_read(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+
+
+def test_files_that_are_not_read_are_counted_in_one_line(tmp_path, capsys):
+    touch(
+        numbered(tmp_path, a=3, b=3),
+        "Thumbs.db",
+        "cover.jpg",
+        "a/x.CR2",
+        "a/y.cr2",
+        "a/.DS_Store",
+        "b/LICENSE",
+    )
+    touch(tmp_path, ".git/config", "b/deep/notes.txt", "b/deep/table.json")
+    split(tmp_path)
+    [line] = not_read(capsys)
+    assert "9 files are not read" in line
+    for kind in ("2 .cr2", "2 hidden", "1 .db", "1 .jpg outside the class folders", "1 without a suffix"):
+        assert kind in line
+    assert "1 .txt" in line and "1 .json" in line
+
+
+def test_files_that_are_not_read_in_split_folders_are_counted_in_one_line(tmp_path, capsys):
+    for part in ("train", "val", "test"):
+        touch(numbered(tmp_path / part, a=3, b=3), "a/x.txt", "readme.md")
+    split(tmp_path)
+    [line] = not_read(capsys)
+    assert "6 files are not read: 3 .md, 3 .txt" in line
+
+
+def test_nothing_is_said_if_every_file_is_read(tmp_path, capsys):
+    split(numbered(tmp_path, a=3, b=3))
+    assert not_read(capsys) == []
+    images_under(str(tmp_path))
+    assert not_read(capsys) == []
+    images_under(str(touch(tmp_path, "a/b.txt")))
+    assert len(not_read(capsys)) == 1
+
+
+def test_photographs_of_telephones_are_found(tmp_path):
+    touch(numbered(tmp_path, a=1, b=1), "a/IMG_1.HEIC", "a/2.heif", "b/3.avif", "b/4.hif")
+    assert len(scan(tmp_path, tmp_path)) == 6
+
+
+def test_a_class_of_other_files_says_which(tmp_path):
+    touch(numbered(tmp_path, a=4, b=4), "c/1.cr2", "c/2.cr2")
+    with pytest.raises(DataError, match=r"'c' .*holds no images .*2 \.cr2"):
+        split(tmp_path)
+
+
+def test_a_tower_of_folders_that_link_to_each_other_is_searched_once(tmp_path):
+    """Nine folders with a link to each other one: 9! ways through them."""
+    for i in range(9):
+        numbered(tmp_path / "d" / "a" / str(i), x=2)
+    for i in range(9):
+        for j in range(9):
+            (tmp_path / "d" / "a" / str(i) / f"to-{j}").symlink_to(tmp_path / "d" / "a" / str(j))
+    numbered(tmp_path / "d", b=2)
+    images = scan(tmp_path / "d", tmp_path / "d")
+    assert images.counts().tolist() == [18, 2] and len(set(images.paths)) == 20
+
+
+def test_links_between_classes_are_not_followed(tmp_path, capsys):
+    data = numbered(tmp_path / "d", a=2, b=3)
+    (data / "a" / "other").symlink_to(data / "b")
+    (data / "a" / "up").symlink_to(data)
+    (data / "b" / "up").symlink_to(data)
+    assert scan(data, data).counts().tolist() == [2, 3]
+    assert "3 folders reached twice by links" in not_read(capsys)[0]
+    (data / "c").symlink_to(data / "b")
+    with pytest.raises(DataError, match=r"the classes 'b' and 'c' in .* are the same folder"):
+        scan(data, data)
+
+
+def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path):
+    numbered(tmp_path / "elsewhere", x=3)
+    numbered(tmp_path / "d", a=2)
+    (tmp_path / "d" / "b").symlink_to(tmp_path / "elsewhere" / "x")
+    assert scan(tmp_path / "d", tmp_path / "d").counts().tolist() == [2, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_folders_of_the_system_are_not_entered(tmp_path, capsys):
+    data = numbered(tmp_path / "d", a=2, b=3)
+    (data / "a" / "processes").symlink_to("/proc")
+    (data / "a" / "root").symlink_to("/proc/self")
+    assert scan(data, data).counts().tolist() == [2, 3]
+    assert "2 folders of the system" in not_read(capsys)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses folder descriptors")
+def test_a_tower_of_1500_folders_is_searched_to_a_depth(tmp_path, capsys):
+    data = numbered(tmp_path / "d", a=2, b=3)
+    where = os.open(data / "a", os.O_RDONLY)
+    try:
+        for _ in range(1500):
+            os.mkdir("n", dir_fd=where)
+            deeper = os.open("n", os.O_RDONLY, dir_fd=where)
+            os.close(where)
+            where = deeper
+        os.close(os.open("lost.png", os.O_CREAT, dir_fd=where))
+        assert scan(data, data).counts().tolist() == [2, 3]
+        assert "1 folders too deep" in not_read(capsys)[0]
+    finally:
+        os.close(where)
+        subprocess.run(["rm", "-rf", data / "a"], check=True)  # shutil's would recurse
+
+
+def test_long_names_are_searched_to_the_length_of_a_path(tmp_path, capsys):
+    data = numbered(tmp_path / "d", a=2, b=3)
+    where, home = data / "a", Path.cwd()
+    try:
+        os.chdir(where)
+        for _ in range(20):
+            os.mkdir("n" * 250)
+            os.chdir("n" * 250)
+        assert scan(data, data).counts().tolist() == [2, 3]
+        assert "1 folders too deep" in not_read(capsys)[0]
+    finally:
+        os.chdir(home)
+        subprocess.run(["rm", "-rf", data / "a"], check=True)
+
+
+def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "_MAX_ENTRIES", 5)
+    with pytest.raises(DataError, match="holds more than 5 files"):
+        scan(numbered(tmp_path, a=9, b=2), tmp_path)
