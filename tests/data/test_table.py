@@ -1,16 +1,24 @@
-"""labels.csv: what is read from it, how it is split, and what is refused."""
+"""Tables: which files are tables, what is read from them, how they are split, and what is refused."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deitkit.data import table
 from deitkit.data.image_set import ImageSet, targets_of
 from deitkit.data.splits import load_splits
-from deitkit.data.table import read_table
-from deitkit.errors import DeitkitError
+from deitkit.data.table import find_table, image_root, is_table, read_table
+from deitkit.errors import DataError
+from deitkit.evaluation.run_images import run_splits
+
+from ..conftest import TINY, write_images
+from ..test_bad_input import main
 
 
 def write(folder: Path, text: str) -> Path:
@@ -43,7 +51,7 @@ def test_columns_may_stand_in_any_order_and_cells_be_quoted(tmp_path):
     (tmp_path / "labels.csv").write_text('labels,split,path\n"x, y;z",val,"a, b.png"\n')
     table = read_table(tmp_path)
     assert table.images.paths == ("a, b.png",) and table.images.classes == ("x, y", "z")
-    assert table.parts == ("val",)
+    assert table.splits == ("val",)
 
 
 def test_targets_of_both_kinds_of_labels():
@@ -106,10 +114,10 @@ def test_rare_labels_that_come_together_lie_on_both_sides(tmp_path):
 def test_labels_that_cannot_lie_on_both_sides_are_named(tmp_path):
     """Three images, of which each two share a label: two of them lie on the same side, whatever is drawn."""
     write(tmp_path, "path,labels\n0.png,a;c\n1.png,a;b\n2.png,b;c\n")
-    with pytest.raises(DeitkitError, match=r"in training or in validation only; add images of it"):
+    with pytest.raises(DataError, match=r"in training or in validation only; add images of it"):
         split(tmp_path, fraction=0.5)
-    write(tmp_path, "path,labels\n0.png,a\n1.png,a\n2.png,c\n3.png,c\n")
-    with pytest.raises(DeitkitError, match=r"the label 'a' .*only; give --set data\.split=stratified"):
+    write(tmp_path, "path,labels\n0.png,a\n1.png,a\n2.png,c\n3.png,c;\n")
+    with pytest.raises(DataError, match=r"the label 'a' .*only; give --set data\.split=stratified"):
         split(tmp_path, "blocks", fraction=0.5)
 
 
@@ -129,18 +137,20 @@ def test_a_share_holds_every_label_and_grows_by_addition():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"labels\.csv has no column 'path'; its first line must be path,labels"),
+        ("", r"labels\.csv has no column 'path'; its first line must name columns, such as path,label"),
         ("path,labels\n", r"has no rows"),
-        ("path,label\na.png,x\n", r"has the column 'label'.*did you mean 'labels'\?"),
-        (
-            "path,labels,breed\na.png,x,y\n",
-            r"has the column 'breed'.*take it out.*sub-folders are",
-        ),
-        ("path,split\na.png,val\n", r"has no column 'labels'"),
-        ("path,labels,labels\na.png,x,y\n", r"more than one column 'labels'"),
-        ("path,labels\na.png,x,y\n", r"line 2 of .* more cells than the header; put labels apart by ;"),
+        ("path,lables\na.png,x\n", r"has no column 'label'; did you mean 'labels'\?"),
+        ("path,label\na.png,x\nb.png,x\n", r"has only one class, 'x'"),
+        ("path,label\na.png,x\nb.png,\n", r"line 3 of .* has no label in 'label'; fill it in"),
+        ("path,class\na.png,x\nb.png,x;y\n", r"line 3 of .* several labels, 'x;y'; name the column 'labels'"),
+        ("path,labels,splitt\na.png,x,val\n", r"has the column 'splitt'; did you mean 'split'\?"),
+        ("path,split\na.png,val\n", r"has no column 'label'"),
+        ("path,labels,labels\na.png,x,y\n", r"has the columns 'labels' and 'labels'; keep one of them"),
+        ("path,class,Label\na.png,x,y\n", r"has the columns 'class' and 'label'; keep one of them"),
+        ("file,path,label\na.png,a.png,y\n", r"has the columns 'file' and 'path'; keep one of them"),
+        ("path,labels\na.png,x,y\n", r"line 2 of .* more cells than the header; separate labels by ;"),
         ("path,labels\na.png,x\n,y\n", r"line 3 of .* names no image"),
-        ("path,labels\na.png,x\nb.png,y\n./a.png,y\n", r"a\.png stands in lines 2 and 4"),
+        ("path,labels\na.png,x\nb.png,y\n./a.png,y\n", r"a\.png is in lines 2 and 4"),
         ("path,labels\na.png,x\nb.jpg,y\n", r"line 3 of .* names b\.jpg, and .* holds no such file"),
         ("path,labels\na.png,\nb.png,;\n", r"no image in .*labels\.csv has a label"),
         ("path,labels\na.png,Cat\nb.png,cat\n", r"the labels 'Cat' and 'cat' in .* differ only by case"),
@@ -148,24 +158,205 @@ def test_a_share_holds_every_label_and_grows_by_addition():
         ("path,labels,split\na.png,x,train\nb.png,x,\n", r"line 3 of .* has the split ''; give train, val"),
         ("path,labels,split\na.png,x,train\n", r"gives no images to validate on"),
         ("path,labels,split\na.png,x,val\n", r"gives no images to train on"),
-        ("path,labels,split\na.png,x;y,train\nb.png,y,val\n", r"classes of the parts differ in 'x'"),
-        ("path,labels,split\na.png,x,train\nb.png,x;z,val\n", r"classes of the parts differ in 'z'"),
+        ("path,labels,split\na.png,x;y,train\nb.png,y,val\n", r"classes of the splits differ in 'x'"),
+        ("path,labels,split\na.png,x,train\nb.png,x;z,val\n", r"classes of the splits differ in 'z'"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_in_a_sentence(text, message, tmp_path):
-    with pytest.raises(DeitkitError, match=message):
+    with pytest.raises(DataError, match=message):
         split(write(tmp_path, text))
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_bytes("path,labels\na.png,Käfer\n".encode("latin-1"))
-    with pytest.raises(DeitkitError, match=r"cannot be read .*; save it as a CSV in UTF-8"):
+    with pytest.raises(DataError, match=r"cannot be read .*; save it as a CSV in UTF-8"):
         read_table(tmp_path)
 
 
 def test_labels_of_a_run_keep_their_places(tmp_path):
     write(tmp_path, "path,labels\na.png,y\n")
-    images = read_table(tmp_path, ("z", "y", "x")).images
+    images = read_table(tmp_path, ("z", "y", "x"), "multilabel").images
     assert images.classes == ("z", "y", "x") and images.labels.tolist() == [[False, True, False]]
-    with pytest.raises(DeitkitError, match="has the label 'y', which the run does not know; it knows x, z"):
+    images = read_table(tmp_path, ("z", "y", "x"), "multiclass").images
+    assert images.classes == ("z", "y", "x") and images.labels.tolist() == [1]
+    with pytest.raises(DataError, match="has the label 'y', which the run does not know; it knows x, z"):
         read_table(tmp_path, ("x", "z"))
+
+
+ONE_CLASS_EACH = {"a.png": "x y", "b/c.png": "z", "d.png": "x y"}
+
+
+def as_text(columns: str, separator: str = ",", quote: str = "") -> str:
+    rows = [separator.join(f"{quote}{cell}{quote}" for cell in row) for row in ONE_CLASS_EACH.items()]
+    return "\n".join([columns.replace(",", separator), *rows]) + "\n"
+
+
+def touch_images(folder: Path) -> Path:
+    for name in ONE_CLASS_EACH:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "columns", ["path,label", "Filename,Label", "image,class", "file,category", "path,labels"]
+)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_one_label_per_row_is_multiclass_whatever_the_columns_are_called(tmp_path, columns, separator, quote):
+    (touch_images(tmp_path) / "labels.csv").write_text(as_text(columns, separator, quote))
+    images = read_table(tmp_path).images
+    assert images.task == "multiclass" and images.classes == ("x y", "z")
+    assert images.paths == tuple(ONE_CLASS_EACH) and images.labels.tolist() == [0, 1, 0]
+    assert images.counts().tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_files_that_spreadsheets_write_are_read(tmp_path, encoding, newline):
+    (touch_images(tmp_path) / "ä.png").touch()
+    text = as_text("path,label") + "ä.png,Käfer\n\n"
+    (tmp_path / "labels.csv").write_bytes(text.replace("\n", newline).encode(encoding))
+    assert read_table(tmp_path).images.classes == ("Käfer", "x y", "z")
+
+
+@pytest.mark.parametrize(
+    ("rows", "task"),
+    [
+        ("a.png,x\nb.png,y", "multiclass"),
+        ("a.png,x\nb.png,", "multilabel"),
+        ("a.png,x|y\nb.png,y", "multilabel"),
+    ],
+)
+def test_the_column_labels_is_multilabel_if_a_row_has_none_or_several(tmp_path, rows, task):
+    write(tmp_path, f"path,labels\n{rows}\n")
+    assert read_table(tmp_path).images.task == task
+    assert read_table(tmp_path, task="multilabel").images.task == "multilabel"
+
+
+def test_other_columns_are_named_and_ignored(tmp_path, capsys):
+    write(tmp_path, "path,id,label,breed\na.png,7,x,y\nb.png,8,z,y\n")
+    assert read_table(tmp_path).images.classes == ("x", "z")
+    assert "columns that are not read: id, breed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "TRAIN.CSV", "a.tsv"])
+def test_the_only_csv_of_a_folder_is_its_table(tmp_path, name, capsys):
+    (touch_images(tmp_path) / name).write_text(as_text("path,label"))
+    assert find_table(tmp_path) == tmp_path / name
+    assert read_table(tmp_path).images.classes == ("x y", "z")
+    assert f"labels are read from {tmp_path / name}" in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text(as_text("path,label"))
+    assert not is_table(tmp_path)  # which of them?
+    assert read_table(tmp_path / name).images.classes == ("x y", "z")
+    (tmp_path / "labels.csv").write_text("path,label\na.png,p\nd.png,q\n")
+    assert read_table(tmp_path).images.classes == ("p", "q")
+
+
+def test_a_csv_beside_class_folders_is_no_table(tmp_path):
+    """Unless it names files that are there."""
+    for path in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "sizes.csv").write_text("path,width\ncat/1.png,3\n")
+    assert not is_table(tmp_path)
+    (tmp_path / "sizes.csv").write_text("image,label\n1.png,x\n")
+    assert not is_table(tmp_path) and split(tmp_path).train.classes == ("cat", "dog")
+    (tmp_path / "sizes.csv").write_text("image,label\ncat/1.png,x\ncat/2.png,x\ndog/1.png,y\ndog/2.png,y\n")
+    assert split(tmp_path).train.classes == ("x", "y")
+
+
+def test_paths_are_relative_to_the_table_that_is_given(tmp_path, monkeypatch):
+    (touch_images(tmp_path / "d") / "some.csv").write_text(as_text("path,label"))
+    monkeypatch.chdir(tmp_path)
+    for data in (tmp_path / "d" / "some.csv", Path("d/some.csv")):
+        images = read_table(data).images
+        assert image_root(data) == images.root == data.parent
+        assert all(images.full_path(i).is_file() for i in range(3))
+    assert image_root(tmp_path / "d") == tmp_path / "d"
+    with pytest.raises(DataError, match=r"nothing\.csv cannot be read"):
+        read_table(tmp_path / "nothing.csv")
+
+
+def test_a_table_of_one_class_each_is_split_by_class(tmp_path):
+    rows = [f"{i}.png,{'x' if i % 4 else 'y'}" for i in range(40)]
+    write(tmp_path, "path,label\n" + "\n".join(rows) + "\n")
+    splits = split(tmp_path)
+    assert splits.val.counts().tolist() == [8, 2] and splits.train.counts().tolist() == [22, 8]
+    assert split(tmp_path, "blocks").val.counts().tolist() == [8, 2]
+
+
+def test_images_that_a_table_does_not_list_are_counted(tmp_path, capsys):
+    write(tmp_path, "path,label\na.png,x\nsub/b.png,x\nc.png,y\n./d.png,y\n")
+    for name in ("e.png", "sub/f.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    split(tmp_path, fraction=0.5)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    assert len(lines) == 1 and "3 files are not read" in lines[0]
+    assert "2 images not in labels.csv" in lines[0] and "1 .txt" in lines[0]
+    split(tmp_path / "labels.csv", fraction=0.5)  # the folder may hold anything
+    assert "not read" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a device that never ends")
+def test_only_regular_files_are_tables(tmp_path):
+    (tmp_path / "labels.csv").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"labels\.csv is not a regular file"):
+        split(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(DataError, match=r"labels\.csv is not a regular file"):
+        split(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "labels.csv").symlink_to("/proc/self/status")
+    with pytest.raises(DataError, match=r"labels\.csv is not a regular file"):
+        split(tmp_path)
+
+
+def test_tables_of_any_size_are_refused(tmp_path, monkeypatch):
+    write(tmp_path, "path,labels\na.png,x\nb.png,y;x\n")
+    monkeypatch.setattr(table, "_MAX_CELLS", 3)
+    with pytest.raises(DataError, match="has 2 labels for 2 images; check its columns"):
+        read_table(tmp_path)
+    monkeypatch.setattr(table, "_MAX_LINE", 10)
+    with pytest.raises(DataError, match="has a line of over 10 characters"):
+        read_table(tmp_path)
+    monkeypatch.setattr(table, "_MAX_BYTES", 10)
+    with pytest.raises(DataError, match=r"is too large for a table \(\d+ bytes\)"):
+        read_table(tmp_path)
+
+
+def test_damaged_tables_are_refused_in_a_sentence(tmp_path):
+    """Seeded damage to a table that is read: the only error is a DataError."""
+    good = write(tmp_path, "path,labels,split\na.png,x;y,train\nb.png,y,val\n") / "labels.csv"
+    whole = good.read_bytes()
+    rng = np.random.RandomState(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randint(len(damaged))
+            damaged[at : at + rng.randint(3)] = bytes(
+                rng.choice(list(b',;|"\n\r\t\x00\xff\xfeax'), rng.randint(4)).tolist()
+            )
+            if not damaged:
+                break
+        good.write_bytes(damaged)
+        with contextlib.suppress(DataError):
+            split(tmp_path)
+
+
+def test_a_run_is_trained_and_evaluated_by_a_table(tmp_path, capsys):
+    data = write_images(tmp_path / "images", count=8)
+    rows = [f"{path.relative_to(data)};{path.parent.name}" for path in sorted(data.glob("*/*.png"))]
+    (data / "mine.csv").write_text("Filename;Class\n" + "\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    main(["train", str(data / "mine.csv"), "--out", str(run), *TINY])
+    settings = json.loads((run / "config.json").read_text())
+    assert settings["task"] == "multiclass" and settings["classes"] == ["cat", "dog"]
+    capsys.readouterr()
+    for place in (data / "mine.csv", data):
+        main(["eval", str(run), str(place), "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["notes"] == ["12 images that the run was trained on are left out."]
+    assert len(run_splits(run, None).val) == 4
+    assert (run / "report.html").exists()

@@ -1,7 +1,8 @@
-"""Training, validation and test images of a folder: as they are given, or held out."""
+"""Training, validation and test images of a folder or table: as given, or held out."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, DeitkitError
+from ..errors import DataError
 from ..io import write_json
-from .folder import scan, sub_folders
+from ..tasks import Task
+from .folder import OtherFiles, scan, scan_quietly, search, sub_folders
 from .image_set import ImageSet
-from .table import NAME, is_table, read_table
+from .table import find_table, is_table, read_table
 
-_PART_NAMES = {
+_FOLDER_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
@@ -26,7 +28,7 @@ _TRIES = 100  # random splits of overlapping labels, until each label is on both
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a data set, and in `how` a sentence on where they come from."""
+    """The splits of a data set. `how` is a phrase on where they come from."""
 
     train: ImageSet
     val: ImageSet
@@ -35,88 +37,135 @@ class Splits:
     unlabeled: ImageSet | None = None
 
     def write(self, path: Path) -> None:
-        """Lists every part's files as JSON."""
-        parts = {"train": self.train, "val": self.val, "test": self.test, "unlabeled": self.unlabeled}
-        listed = {name: list(part.paths) for name, part in parts.items() if part is not None}
+        """Lists the files of every split as JSON."""
+        splits = {"train": self.train, "val": self.val, "test": self.test, "unlabeled": self.unlabeled}
+        listed = {name: list(images.paths) for name, images in splits.items() if images is not None}
         write_json(path, {"how": self.how, **listed})
 
 
-def load_splits(data: Path, *, split: str, val_fraction: float, seed: int) -> Splits:
-    """The splits of a folder: with labels.csv, with train/, val/ and test/, or with a folder a class.
+def load_splits(
+    data: Path, *, split: str, val_fraction: float, seed: int, task: Task | None = None
+) -> Splits:
+    """The splits of a table, of a folder with train/, val/ and test/, or of a folder per class.
 
-    `split` decides how validation images are held out where the data does not say, also of train/ without
-    val/: "stratified" draws them from each class; "blocks" keeps neighbours in name order together, for
-    series of near-alike shots. Raises DeitkitError for every folder that cannot be trained on.
+    Args:
+        split: How validation images are held out if the data has none: "stratified" draws them from each
+        class;
+            "blocks" keeps neighbours in name order together, for series of near-identical shots.
+        task: What the labels of a table are read as; None to decide by the table.
+
+    Raises DataError if the data cannot be trained on.
     """
-    if is_table(data):
-        table = read_table(data)
-        if table.parts is not None:
-            given = {name: table.part(name) for name in ("train", "val", "test")}
-            return _given(given, f"the column 'split' of {data / NAME}")
-        return _held_out(table.images, data / NAME, split, val_fraction, seed)
-    parts = _part_folders(data)
-    if not _has_parts(data, parts):
+    table_file = find_table(data)
+    if table_file is not None:
+        table = read_table(data, task=task)
+        if data.is_dir():
+            _unlisted(data, table_file, table.images).report(data)
+        if table.splits is not None:
+            given = {name: table.split(name) for name in ("train", "val", "test")}
+            splits = _given(given, f"the column 'split' of {table_file}")
+        else:
+            splits = _held_out(table.images, table_file, split, val_fraction, seed)
+        if splits.train.task == "multiclass" and len(splits.train.classes) < 2:
+            [name] = splits.train.classes
+            raise DataError(f"{table_file} has only one class, {name!r}; a classifier needs two or more")
+        return splits
+    folders = _split_folders(data)
+    if not _has_splits(data, folders):
         return _held_out(scan(data, data), data, split, val_fraction, seed)
-    train, val, test = (parts.get(part) for part in ("train", "val", "test"))
+    return _load_split_folders(data, folders, split, val_fraction, seed)
+
+
+def _load_split_folders(
+    data: Path, folders: dict[str, Path], split: str, val_fraction: float, seed: int
+) -> Splits:
+    train, val, test = (folders.get(name) for name in ("train", "val", "test"))
     assert train is not None
-    tested = scan(test, data) if test is not None and sub_folders(test) else None
+    others = OtherFiles()
+
+    def scanned(folder: Path) -> ImageSet:
+        nonlocal others
+        images, passed_over = scan_quietly(folder, data)
+        others += passed_over
+        return images
+
+    tested = scanned(test) if test is not None and sub_folders(test) else None
     # As contests give them: images to be named, in one folder.
     left_out = ""
     if test is not None and tested is None:
-        left_out = f"; {test.name}/ has no folders of classes and is left out"
+        left_out = f"; {test.name}/ has no class folders and is left out"
     if val is not None:
-        given = {"train": scan(train, data), "val": scan(val, data), "test": tested}
+        given = {"train": scanned(train), "val": scanned(val), "test": tested}
         splits = _given(given, f"{train.name}/ and {val.name}/")
-        return replace(splits, how=splits.how + left_out)
-    held = _held_out(scan(train, data), train, split, val_fraction, seed)
-    if test is None or tested is None:
-        return replace(held, how=held.how + left_out)
-    _refuse_other_classes(held.train, tested, f"{train.name}/ and {test.name}/")
-    return replace(held, test=tested, how=f"{train.name}/ {held.how}; {test.name}/ as given")
+    else:
+        splits = _held_out(scanned(train), train, split, val_fraction, seed)
+        if test is not None and tested is not None:
+            _refuse_other_classes(splits.train, tested, f"{train.name}/ and {test.name}/")
+            how = f"{train.name}/ {splits.how}; {test.name}/ as given"
+            splits = replace(splits, test=tested, how=how)
+    others.report(data)
+    return replace(splits, how=splits.how + left_out)
+
+
+def _unlisted(folder: Path, table_file: Path, images: ImageSet) -> OtherFiles:
+    """What `folder` holds beside a table and the images in it."""
+    found, others = search(str(folder), ignored=table_file.name)
+    listed = {os.path.normpath(images.full_path(i)) for i in range(len(images))}
+    for path in found:
+        if os.path.normpath(path) not in listed:
+            others.add(path, f"images not in {table_file.name}")
+    return others
 
 
 def eval_folder(data: Path) -> Path:
-    """What to measure on: val/ where `data` has one, else test/, else train/, else `data` itself."""
-    parts = _part_folders(data)
-    for part in ("val", "test"):
-        if part in parts and sub_folders(parts[part]):  # a class may have a part's name
-            return parts[part]
-    return parts["train"] if _has_parts(data, parts) else data
+    """The folder to evaluate on: val/ of `data`, else test/, else train/, else `data` itself."""
+    folders = _split_folders(data)
+    for name in ("val", "test"):
+        if name in folders and sub_folders(folders[name]):  # a class may have a split's name
+            return folders[name]
+    return folders["train"] if _has_splits(data, folders) else data
+
+
+def eval_images(data: Path) -> ImageSet:
+    """The images to evaluate on, with the classes of the data: a table's, or those of `eval_folder`."""
+    if is_table(data):
+        return read_table(data).images
+    return scan(eval_folder(data), data, at_least=1)
 
 
 def refuse_out_among_classes(data: Path, out: Path) -> None:
-    """Raises DeitkitError where `out` would be taken for a class of `data`, or for images of one."""
+    """Raises DataError if `out` would be taken for a class of `data`, or its files for images of one."""
     if not out.resolve().is_relative_to(data.resolve()) or not data.is_dir() or is_table(data):
         return
-    parts = _part_folders(data)
-    in_a_part = any(out.resolve().is_relative_to(part.resolve()) for part in parts.values())
-    if in_a_part or not _has_parts(data, parts, beside_others=True):
+    folders = _split_folders(data)
+    in_a_split = any(out.resolve().is_relative_to(folder.resolve()) for folder in folders.values())
+    if in_a_split or not _has_splits(data, folders, beside_others=True):
         raise DataError(
             f"--out {out} lies inside {data}, where it would be taken for a class; "
             "choose a folder outside of it"
         )
 
 
-def _part_folders(data: Path) -> dict[str, Path]:
-    """The folders in `data` that have one of a part's names, in any case; of several, one with folders."""
+def _split_folders(data: Path) -> dict[str, Path]:
+    """The folders in `data` named after a split, in any case; of several for one, one with sub-folders."""
     folders = {name.lower(): path for name, path in sub_folders(data).items()}
     found = {
-        part: [folders[name] for name in names if name in folders] for part, names in _PART_NAMES.items()
+        split: [folders[name] for name in names if name in folders] for split, names in _FOLDER_NAMES.items()
     }
     return {
-        part: max(candidates, key=lambda path: bool(sub_folders(path)))
-        for part, candidates in found.items()
+        split: max(candidates, key=lambda path: bool(sub_folders(path)))
+        for split, candidates in found.items()
         if candidates
     }
 
 
-def _has_parts(data: Path, parts: dict[str, Path], beside_others: bool = False) -> bool:
-    """Whether `parts` are parts of a data set: a class may have a part's name.
+def _has_splits(data: Path, folders: dict[str, Path], beside_others: bool = False) -> bool:
+    """Whether `folders` are splits: a class may have a split's name.
 
     beside_others: whether they still are once `data` holds another folder.
     """
-    train, test = parts.get("train"), parts.get("test")
-    if train is None or "val" in parts:
+    train, test = folders.get("train"), folders.get("test")
+    if train is None or "val" in folders:
         return train is not None
     if not sub_folders(train):
         return False
@@ -125,26 +174,26 @@ def _has_parts(data: Path, parts: dict[str, Path], beside_others: bool = False) 
     return not beside_others and set(sub_folders(data).values()) <= {train, test}
 
 
-def _given(parts: dict[str, ImageSet | None], where: str) -> Splits:
-    """The parts that the data has; each must hold the same classes."""
-    train, val, test = parts["train"], parts["val"], parts["test"]
+def _given(splits: dict[str, ImageSet | None], where: str) -> Splits:
+    """The splits that the data has; each must have the same classes."""
+    train, val, test = splits["train"], splits["val"], splits["test"]
     if train is None or val is None:
         raise DataError(
             f"{where} gives no images to {'train on' if train is None else 'validate on'}; "
             "mark some, or leave the splitting to deitkit"
         )
-    for part in (val, test):
-        if part is not None:
-            _refuse_other_classes(train, part, where)
+    for images in (val, test):
+        if images is not None:
+            _refuse_other_classes(train, images, where)
     return Splits(train, val, test, f"{where} as given")
 
 
-def _refuse_other_classes(train: ImageSet, part: ImageSet, where: str) -> None:
-    differing = sorted(set(_shown(train)) ^ set(_shown(part)))
+def _refuse_other_classes(train: ImageSet, images: ImageSet, where: str) -> None:
+    differing = sorted(set(_shown(train)) ^ set(_shown(images)))
     if differing:
         raise DataError(
-            f"the classes of the parts differ in {', '.join(map(repr, differing[:5]))} "
-            f"({where}, in {train.root}); give every part images of the same classes"
+            f"the classes of the splits differ in {', '.join(map(repr, differing[:5]))} "
+            f"({where}, in {train.root}); give every split images of the same classes"
         )
 
 
@@ -153,7 +202,7 @@ def _shown(images: ImageSet) -> list[str]:
 
 
 def _held_out(images: ImageSet, where: Path, split: str, val_fraction: float, seed: int) -> Splits:
-    """A share of the images, by the way of splitting that is asked for."""
+    """Holds out a share of the images."""
     if not 0 < val_fraction < 1:
         raise DataError(
             f"data.val_fraction is {val_fraction:g}, and {where} has no validation images; "
@@ -162,7 +211,7 @@ def _held_out(images: ImageSet, where: Path, split: str, val_fraction: float, se
     few = [images.classes[k] for k in np.flatnonzero(images.counts() < 2)]
     if few:
         raise DataError(
-            f"class {few[0]!r} in {where} has one image, and one each is needed to train and to validate; "
+            f"class {few[0]!r} in {where} has one image, but training and validation need one each; "
             "add images or remove the class"
         )
     ways: dict[tuple[str, str], Callable[[ImageSet, float, int], NDArray[np.bool_]]] = {
@@ -183,7 +232,7 @@ def _held_count(n: int, val_fraction: float) -> int:
 
 def _stratified(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
     held = np.zeros(len(images), bool)
-    rng = np.random.RandomState(seed)  # a frozen stream: the same split with every NumPy
+    rng = np.random.RandomState(seed)  # its stream never changes: every NumPy gives the same split
     for k in range(len(images.classes)):
         members = images.members(k)
         held[rng.permutation(members)[: _held_count(len(members), val_fraction)]] = True
@@ -193,10 +242,10 @@ def _stratified(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.
 def _iteratively_stratified(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
     """Iterative stratification of overlapping labels, each on both sides.
 
-    Sechidis et al., "On the stratification of multi-label data", ECML 2011: the label with the fewest
-    images left is dealt first, since the frequent ones can be balanced later.
+    Sechidis et al., "On the stratification of multi-label data", ECML 2011: the label with the fewest images
+    left comes first, since frequent labels can be balanced later.
     """
-    rng = np.random.RandomState(seed)  # a frozen stream: the same split with every NumPy
+    rng = np.random.RandomState(seed)  # its stream never changes: every NumPy gives the same split
     for _ in range(_TRIES):
         held, dealt = np.zeros(len(images), bool), np.zeros(len(images), bool)
         todo = set(range(len(images.classes)))
@@ -215,9 +264,9 @@ def _iteratively_stratified(images: ImageSet, val_fraction: float, seed: int) ->
 
 
 def _one_block(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
-    """One run of neighbours among all images, whatever their labels."""
+    """Consecutive images in name order, whatever their labels."""
     held = np.zeros(len(images), bool)
-    held[_run_of_neighbours(images, np.arange(len(images)), val_fraction, seed)] = True
+    held[_consecutive(images, np.arange(len(images)), val_fraction, seed)] = True
     if len(_on_one_side(images, held)):
         raise _unsplittable(images, held, "give --set data.split=stratified, or another data.split_seed")
     return held
@@ -229,25 +278,23 @@ def _on_one_side(images: ImageSet, held: NDArray[np.bool_]) -> NDArray[np.int64]
     return np.flatnonzero((validated == 0) | (validated == images.counts()))
 
 
-def _unsplittable(images: ImageSet, held: NDArray[np.bool_], remedy: str) -> DeitkitError:
+def _unsplittable(images: ImageSet, held: NDArray[np.bool_], remedy: str) -> DataError:
     name = images.classes[_on_one_side(images, held)[0]]
-    return DeitkitError(
-        f"the label {name!r} in {images.root} came to lie in training or in validation only; {remedy}"
-    )
+    return DataError(f"the label {name!r} in {images.root} is in training or in validation only; {remedy}")
 
 
 def _blocks(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.bool_]:
-    """One run of neighbours in each class, at the same place in all; seed 0 holds out the last."""
+    """Consecutive images of each class, at the same place in all; seed 0 holds out the last."""
     held = np.zeros(len(images), bool)
     for k in range(len(images.classes)):
-        held[_run_of_neighbours(images, images.members(k), val_fraction, seed)] = True
+        held[_consecutive(images, images.members(k), val_fraction, seed)] = True
     return held
 
 
-def _run_of_neighbours(
+def _consecutive(
     images: ImageSet, members: Sequence[int] | NDArray[np.int64], val_fraction: float, seed: int
 ) -> list[int]:
-    """A share of `members` that follow each other by name; seed 0 takes the last."""
+    """A share of `members` that are consecutive in name order; seed 0 takes the last."""
     places = max(1, round(1 / val_fraction))
     place = places - 1 - seed % places
     ordered = sorted(members, key=lambda i: _natural(images.paths[i]))

@@ -1,119 +1,172 @@
-"""Reads `labels.csv`: several labels an image, beside the images in one folder."""
+"""Reads labels from a table: a CSV file with one row per image.
+
+The first line names the columns, in any order and case:
+
+    path | file | filename | image      path of the image, relative to the CSV file
+    label | class | category | labels   the image's class; in `labels` also none, or several, as in cat;dog
+    split                               optional: train, val or test
+
+The task is multilabel if a cell of `labels` is empty or holds a separator, ; or |. Else it is multiclass:
+each image has one class. Columns are separated by commas, semicolons or tabs. Other columns are ignored.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import os
 import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
+from .. import log
 from ..errors import DataError, did_you_mean
+from ..tasks import Task
+from .image_file import system_devices
 from .image_set import ImageSet
 
-NAME = "labels.csv"
-_COLUMNS = ("path", "labels", "split")
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+NAME = "labels.csv"  # preferred over other tables in a folder
+SUFFIXES = (".csv", ".tsv")
+_PATH_COLUMNS = ("path", "file", "filename", "image")
+_LABEL_COLUMNS = ("label", "class", "category", "labels")
+_SPLITS = {
+    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
+    **{"dev": "val", "test": "test", "testing": "test"},
+}
+
+_MAX_BYTES = 1 * 2**30
+_MAX_LINE = 2**20  # characters
+_MAX_CELLS = 2_000_000_000  # rows times classes of a multilabel table: a byte each
 
 
 @dataclass(frozen=True)
 class Table:
-    """The images of a `labels.csv` in its order, with labels (n, K); `parts` where it has a split column."""
+    """The images of a table in the order of its rows; `splits` if it has that column."""
 
     images: ImageSet
-    parts: tuple[str, ...] | None  # "train", "val" or "test" for each image
+    splits: tuple[str, ...] | None  # "train", "val" or "test" for each image
 
-    def part(self, name: str) -> ImageSet | None:
-        """The images of one part, None where there are none of it."""
-        chosen = np.flatnonzero(np.array(self.parts) == name)
+    def split(self, name: str) -> ImageSet | None:
+        """The images of one split, or None if there are none."""
+        chosen = np.flatnonzero(np.array(self.splits) == name)
         return self.images.subset(chosen) if len(chosen) else None
 
 
-def is_table(folder: Path) -> bool:
-    """Whether the folder's images have their labels in a table."""
-    return os.path.isfile(folder / NAME)  # also where the folder may not be entered
+@dataclass(frozen=True)
+class _Row:
+    line: int  # in the file, from 1
+    path: str
+    label: str
+    split: str | None
 
 
-def read_table(folder: Path, classes: tuple[str, ...] | None = None) -> Table:
-    """The table of `folder`, its paths relative to it.
+def find_table(data: Path) -> Path | None:
+    """The table that labels the images of `data`, or None.
 
-    Columns: `path`; `labels`, apart by ; or |, an empty cell for an image that shows none of them; and
-    if there is to be no choice about it `split`, one of train, val, test. classes: in the order of the
-    labels, None for those of the table, sorted. Raises DeitkitError for a table that cannot be used.
+    `data` may be the table itself. In a folder it is `labels.csv`, or else the only CSV file, if that has the
+    columns of a table.
     """
-    file = folder / NAME
-    rows = _read_rows(file)
-    labels = [frozenset(filter(None, map(str.strip, re.split("[;|]", row["labels"])))) for _, row in rows]
-    found = sorted(set().union(*labels))
-    if not found:
-        raise DataError(f"no image in {file} has a label; give some, apart by ; in the column 'labels'")
-    _refuse_alike(found, file)
+    if _is_table_file(data):
+        return data
+    if os.path.lexists(data / NAME):
+        return data / NAME
+    try:
+        entries = [e for e in os.scandir(data) if not e.name.startswith(".")]
+    except OSError:  # whoever reads the folder says what is wrong with it
+        return None
+    tables = [Path(e.path) for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file()]
+    if len(tables) != 1:
+        return None
+    return tables[0] if _labels_images(tables[0], any(e.is_dir() for e in entries)) else None
+
+
+def _is_table_file(data: Path) -> bool:
+    return data.suffix.lower() in SUFFIXES and not data.is_dir()
+
+
+def is_table(data: Path) -> bool:
+    """Whether a table labels the images of `data`."""
+    return find_table(data) is not None
+
+
+def image_root(data: Path) -> Path:
+    """The folder that image paths are relative to: `data`, or the folder of a table."""
+    return data.parent if _is_table_file(data) else data
+
+
+def read_table(data: Path, classes: tuple[str, ...] | None = None, task: Task | None = None) -> Table:
+    """The images that a table labels.
+
+    Args:
+        data: The table, or a folder with one.
+        classes: What labels index; None for those of the table, sorted.
+        task: What the labels are read as; None to decide by the table.
+
+    Raises DataError for a table that cannot be used.
+    """
+    file = find_table(data)
+    if file is None:
+        raise DataError(f"{data} has no {NAME}; add one")
+    if file != data and file.name != NAME:
+        log.info(f"labels are read from {file}")
+    label_column, rows = _read_rows(file)
+    found = [_split_labels(row.label) for row in rows]
+    task = task or _task_of(label_column, rows)
+    if task == "multiclass":
+        _refuse_several(file, label_column, rows, found)
+    names = sorted(set().union(*found))
+    if not names:
+        raise DataError(f"no image in {file} has a label; fill in the column {label_column!r}")
+    _refuse_alike(names, file)
     if classes is not None:
-        unknown = [name for name in found if name not in classes]
+        unknown = [name for name in names if name not in classes]
         if unknown:
             raise DataError(
                 f"{file} has the label {unknown[0]!r}, which the run does not know; "
                 f"it knows {', '.join(classes[:8])}"
             )
-    names = tuple(found) if classes is None else classes
-    place = {name: k for k, name in enumerate(names)}
-    table = np.zeros((len(rows), len(names)), bool)
-    for i, row_labels in enumerate(labels):
-        table[i, [place[name] for name in row_labels]] = True
-    parts = tuple(_part_of(row["split"], line, file) for line, row in rows) if "split" in rows[0][1] else None
-    return Table(ImageSet(folder, tuple(row["path"] for _, row in rows), table, names), parts)
+    known = tuple(names) if classes is None else classes
+    place = {name: k for k, name in enumerate(known)}
+    if task == "multiclass":
+        labels = np.array([place[label] for [label] in found], np.int64)
+    else:
+        if len(rows) * len(known) > _MAX_CELLS:
+            raise DataError(f"{file} has {len(known)} labels for {len(rows)} images; check its columns")
+        labels = np.zeros((len(rows), len(known)), bool)
+        for i, row_labels in enumerate(found):
+            labels[i, [place[name] for name in row_labels]] = True
+    images = ImageSet(file.parent, tuple(row.path for row in rows), labels, known)
+    splits = [row.split for row in rows if row.split is not None]
+    return Table(images, tuple(splits) if splits else None)
 
 
-def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows with their line numbers, cells stripped; every file there and named once."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened, restval="")
-            _check_columns([name.strip() for name in reader.fieldnames or ()], file)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8") from None
-    if not rows:
-        raise DataError(f"{file} has no rows; give one for each image")
-    lines: dict[str, int] = {}
-    out = []
-    for line, cells in rows:
-        if None in cells:
-            raise DataError(
-                f"line {line} of {file} has more cells than the header; put labels apart by ; and not by ,"
-            )
-        row = {name.strip(): cell.strip() for name, cell in cells.items()}
-        path = row["path"] = row["path"].replace("\\", "/").removeprefix("./")
-        if not path:
-            raise DataError(f"line {line} of {file} names no image; fill in its 'path' or remove the line")
-        if path in lines:
-            raise DataError(
-                f"{path} stands in lines {lines[path]} and {line} of {file}; give each image one line"
-            )
-        if not (file.parent / path).is_file():
-            raise DataError(
-                f"line {line} of {file} names {path}, and {file.parent} holds no such file; "
-                "correct the path or remove the line"
-            )
-        lines[path] = line
-        out.append((line, row))
-    return out
+def _task_of(label_column: str, rows: list[_Row]) -> Task:
+    several = label_column == "labels" and any(not row.label or re.search("[;|]", row.label) for row in rows)
+    return "multilabel" if several else "multiclass"
 
 
-def _check_columns(columns: list[str], file: Path) -> None:
-    for name in columns:
-        if name not in _COLUMNS:
-            meant = did_you_mean(name, _COLUMNS) or "; rename it or take it out"
+def _split_labels(cell: str) -> list[str]:
+    return list(dict.fromkeys(filter(None, map(str.strip, re.split("[;|]", cell)))))
+
+
+def _refuse_several(file: Path, label_column: str, rows: list[_Row], found: list[list[str]]) -> None:
+    """Raises DataError for an image without exactly one label."""
+    for row, labels in zip(rows, found, strict=True):
+        if len(labels) > 1:
+            remedy = "name the column 'labels' if images may have several"
+            if label_column == "labels":  # of a run that knows one class per image
+                remedy = "give each image one"
+            raise DataError(f"line {row.line} of {file} has several labels, {row.label!r}; {remedy}")
+        if not labels:
             raise DataError(
-                f"{file} has the column {name!r}, and a table has path, labels and perhaps split{meant} "
-                f"(where sub-folders are the classes, take {NAME} out of the folder)"
+                f"line {row.line} of {file} has no label in {label_column!r}; fill it in or remove the line"
             )
-    for name in _COLUMNS[:2]:
-        if columns.count(name) != 1:
-            what = "has no" if name not in columns else "has more than one"
-            raise DataError(f"{file} {what} column {name!r}; its first line must be path,labels")
 
 
 def _refuse_alike(names: list[str], file: Path) -> None:
@@ -126,10 +179,136 @@ def _refuse_alike(names: list[str], file: Path) -> None:
             )
 
 
-def _part_of(text: str, line: int, file: Path) -> str:
-    if text.lower() not in _PARTS:
+def _read_rows(file: Path) -> tuple[str, list[_Row]]:
+    """The name of the label column, and the rows; each names another file, which is there."""
+    try:
+        with _opened(file) as (delimiter, lines):
+            reader = csv.reader(lines, delimiter=delimiter)
+            columns = _Columns.of(next(reader, []), file)
+            rows = [columns.row(cells, reader.line_num, file) for cells in reader if any(cells)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8") from None
+    if not rows:
+        raise DataError(f"{file} has no rows; give one for each image")
+    if columns.ignored:
+        log.info(f"{file}: columns that are not read: {', '.join(columns.ignored)}")
+    first: dict[str, int] = {}
+    for row in rows:
+        if first.setdefault(row.path, row.line) != row.line:
+            raise DataError(
+                f"{row.path} is in lines {first[row.path]} and {row.line} of {file}; give each image one line"
+            )
+    return columns.label_name, rows
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the columns of a table are."""
+
+    path: int
+    label: int
+    split: int | None
+    count: int
+    label_name: str
+    ignored: tuple[str, ...]
+
+    @staticmethod
+    def of(header: list[str], file: Path) -> _Columns:
+        """Finds the columns. Raises DataError if path or label is missing or could be either of two."""
+        names = [name.strip().casefold() for name in header]
+        path = _one_of(_PATH_COLUMNS, names, file)
+        label = _one_of(_LABEL_COLUMNS, names, file)
+        split = _one_of(("split",), names, file, optional=True)
+        known = (*_PATH_COLUMNS, *_LABEL_COLUMNS, "split")
+        ignored = tuple(name for name in names if name and name not in known)
+        for name in ignored:
+            meant = did_you_mean(name, known)
+            if meant:  # ignoring it would lose labels or a split
+                raise DataError(f"{file} has the column {name!r}{meant}")
+        assert path is not None and label is not None
+        return _Columns(path, label, split, len(names), names[label], ignored)
+
+    def row(self, cells: list[str], line: int, file: Path) -> _Row:
+        """The row of these cells. Raises DataError if it cannot be used."""
+        if len(cells) > self.count:
+            raise DataError(
+                f"line {line} of {file} has more cells than the header; separate labels by ; "
+                "or put the cell in quotes"
+            )
+        cells = [cell.strip() for cell in cells] + [""] * (self.count - len(cells))
+        path = cells[self.path].replace("\\", "/").removeprefix("./")
+        if not path:
+            raise DataError(f"line {line} of {file} names no image; fill in its path or remove the line")
+        if not (file.parent / path).is_file():
+            raise DataError(
+                f"line {line} of {file} names {path}, and {file.parent} holds no such file; "
+                "correct the path or remove the line"
+            )
+        split = None
+        if self.split is not None:
+            split = _SPLITS.get(cells[self.split].lower())
+            if split is None:
+                raise DataError(
+                    f"line {line} of {file} has the split {cells[self.split]!r}; give train, val or test in "
+                    "every line, or take the column out"
+                )
+        return _Row(line, path, cells[self.label], split)
+
+
+def _one_of(wanted: tuple[str, ...], names: list[str], file: Path, optional: bool = False) -> int | None:
+    """The index of the only column that has one of the `wanted` names."""
+    found = [i for i, name in enumerate(names) if name in wanted]
+    if len(found) > 1:
         raise DataError(
-            f"line {line} of {file} has the split {text!r}; give train, val or test in every line, "
-            "or take the column out"
+            f"{file} has the columns {' and '.join(repr(names[i]) for i in found)}; keep one of them"
         )
-    return _PARTS[text.lower()]
+    if not found and not optional:
+        meant = next(filter(None, (did_you_mean(name, wanted) for name in names if name)), "")
+        raise DataError(
+            f"{file} has no column {wanted[0]!r}{meant}; its first line must name columns, such as path,label"
+        )
+    return found[0] if found else None
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[str, Iterator[str]]]:
+    """The delimiter of a table and its lines, the header first."""
+    found = os.stat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_dev in system_devices():
+        raise DataError(f"{file} is not a regular file; replace it by a CSV file")
+    if found.st_size > _MAX_BYTES:
+        raise DataError(f"{file} is too large for a table ({found.st_size:,} bytes); check what it is")
+    with open(file, "rb") as opened:
+        encoding = "utf-16" if opened.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with open(file, newline="", encoding=encoding) as opened_text:
+        lines = _lines(opened_text, file)
+        header = next(lines, "")
+        # The only one that is in most headers; a file of one column has none of them.
+        delimiter = max(",;\t", key=header.count)
+        yield delimiter, itertools.chain([header], lines)
+
+
+def _lines(opened: TextIO, file: Path) -> Iterator[str]:
+    while line := opened.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE:
+            raise DataError(
+                f"{file} has a line of over {_MAX_LINE:,} characters; check that it is a CSV file"
+            )
+        yield line
+
+
+def _labels_images(file: Path, has_folders: bool) -> bool:
+    """Whether a CSV file beside images labels them.
+
+    It must have the columns of a table. Among folders, which may be the classes, its first row must also name
+    a file that is there.
+    """
+    try:
+        with _opened(file) as (delimiter, lines):
+            reader = csv.reader(lines, delimiter=delimiter)
+            columns = _Columns.of(next(reader, []), file)
+            if has_folders:
+                columns.row(next(reader, []), 2, file)
+    except (DataError, OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return True

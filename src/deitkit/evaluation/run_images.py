@@ -20,7 +20,7 @@ from ..data.folder import scan_as
 from ..data.image_set import ImageSet, evenly_spread
 from ..data.splits import Splits, eval_folder, load_splits
 from ..data.table import NAME as TABLE
-from ..data.table import is_table, read_table
+from ..data.table import find_table, image_root, is_table, read_table
 from ..errors import DataError
 from ..io import read_json
 from ..run_folder import read_settings
@@ -37,11 +37,14 @@ def run_splits(run: Path, data: Path | None) -> Splits:
     """
     saved = read_settings(run)
     root = data or Path(saved["data"]["root"])
-    if data is None and not root.is_dir():
+    if data is None and not root.exists():
         raise DataError(f"the images of {run} are no longer in {root}; give --data with the folder of some")
     config = Config.from_dict(saved["config"]).data
-    splits = load_splits(root, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed)
-    if list(splits.train.classes) != saved["classes"] or splits.train.task != saved.get("task", "multiclass"):
+    task = saved.get("task", "multiclass")
+    splits = load_splits(
+        root, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed, task=task
+    )
+    if list(splits.train.classes) != saved["classes"] or splits.train.task != task:
         raise DataError(f"the classes in {root} are not those of {run}; give --data with the same classes")
     listed = _own_split(run) if data is None else None
     if listed is None:
@@ -77,18 +80,18 @@ def labelled_images(folder: Path, classifier: Classifier, part: str | None = Non
     says so; None for all. Raises DeitkitError for a class that the run does not know, and for a folder that
     is not of the run's kind.
     """
-    if classifier.task == "multiclass":
+    if not is_table(folder):
+        if classifier.task == "multilabel":
+            raise DataError(f"the run knows several labels an image, and {folder} has no {TABLE}; add one")
         if part is not None:
             raise DataError(f"--part chooses rows of a {TABLE}; give the folder of the part instead")
         return scan_as(eval_folder(folder), classifier.classes)
-    if not is_table(folder):
-        raise DataError(f"the run knows several labels an image, and {folder} has no {TABLE}; add one")
-    table = read_table(folder, classifier.classes)
+    table = read_table(folder, classifier.classes, classifier.task)
     if part is None:
         return table.images
-    chosen = table.part(part) if table.parts is not None else None
+    chosen = table.split(part) if table.splits is not None else None
     if chosen is None:
-        raise DataError(f"no row of {folder / TABLE} has the split {part!r}; leave out --part")
+        raise DataError(f"no row of {find_table(folder)} has the split {part!r}; leave out --part")
     return chosen
 
 
@@ -102,7 +105,7 @@ def without_training_images(run: Path, images: ImageSet) -> tuple[ImageSet, list
     trained, parts = read_json(run / "config.json").get("data"), _own_split(run)  # weights alone have neither
     if trained is None or parts is None or not Path(trained["root"]).exists():
         return images, ["The run's own images are not here: some of these may be among them."]
-    root = Path(trained["root"])
+    root = image_root(Path(trained["root"]))
     trained_on = {os.path.realpath(root / path) for path in parts["train"] + parts.get("unlabeled", [])}
     unseen = [i for i in range(len(images)) if os.path.realpath(images.full_path(i)) not in trained_on]
     if not unseen:

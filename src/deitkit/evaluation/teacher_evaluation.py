@@ -15,10 +15,8 @@ from .. import log
 from ..config import Config, dotted
 from ..data.cache import refuse_many_unreadable
 from ..data.decode import center_crop, open_rgb
-from ..data.folder import scan
 from ..data.image_set import ImageSet
-from ..data.splits import eval_folder
-from ..data.table import is_table
+from ..data.splits import eval_images
 from ..errors import DataError
 from ..inference.device import resolve_device
 from ..run_folder import run_of_teacher
@@ -46,12 +44,13 @@ def evaluate_teacher(
     config = Config().override({"teacher.spec": spec, **changes}).teacher
     check_spec(config.spec)
     folder = Path(data)
-    if is_table(folder):
+    labelled = eval_images(folder)
+    if labelled.task == "multilabel":
         raise DataError(
             f"teacher eval needs one class an image, and {folder} has several labels; "
             "deitkit teacher fit measures a teacher on such images"
         )
-    images, notes = _unseen(scan(eval_folder(folder), folder, at_least=1), config.spec)
+    images, notes = _unseen(labelled, config.spec)
     for note in notes:
         log.info(note)
     where = resolve_device(device)

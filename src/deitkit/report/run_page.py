@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
+from ..data.table import image_root
 from ..evaluation.metrics import per_class, uneven
 from ..io import read_json, read_json_lines, write_text
 from ..run_folder import baseline_folder, read_predictions, read_results, read_skipped
@@ -51,7 +52,7 @@ def write_report(run: Path) -> Path:
     rows = read_predictions(run)
     task, classes = results.task, settings["classes"]
     mistakes = _mistakes(rows) if task == "multiclass" else _mistaken_labels(rows, classes)
-    root = Path(settings["data"]["root"])
+    root = image_root(Path(settings["data"]["root"]))
     class_rows, confusion = _class_rows(results, classes), results.confusion
     content = page.render(
         "report.html.j2",
