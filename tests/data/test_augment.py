@@ -333,6 +333,6 @@ def test_solarize_add_brightens_the_dark_only():
 
 
 @pytest.mark.parametrize("name", ["auto_contrast", "equalize"])
-def test_a_flat_picture_stays_flat(name):
+def test_a_flat_image_stays_flat(name):
     flat = torch.full((1, 3, 8, 8), 70.0)
     assert torch.equal(color.OPERATIONS[name](flat, torch.zeros(1, 1, 1, 1)), flat)

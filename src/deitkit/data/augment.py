@@ -1,8 +1,8 @@
-"""Augments whole batches: (pixels, keys) -> views, every view a pure function of image and key.
+"""Augments batches: (pixels, keys) -> views. Each view is a pure function of its image and its key.
 
-Crop, mirror, rotation, shear and shift are one affine map, so each view is resampled once. The
-colour operations of RandAugment follow on groups of views that drew the same operation. No
-operation mixes numbers of different images, so a view does not depend on the batch it is made in.
+Crop, flip, rotation, shear and translation are composed into one affine map, so each view is resampled once.
+The colour operations of RandAugment follow, on groups of views that drew the same operation. No operation
+mixes values of different images, so a view does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Array = NDArray[np.float64]
 Keys = NDArray[np.uint64]
 Operation = tuple[NDArray[np.str_], Array, Array]  # names, magnitudes, signs; each (B,)
 
-# Slots of a view's random numbers. Each use has its own range, so a new use never shifts another.
+# Slots of a view's random numbers. Each use has a range of its own, so that a new use does not shift others.
 _CROP, _FLIP, _JITTER, _THREE_AUGMENT, _RANDAUGMENT, _ERASE = 0, 100, 110, 120, 200, 300
 _TRIES = 10  # rejection rounds for a crop or an erased rectangle, as in torchvision and timm
 
-# RandAugment's fifteen operations in timm's "increasing" set: five move pixels, ten change colours.
+# RandAugment's fifteen operations in timm's "increasing" set: five geometric, ten of colour.
 _GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 OPERATIONS = _GEOMETRIC + tuple(color.OPERATIONS)
 _OPERATION_PROBABILITY = 0.5  # timm applies each drawn operation with this probability
@@ -35,15 +35,15 @@ _OPERATION_PROBABILITY = 0.5  # timm applies each drawn operation with this prob
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """Makes training views of `image_size` (height, width) under one augmentation policy."""
+    """Makes training views of `image_size` (height, width)."""
 
     augment: AugmentConfig
     image_size: tuple[int, int]
 
     def __call__(self, pixels: Tensor, aspects: NDArray[np.float32], keys: Keys) -> Tensor:
-        """(B, 3, S, T) uint8 whole images, squashed, their width/height -> (B, 3, H, W) float.
+        """(B, 3, S, T) uint8 resized images, their original width / height (B,) -> (B, 3, H, W) float views.
 
-        Views lie in [0, 1]; only the noise of random erasing goes beyond.
+        Values are in [0, 1]; only the noise of random erasing may exceed that.
         """
         drawn = _draw_operations(self.augment, keys)
         views = self._warp(pixels, self._affine(aspects.astype(np.float64), keys, drawn))
@@ -56,13 +56,13 @@ class ViewMaker:
                 chosen = np.flatnonzero(name == operation)
                 if len(chosen):
                     level = _column(magnitude[chosen] * sign[chosen], views)
-                    views[chosen] = change(views[chosen], level)  # type: ignore[no-untyped-call]
+                    views[chosen] = change(views[chosen], level)
         if self.augment.erasing:
             self._erase(views, keys)
         return views.div_(255.0)
 
     def _affine(self, aspects: Array, keys: Keys, drawn: list[Operation]) -> Array:
-        """(B, 2, 3) maps from a view's coordinates to its image's, both in [-1, 1]."""
+        """(B, 2, 3) maps from coordinates of the view to those of the image, both in [-1, 1]."""
         H, W = self.image_size
         left, top, width, height = _crop_boxes(self.augment, aspects, W / H, keys)
         flip = np.where(uniform(keys, _FLIP) < self.augment.flip, -1.0, 1.0)
@@ -76,18 +76,18 @@ class ViewMaker:
         return affine[:, :2]
 
     def _warp(self, pixels: Tensor, affine: Array) -> Tensor:
-        """Resamples once, bilinearly, with mid-grey outside the image: (B, 3, H, W) in [0, 255]."""
+        """Resamples bilinearly, with mid-grey outside the image: (B, 3, H, W) in [0, 255]."""
         H, W = self.image_size
         a = torch.from_numpy(affine).to(pixels.device, torch.float32)[:, None, None]  # (B, 1, 1, 2, 3)
         x = ((torch.arange(W, device=pixels.device) * 2 + 1) / W - 1).view(1, 1, W, 1)
         y = ((torch.arange(H, device=pixels.device) * 2 + 1) / H - 1).view(1, H, 1, 1)
-        # Written out: a batched matrix product may round differently for another batch size.
+        # Not a batched matrix product, which may round differently for another batch size.
         grid = x * a[..., 0] + y * a[..., 1] + a[..., 2]
         centred = pixels.float().sub_(128.0)
         return F.grid_sample(centred, grid, mode="bilinear", align_corners=False).add_(128.0)
 
     def _three_augment(self, views: Tensor, keys: Keys) -> None:
-        """One of three operations for every view, in place, each as likely as the others."""
+        """Applies one of three operations to each view, in place, with equal probability."""
         drawn = (uniform(keys, _THREE_AUGMENT) * len(color.THREE_AUGMENT)).astype(int)
         strength = uniform(keys, _THREE_AUGMENT + 1)
         for i, change in enumerate(color.THREE_AUGMENT.values()):
@@ -96,26 +96,26 @@ class ViewMaker:
                 views[chosen] = change(views[chosen], _column(strength[chosen], views))
 
     def _jitter(self, views: Tensor, keys: Keys) -> Tensor:
-        """Brightness, contrast and saturation, each scaled within 1 +- color_jitter."""
+        """Scales brightness, contrast and saturation by factors within 1 +- color_jitter."""
         for i, change in enumerate((color.brightness, color.contrast, color.saturation)):
             level = (uniform(keys, _JITTER + i) * 2 - 1) * self.augment.color_jitter
             views = change(views, 1 + _column(level, views))
         return views
 
     def _erase(self, views: Tensor, keys: Keys) -> None:
-        """Random erasing with noise in place (Zhong et al., arXiv 1708.04896), as timm's "pixel" mode."""
+        """Random erasing with noise, in place (Zhong et al., arXiv 1708.04896; timm's mode "pixel")."""
         hit = uniform(keys, _ERASE) < self.augment.erasing
         for i, (top, left, h, w) in enumerate(_erased_boxes(keys, self.image_size)):
             if not hit[i] or h == 0:
                 continue
             noise = np.random.RandomState(int(keys[i] & np.uint64(0xFFFFFFFF))).randn(3, h, w)
-            # A standard normal in the usual normalised space: mean near 0.45, deviation near 0.225.
+            # A standard normal in normalised units: ImageNet's mean is near 0.45, its deviation near 0.225.
             patch = torch.from_numpy(noise * 57.0 + 115.0).to(views.dtype)
             views[i, :, top : top + h, left : left + w] = patch.to(views.device)
 
 
 def _erased_boxes(keys: Keys, image_size: tuple[int, int]) -> NDArray[np.int64]:
-    """(B, 4) rectangles of random erasing: top, left, height, width; all 0 where no draw fitted."""
+    """(B, 4) rectangles of random erasing: top, left, height, width; zeros if no draw fits."""
     H, W = image_size
     area = (0.02 + (1 / 3 - 0.02) * _tries(keys, _ERASE + 10)) * H * W
     ratio = np.exp(np.log(0.3) * (1 - 2 * _tries(keys, _ERASE + 20)))
@@ -141,10 +141,10 @@ def _column(values: Array, like: Tensor) -> Tensor:
 def _crop_boxes(
     augment: AugmentConfig, aspects: Array, view_aspect: float, keys: Keys
 ) -> tuple[Array, Array, Array, Array]:
-    """Random resized crops as (left, top, width, height), each a share of the image's side.
+    """Random resized crops as (left, top, width, height), each (B,), as shares of the image's sides.
 
-    The first of ten draws that fits is taken, else the largest centred box of a legal ratio
-    (torchvision's RandomResizedCrop, Szegedy et al., arXiv 1409.4842).
+    The first of ten draws that fits; else the largest centered box with a legal aspect ratio (torchvision's
+    RandomResizedCrop, Szegedy et al., arXiv 1409.4842).
     """
     low, high = augment.crop_scale
     scale = low + (high - low) * _tries(keys, _CROP)
@@ -162,9 +162,9 @@ def _crop_boxes(
 
 
 def _draw_operations(augment: AugmentConfig, keys: Keys) -> list[Operation]:
-    """RandAugment's draw, one entry a round: operation names (B,), magnitudes in [0, 1] (B,), signs (B,).
+    """RandAugment's draws, one entry per round: operation names (B,), magnitudes in [0, 1] (B,), signs (B,).
 
-    An operation that was drawn but not applied has an empty name.
+    The name is empty if the drawn operation is not applied.
     """
     drawn = []
     for i in range(augment.randaugment_ops):
@@ -178,15 +178,15 @@ def _draw_operations(augment: AugmentConfig, keys: Keys) -> list[Operation]:
 
 
 def _geometric(name: NDArray[np.str_], level: Array, view_aspect: float) -> Array:
-    """(B, 3, 3) maps of the geometric operations, identity elsewhere; level in [-1, 1].
+    """(B, 3, 3) maps of the geometric operations, the identity for other names; level (B,) in [-1, 1].
 
-    Up to 30 degrees of rotation, 0.3 of shear, 0.45 of a side of shift (RandAugment as in timm).
+    Rotation by up to 30 degrees, shear by 0.3, translation by 0.45 of a side (RandAugment as in timm).
     """
     matrix = np.tile(np.eye(3), (len(name), 1, 1))
     angle = np.deg2rad(30 * level)
     turn = name == "rotate"
     matrix[turn, 0, 0] = matrix[turn, 1, 1] = np.cos(angle[turn])
-    # Coordinates run from -1 to 1 along both sides: a turn must know how long the sides are.
+    # Coordinates run from -1 to 1 along both sides, so a rotation depends on the aspect ratio.
     matrix[turn, 0, 1] = -np.sin(angle[turn]) / view_aspect
     matrix[turn, 1, 0] = np.sin(angle[turn]) * view_aspect
     matrix[:, 0, 1] += np.where(name == "shear_x", 0.3 * level / view_aspect, 0)

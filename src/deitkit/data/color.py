@@ -1,8 +1,8 @@
 """Colour operations on batches of views: (B, 3, H, W) float in [0, 255] and a level (B, 1, 1, 1).
 
-`OPERATIONS` holds RandAugment's, with timm's "increasing" strengths: a larger level, in [-1, 1] with
-its sign, always means a stronger change. `THREE_AUGMENT` holds 3-Augment's. Sums over pixels are
-taken over whole numbers, so their value does not depend on the order of summation.
+`OPERATIONS` are RandAugment's, with timm's "increasing" strengths: levels are in [-1, 1], and a larger
+absolute value is a stronger change. `THREE_AUGMENT` are 3-Augment's. Sums over pixels are sums of integers,
+so that they do not depend on the order of summation.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ def grey(x: Tensor) -> Tensor:
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Towards black for a factor below 1, away from it above."""
+    """Blends with black: towards it for a factor below 1, away from it above 1."""
     return (x * factor).clamp_(0, 255)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Towards grey for a factor below 1, away from it above."""
+    """Blends with the grey image: towards it for a factor below 1, away from it above 1."""
     g = grey(x)
     return ((x - g) * factor + g).clamp_(0, 255)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Towards the image's mean grey for a factor below 1, away from it above."""
+    """Blends with the image's mean grey: towards it for a factor below 1, away from it above 1."""
     g = grey(x).round_().to(torch.int64)
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     mean = (g.sum((1, 2, 3), keepdim=True).to(exact) / g[0].numel()).to(x.dtype)
@@ -39,7 +39,7 @@ def contrast(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Towards a smoothed image for a factor below 1, away from it above; the border stays."""
+    """Blends with the smoothed image, except at the border: towards it below 1, away from it above 1."""
     pad = F.pad(x, (1, 1, 1, 1), mode="replicate")
     rows = pad[:, :, :-2] + pad[:, :, 1:-1] + pad[:, :, 2:]
     smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * x) / 13
@@ -49,7 +49,7 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blurred with a Gaussian of `sigma` (B, 1, 1, 1) pixels, at most 2; the border is repeated."""
+    """Gaussian blur with `sigma` (B, 1, 1, 1) of at most 2 pixels; the border is replicated."""
     reach = 6  # three standard deviations of the widest
     offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)  # (B, 1, 1, 2 reach + 1)
@@ -57,7 +57,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     for axis in (2, 3):
         at = torch.arange(x.shape[axis], device=x.device)
         blurred = torch.zeros_like(x)
-        # One tap after the other, not a convolution: its rounding could depend on the batch.
+        # Tap by tap, not a convolution, whose rounding may depend on the batch size.
         for i in range(2 * reach + 1):
             tap = (at + i - reach).clamp(0, x.shape[axis] - 1)
             blurred = blurred + x.index_select(axis, tap) * weights[..., i : i + 1]
@@ -115,7 +115,7 @@ def _solarize_add(x: Tensor, level: Tensor) -> Tensor:
     return torch.where(x < 128, added, x)
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "invert": _invert,

@@ -1,4 +1,4 @@
-"""Sets of labelled image files."""
+"""A set of image files with labels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Image files: paths relative to `root`, and what they show.
+    """Image files with paths relative to `root`, and their labels.
 
-    labels: one class an image, (n,) that index `classes`, or NO_LABEL; or several labels an image,
-    (n, K) bool, where a row without any is an image that shows none of the classes.
+    labels: for multiclass (N,) integers that index `classes`, or NO_LABEL; for multilabel (N, K) bool,
+    where a row may be empty.
     """
 
     root: Path
@@ -42,38 +42,38 @@ class ImageSet:
         return self.root / self.paths[i]
 
     def label_text(self, i: int) -> str:
-        """The name of an image's class, or of all its labels."""
+        """The name of image i's class, or the names of its labels."""
         return SEPARATOR.join(self.classes[k] for k in _indices(self.labels[i]))
 
     def subset(self, indices: NDArray[np.int64]) -> ImageSet:
         return ImageSet(self.root, tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
 
     def joined(self, other: ImageSet) -> ImageSet:
-        """The images of both, these ones first and with these classes; the other's paths made absolute."""
+        """The images of both sets, with the classes of this one. The other's paths become absolute."""
         paths = tuple(str(other.full_path(i).absolute()) for i in range(len(other)))
         labels = np.concatenate([self.labels, other.labels])
         return ImageSet(self.root, self.paths + paths, labels, self.classes)
 
     def members(self, k: int) -> NDArray[np.int64]:
-        """The images of class `k`, in order."""
+        """Indices of the images of class `k`, in order."""
         return np.flatnonzero(self.labels[:, k] if self.task == "multilabel" else self.labels == k)
 
     def counts(self) -> NDArray[np.int64]:
-        """Images of each class, (K,)."""
+        """Number of images per class, (K,)."""
         if self.task == "multilabel":
-            return np.asarray(self.labels.sum(0))
+            return np.asarray(self.labels.sum(0), np.int64)
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def keep_fraction(self, fraction: float, seed: int) -> ImageSet:
-        """A stratified random share of the images, at least one of each class; 1 keeps all.
+        """A stratified random share of the images, with at least one image per class; 1 keeps all.
 
-        A smaller share of the same seed is a subset of a larger one, so that studies of the number of
-        images add to what was there.
+        With the same seed a smaller share is a subset of a larger one, so that studies of the number of
+        images only add images.
         """
         if fraction == 1.0:
             return self
-        rng = np.random.RandomState(seed)  # a frozen stream: the same share with every NumPy
-        if self.task == "multilabel":  # classes overlap: one order for all, and the first of each class
+        rng = np.random.RandomState(seed)  # its stream never changes: every NumPy gives the same share
+        if self.task == "multilabel":  # labels overlap: one order for all, and the first image of each
             order = rng.permutation(len(self))
             first = [order[self.labels[order, k]][:1] for k in range(len(self.classes))]
             kept = [order[: max(1, round(len(self) * fraction))], *first]
@@ -85,10 +85,10 @@ class ImageSet:
         return self.subset(np.unique(np.concatenate(kept)))
 
     def fingerprint(self, *, times: bool = True) -> str:
-        """A hash of classes, paths, labels, sizes and modification times: the same pixels, in short.
+        """A hash of classes, paths, labels, file sizes and modification times, which stands for the pixels.
 
-        Without `times`, a copy of the folder has the same one, and so has one beside other images outside of
-        `root`, whose paths are absolute, wherever those lie together.
+        Without `times` a copy of the folder has the same hash. Absolute paths, of images outside `root`,
+        count relative to their common folder, so that this may be copied as well.
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         outside = [path for path in self.paths if os.path.isabs(path)]
@@ -111,24 +111,24 @@ def _common_folder(paths: Sequence[str]) -> str | None:
 
 
 def evenly_spread(total: int, most: int) -> NDArray[np.int64]:
-    """At most so many of `total` indices, evenly spread: with sorted classes, over all of them."""
+    """At most `most` of `total` indices, evenly spread; if images are sorted by class, over all classes."""
     return np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
 
 
 def targets_of(labels: NDArray[Any], num_classes: int) -> NDArray[np.float32]:
-    """Labels of either kind as targets (n, K); NO_LABEL becomes a row of zeros."""
+    """Labels of either task as targets (N, K); NO_LABEL becomes a row of zeros."""
     if labels.ndim == 2:
         return labels.astype(np.float32)
     return np.asarray(labels[:, None] == np.arange(num_classes), np.float32)
 
 
 def has_label(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Mask (n,) of the images whose labels are known; a row of labels is known, also one without any."""
+    """Mask (N,) of the images with known labels; an empty row of multilabel is known."""
     return labels != NO_LABEL if labels.ndim == 1 else np.ones(len(labels), bool)
 
 
 def _indices(row: Any) -> NDArray[np.int64]:
-    """The classes of one image, from its label or its row of labels."""
+    """Indices of the classes of one image, from its label or its row of labels."""
     if np.ndim(row) == 1:
         return np.flatnonzero(row)
     return np.array([row] if row != NO_LABEL else [], np.int64)

@@ -1,7 +1,7 @@
-"""From pixel stores to batches on the device, made ahead by threads.
+"""Makes batches of training views on the device, prefetched by threads.
 
-Threads, not processes: decoding and tensor operations release the interpreter's lock, and a batch
-is the same whoever makes it, so the number of workers changes nothing but the speed.
+Threads, not processes: decoding and tensor operations release the interpreter's lock. A batch is a pure
+function of its plan, so the number of workers changes only the speed.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views as a model may see them: images (B, 3, H, W) float in [0, 1], targets (B, K) soft.
+    """Training views: images (B, 3, H, W) float in [0, 1], soft targets (B, K), image indices (B,).
 
-    Of one class an image, a view without a label has a row of zeros.
+    The target of an unlabelled view is a row of zeros.
     """
 
     images: Tensor
     targets: Tensor
     indices: NDArray[np.int64]
-    labelled_share: float = 1.0  # share of the views that have a label
+    labelled_share: float = 1.0  # share of the views with a label
 
 
 @dataclass(frozen=True)
 class TrainingViews:
-    """Turns a planned batch into tensors; a pure function of the batch.
+    """Makes the views of planned batches, each a pure function of the batch.
 
-    `image_size` is the views' where the batch names none. Smaller views are of the same crops, mirrored
-    and mixed alike: what a key decides are shares of an image's sides. labels: as an ImageSet's.
+    Views have `image_size` unless the batch names another. A smaller view shows the same crop, flipped and
+    mixed alike, because a key decides shares of an image's sides. labels: as in ImageSet.
     """
 
     store: PixelStore
@@ -71,7 +71,7 @@ class TrainingViews:
         return ViewBatch(images, targets, batch.indices, float(has_label(labels).mean()))
 
     def _downscaled(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, 3, S, T) uint8 as a store for views of `size` would have them, so that these do not alias."""
+        """(B, 3, S, T) uint8 -> the size that is stored for views of `size`, so that these do not alias."""
         H, W = self.image_size
         sides = [round(pixels.shape[-2] * size[0] / H), round(pixels.shape[-1] * size[1] / W)]
         smaller = F.interpolate(pixels.float(), sides, mode="bilinear", antialias=True)
@@ -79,7 +79,7 @@ class TrainingViews:
 
 
 def prefetch(make: Callable[[Planned], Made], batches: Iterable[Planned], workers: int) -> Iterator[Made]:
-    """`make(batch)` for each batch, in order, up to `workers` + 1 of them at once ahead of their use."""
+    """`make(batch)` for each batch, in order. `workers` threads make up to `workers` + 1 of them ahead."""
     if workers == 0:
         yield from map(make, batches)
         return

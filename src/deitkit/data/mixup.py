@@ -1,7 +1,7 @@
-"""Mixup and CutMix between neighbours of a batch, replayable from the views' keys.
+"""Mixup and CutMix between neighbours of a batch, reproducible from the views' keys.
 
-Views 2k and 2k + 1 of a batch are partners; the pair's draw comes from the first one's key. An odd
-view at the end stays as it is, so any batch size works. Both partners share one mixing weight.
+Views 2k and 2k + 1 of a batch are mixed with each other, with the same weight; the key of the first one
+decides how. In a batch of odd size the last view is not mixed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..config import AugmentConfig
 def mix_pairs(
     views: Tensor, targets: Tensor, keys: NDArray[np.uint64], augment: AugmentConfig
 ) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W) views and (B, K) targets, each pair mixed by mixup or CutMix, or left alone.
+    """Mixes each pair of (B, 3, H, W) views and (B, K) targets by mixup or CutMix, or not at all.
 
-    mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; its weight is
-    corrected to the area that was really pasted.
+    Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; the weight is corrected for
+    boxes that are clipped at the border.
     """
     if augment.mixup <= 0 and augment.cutmix <= 0:
         return views, targets
@@ -28,7 +28,7 @@ def mix_pairs(
     H, W = views.shape[-2:]
     for a in range(0, len(keys) - 1, 2):
         b = a + 1
-        # RandomState's streams are frozen by NumPy's policy; a Generator's may change.
+        # NumPy never changes the stream of a RandomState; that of a Generator may change.
         rng = np.random.RandomState(int((keys[a] ^ (keys[a] >> np.uint64(32))) & np.uint64(0xFFFFFFFF)))
         if rng.rand() >= augment.mix_probability:
             continue
@@ -48,7 +48,7 @@ def mix_pairs(
 
 
 def _cut_box(rng: np.random.RandomState, weight: float, H: int, W: int) -> tuple[int, int, int, int]:
-    """A box of share 1 - weight around a uniform centre, clipped to the image: top, bottom, left, right."""
+    """A box of area 1 - weight around a uniform center, clipped to the image: top, bottom, left, right."""
     h, w = int(H * np.sqrt(1 - weight)), int(W * np.sqrt(1 - weight))
     y, x = rng.randint(H), rng.randint(W)
     return max(y - h // 2, 0), min(y + (h + 1) // 2, H), max(x - w // 2, 0), min(x + (w + 1) // 2, W)

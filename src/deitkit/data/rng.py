@@ -14,9 +14,11 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hashed(key: NDArray[np.uint64] | int, value: NDArray[np.integer] | int) -> NDArray[np.uint64]:
-    """`key` and `value` stirred into 64 new bits (splitmix64: Steele et al., OOPSLA 2014)."""
+    """Mixes `key` and `value` into 64 bits (splitmix64: Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
-        x = np.asarray(key, np.uint64) + (np.asarray(value).astype(np.uint64) + np.uint64(1)) * _STEP
+        x: NDArray[np.uint64] = (
+            np.asarray(key, np.uint64) + (np.asarray(value).astype(np.uint64) + np.uint64(1)) * _STEP
+        )
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
@@ -24,21 +26,21 @@ def hashed(key: NDArray[np.uint64] | int, value: NDArray[np.integer] | int) -> N
 
 
 def uniform(keys: NDArray[np.uint64], slot: int) -> NDArray[np.float64]:
-    """One number in [0, 1) for each key; another slot gives an independent one."""
+    """A number in [0, 1) per key. Numbers of different slots are independent."""
     return (hashed(keys, slot) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normal(keys: NDArray[np.uint64], slot: int) -> NDArray[np.float64]:
-    """One standard normal number for each key (Box-Muller); uses slots `slot` and `slot + 1`."""
+    """A standard normal number per key (Box-Muller). Uses slots `slot` and `slot + 1`."""
     radius = np.sqrt(-2.0 * np.log1p(-uniform(keys, slot)))
     return radius * np.cos(2.0 * np.pi * uniform(keys, slot + 1))
 
 
 def image_keys(num_images: int, *, seed: int, epoch: int) -> NDArray[np.uint64]:
-    """A key for each image (n,), from which the keys of its views in that epoch are made."""
+    """A key per image (N,), from which the keys of its views in that epoch are hashed."""
     return hashed(hashed(hashed(seed, 0), epoch), np.arange(num_images))
 
 
 def view_keys(num_images: int, *, seed: int, epoch: int) -> NDArray[np.uint64]:
-    """Keys (n,) of one view of each image, in the images' order: the first that `plan_epoch` makes of it."""
+    """Keys (N,) of one view per image, in the order of the images: the first view that `plan_epoch` makes."""
     return hashed(image_keys(num_images, seed=seed, epoch=epoch), 0)

@@ -13,14 +13,14 @@ from .rng import hashed, image_keys
 
 @dataclass(frozen=True)
 class Batch:
-    """The views of one optimizer update: image indices (b,), view keys (b,), and the views' size."""
+    """The views of one optimizer step: image indices (B,), view keys (B,), and the views' size."""
 
     indices: NDArray[np.int64]
     keys: NDArray[np.uint64]
-    image_size: tuple[int, int] | None = None  # height, width in pixels; None: the student's
+    image_size: tuple[int, int] | None = None  # height, width; None for the student's
 
     def below(self, index: int) -> Batch:
-        """The batch without images from `index` on."""
+        """The batch without the images from `index` on."""
         kept = self.indices < index
         return replace(self, indices=self.indices[kept], keys=self.keys[kept])
 
@@ -54,7 +54,7 @@ class Sampler:
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Optimizer updates in an epoch of `num_images` views; no image is left out."""
+    """Optimizer steps in an epoch of `num_images` views; no image is left out."""
     return -(-num_images // batch_size)
 
 
@@ -68,15 +68,15 @@ def plan_epoch(
     num_unlabeled: int = 0,
     unlabeled_share: float = 0.0,
 ) -> list[Batch]:
-    """The batches of one epoch: `num_images` views (rounded up to whole repeats) in random order.
+    """The batches of one epoch: `num_images` views, rounded up to whole repeats, in random order.
 
-    With `repeats` > 1 a batch holds so many views of each of its images (repeated augmentation, Berman et
+    With `repeats` > 1 a batch holds that many views of each of its images (repeated augmentation, Berman et
     al., arXiv 1902.05509; Hoffer et al., arXiv 1901.09335), and an epoch visits 1/repeats of the images, as
-    in DeiT; it works on one device and for any number of images. Batches differ in size by one image at
-    most, so that none is too small.
+    in DeiT, but on one device and with any number of images. Batch sizes differ by at most one image, so
+    that none is too small.
 
-    Unlabelled images, numbered from `num_images` on, fill `unlabeled_share` of each batch beside the
-    labelled ones; few of them come round several times an epoch, many not all in one.
+    Unlabelled images, with indices from `num_images` on, fill `unlabeled_share` of each batch. If there are
+    few of them, an epoch repeats them; if there are many, it does not show all.
     """
     beside = max(1, round(batch_size * unlabeled_share / repeats)) if num_unlabeled else 0
     own_keys = image_keys(num_images + 1, seed=seed, epoch=epoch)
@@ -87,7 +87,7 @@ def plan_epoch(
     extra, extra_keys = _repeated_passes(num_unlabeled, len(parts) * beside, unlabeled_key)
     batches = []
     for step, images in enumerate(parts):
-        # Tiled, not interleaved: neighbours are mixed with each other and must be different images.
+        # Tiled, not interleaved: mixup pairs neighbours, which must be different images.
         unlabelled = slice(step * beside, (step + 1) * beside)
         keys = np.concatenate([own_keys[images], extra_keys[unlabelled]])
         images = np.concatenate([images, num_images + extra[unlabelled]])
@@ -97,7 +97,7 @@ def plan_epoch(
 
 
 def _repeated_passes(num_images: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """The first `count` images and keys of passes over all images, each in an order of its own."""
+    """The first `count` images and keys of repeated passes over all images, each pass in another order."""
     passes = -(-count // num_images) if num_images else 0
     keys = [hashed(hashed(seed, i), np.arange(num_images)) for i in range(passes)]
     orders = [np.argsort(k, kind="stable") for k in keys]
