@@ -15,8 +15,8 @@ def found(smooth: list[float], sharp: list[float], fine: list[float]) -> tuple[l
         for arm, values in (("smooth", smooth), ("sharp", sharp), ("fine", fine))
         for seed, top1 in enumerate(values)
     ]
-    rows = measure_rows(TINY, "quick", records)
-    decisions = decide(TINY, "quick", rows)
+    rows = measure_rows(TINY.rows_of("quick"), records)
+    decisions = decide(TINY.claims_of("quick"), rows)
     return decisions, paragraph(TINY, decisions)
 
 
@@ -61,5 +61,5 @@ def test_seeds_that_one_arm_lacks_do_not_count():
 
 def test_table_has_mean_and_spread():
     records = [record("smooth", seed, top1) for seed, top1 in enumerate((80.0, 82.0, 84.0))]
-    [_, _, line] = table(measure_rows(TINY, "quick", records)).splitlines()
+    [_, _, line] = table(measure_rows(TINY.rows_of("quick"), records)).splitlines()
     assert line == "| smoothed | 82.0 ± 2.0 | 3 | 80.0 |"

@@ -11,8 +11,8 @@ from deitkit.config import Config
 from deitkit.errors import DeitkitError
 from deitkit.study import catalogue, plan
 from deitkit.study.cost import imagenet_cost
-from deitkit.study.plan import DataSet, command_of, plan_runs
-from deitkit.study.shards import share_of
+from deitkit.study.plan import DataSize, StudyJob, command_of, plan_runs
+from deitkit.study.runner import share_of
 
 from .studies import TINY
 
@@ -20,12 +20,11 @@ from .studies import TINY
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every folder holds more images than a preset uses."""
-    monkeypatch.setattr(plan, "_count", lambda folder, config: DataSet(folder, 50_000, 10_000, 10))
+    monkeypatch.setattr(plan, "_count", lambda folder, config: DataSize(folder, 50_000, 10_000, 10))
 
 
 def planned(study, preset: str = "quick", **more):
-    options = {"target": None, "seeds": (0, 1, 2), "settings": {}} | more
-    return plan_runs(study, preset, Path("data"), Path("out"), **options)
+    return plan_runs(StudyJob(study=study, preset=preset, data=Path("data"), out=Path("out"), **more))
 
 
 @pytest.mark.parametrize("name", catalogue.STUDIES)
@@ -145,21 +144,21 @@ def test_shards(large, count):
         share_of(runs, count + 1, count)
 
 
-def test_runs_share_the_answers_to_the_same_views(large):
+def test_runs_share_the_soft_labels_of_the_same_views(large):
     runs = {run.arm.name: run for run in planned(catalogue.get("losses"), seeds=(0, 1))}
-    assert runs.pop("none").labels is None
-    [labels] = {run.labels for run in runs.values()}
-    assert labels.folder == Path("out/labels/hard/seed-1")
-    assert (labels.epochs, labels.top_k) == (runs["hard"].config.train.epochs, 10)
+    assert runs.pop("none").soft_labels is None
+    [shared] = {run.soft_labels for run in runs.values()}
+    assert shared.folder == Path("out/soft-labels/hard/seed-1")
+    assert (shared.epochs, shared.top_k) == (runs["hard"].config.train.epochs, 10)
     lengths = {run.arm.name: run for run in planned(catalogue.get("epochs"), seeds=(0,))}
-    assert lengths["distilled-short"].labels == lengths["distilled-long"].labels
-    assert lengths["distilled-short"].labels.epochs == lengths["distilled-long"].config.train.epochs
-    assert lengths["distilled-short"].labels.top_k is None  # all of them take hard ones
+    assert lengths["distilled-short"].soft_labels == lengths["distilled-long"].soft_labels
+    assert lengths["distilled-short"].soft_labels.epochs == lengths["distilled-long"].config.train.epochs
+    assert lengths["distilled-short"].soft_labels.top_k is None  # all of them take hard ones
 
 
 @pytest.mark.parametrize("name", ["teachers", "data", "ablation"])
 def test_other_views_or_teachers_share_nothing(large, name):
-    assert {run.labels for run in planned(catalogue.get(name))} == {None}
+    assert {run.soft_labels for run in planned(catalogue.get(name))} == {None}
 
 
 @pytest.mark.parametrize(
@@ -171,16 +170,16 @@ def test_other_views_or_teachers_share_nothing(large, name):
         ({}, 101),
     ],
 )
-def test_what_no_store_can_serve_is_answered_live(monkeypatch, settings, classes):
-    monkeypatch.setattr(plan, "_count", lambda folder, config: DataSet(folder, 5000, 1000, classes))
-    assert {run.labels for run in planned(catalogue.get("losses"), settings=settings)} == {None}
+def test_what_no_store_can_serve_has_a_live_teacher(monkeypatch, settings, classes):
+    monkeypatch.setattr(plan, "_count", lambda folder, config: DataSize(folder, 5000, 1000, classes))
+    assert {run.soft_labels for run in planned(catalogue.get("losses"), settings=settings)} == {None}
 
 
-def test_shards_keep_together_what_shares_labels(large):
+def test_runs_that_share_soft_labels_are_in_one_shard(large):
     runs = planned(catalogue.get("losses"))
     for i in range(4):
         mine = share_of(runs, i + 1, 4)
-        seeds = [run.seed for run in mine if run.labels]
+        seeds = [run.seed for run in mine if run.soft_labels]
         assert len(set(seeds)) <= 1 and len(seeds) in (0, 6)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from deitkit.errors import DeitkitError, Interrupted
 from deitkit.preprocessing import InputSize
 from deitkit.study import catalogue, plan, runner
 from deitkit.study.description import Arm, Row, Study
+from deitkit.study.plan import StudyJob
 from deitkit.study.runner import run_study
 from deitkit.teachers.spec import open_member, parse
 from deitkit.training.labelling import label
@@ -34,6 +37,10 @@ TWO = Study(
 )
 
 
+def job(study: Study, data: Path, out: Path, seeds: tuple[int, ...], **more: Any) -> StudyJob:
+    return StudyJob(study=study, preset="quick", data=data, out=out, seeds=seeds, **more)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("study") / "images")
@@ -43,7 +50,7 @@ def data(tmp_path_factory):
 def done(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEITKIT_CACHE", str(data.parent / "cache"))
-        return run_study(TINY, "quick", data, data.parent / "done", seeds=(0,))
+        return run_study(job(TINY, data, data.parent / "done", (0,)))
 
 
 def runs_of(folder):
@@ -81,34 +88,34 @@ def test_one_seed_claims_nothing(done):
 
 
 def test_finished_runs_are_passed_over(done, data, monkeypatch):
-    monkeypatch.setattr(runner, "_make", lambda run: pytest.fail(f"{run.arm.name} was made again"))
-    again = run_study(TINY, "quick", data, done.folder, seeds=(0,))
+    monkeypatch.setattr(runner, "_train", lambda run: pytest.fail(f"{run.arm.name} was made again"))
+    again = run_study(job(TINY, data, done.folder, (0,)))
     assert again.finding == done.finding
 
 
 def test_goes_on_after_a_stop(done, data, tmp_path, monkeypatch):
-    make, made = runner._make, []
+    train, trained = runner._train, []
 
     def stopped(run):
-        made.append(run.arm.name)
-        if len(made) == 2:
+        trained.append(run.arm.name)
+        if len(trained) == 2:
             raise Interrupted
-        make(run)
+        train(run)
 
-    monkeypatch.setattr(runner, "_make", stopped)
+    monkeypatch.setattr(runner, "_train", stopped)
     with pytest.raises(Interrupted):
-        run_study(TWO, "quick", data, tmp_path / "s", seeds=(0,))
-    run_study(TWO, "quick", data, tmp_path / "s", seeds=(0,))
-    assert made == ["smooth", "sharp", "sharp"]
+        run_study(job(TWO, data, tmp_path / "s", (0,)))
+    run_study(job(TWO, data, tmp_path / "s", (0,)))
+    assert trained == ["smooth", "sharp", "sharp"]
     for kept, again in zip(runs_of(done.folder)[:2], runs_of(tmp_path / "s"), strict=True):
         assert kept["top1"] == again["top1"]
 
 
 def test_shards_make_the_whole(data, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(runner, "_make", lambda run: made.append((run.arm.name, run.seed)))
+    monkeypatch.setattr(runner, "_train", lambda run: made.append((run.arm.name, run.seed)))
     for part in (1, 2):
-        run_study(TWO, "quick", data, tmp_path / "s", seeds=(0, 1), shard=(part, 2))
+        run_study(job(TWO, data, tmp_path / "s", (0, 1)), shard=(part, 2))
     assert sorted(made) == [("sharp", 0), ("sharp", 1), ("smooth", 0), ("smooth", 1)]
 
 
@@ -119,9 +126,9 @@ def test_an_arm_without_its_teacher_is_left_out(data, tmp_path, monkeypatch):
     )
     rows = tuple(Row(name=arm.name, arm=arm.name) for arm in arms)
     study = Study(name="s", title="S", source="x", sizes=TWO.sizes, arms=arms, rows=rows, claims=())
-    monkeypatch.setattr(runner, "_make", lambda run: pytest.fail("it has no teacher"))
+    monkeypatch.setattr(runner, "_train", lambda run: pytest.fail("it has no teacher"))
     sizes = {"student.image_size": 16, "student.patch_size": 8}
-    run_study(study, "quick", data, tmp_path / "s", seeds=(0,), settings=sizes)
+    run_study(job(study, data, tmp_path / "s", (0,), settings=sizes))
     page = (tmp_path / "s" / "summary.md").read_text()
     assert "Left out: taught" in page and "none.pth" in page and "needs the arm 'taught'" in page
 
@@ -149,10 +156,10 @@ def test_one_pass_of_a_teacher_serves_all_that_share_its_views(data, tmp_path, m
         return label(*arguments, **settings)
 
     monkeypatch.setattr(runner, "label", counted)
-    run_study(study, "quick", data, tmp_path / "stored", seeds=(0,))
+    run_study(job(study, data, tmp_path / "stored", (0,)))
     assert passes == [4]
-    monkeypatch.setattr(plan, "share_labels", lambda runs, out: runs)
-    run_study(study, "quick", data, tmp_path / "live", seeds=(0,))
+    monkeypatch.setattr(plan, "share_soft_labels", lambda runs, out: runs)
+    run_study(job(study, data, tmp_path / "live", (0,)))
     assert passes == [4]
     for arm in ("hard", "longer", "soft"):
         stored, live = (
@@ -166,11 +173,11 @@ def test_one_pass_of_a_teacher_serves_all_that_share_its_views(data, tmp_path, m
 
 def test_another_study_in_the_folder(done, data, tmp_path):
     with pytest.raises(DeitkitError, match="holds a study whose study was tiny"):
-        run_study(TWO, "quick", data, done.folder, seeds=(0,))
+        run_study(job(TWO, data, done.folder, (0,)))
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "letter.txt").write_text("x")
     with pytest.raises(DeitkitError, match="holds no study"):
-        run_study(TWO, "quick", data, tmp_path / "s", seeds=(0,))
+        run_study(job(TWO, data, tmp_path / "s", (0,)))
 
 
 def test_command_line(data, tmp_path, capsys, monkeypatch):
@@ -193,7 +200,7 @@ def test_command_line(data, tmp_path, capsys, monkeypatch):
         (["two"], "give DATA and --out"),
         (["tow", "d", "--out", "o"], "did you mean 'two'"),
         (["two", "d", "--out", "o", "--seeds", "0,0"], "no seeds"),
-        (["two", "d", "--out", "o", "--shard", "3"], "no share"),
+        (["two", "d", "--out", "o", "--shard", "3"], "no shard"),
         (["two", "d", "--out", "o", "--set", "x"], "has no value"),
         (["two", "nowhere", "--out", "o"], "there is no folder"),
     ],
@@ -208,4 +215,4 @@ def test_mistakes(arguments, said, capsys, monkeypatch):
 def test_list(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["study", "list"])
-    assert len(capsys.readouterr().out.splitlines()) == 9
+    assert len(capsys.readouterr().out.splitlines()) == len(catalogue.STUDIES) >= 9

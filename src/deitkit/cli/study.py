@@ -1,4 +1,4 @@
-"""`deitkit study`: a finding of the paper measured again on a folder of images."""
+"""`deitkit study`: measures a finding of the paper again, on a folder of images."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="A study, or list, which names them all.")],
+    name: Annotated[str, typer.Argument(help="Name of a study; list lists them.")],
     data: Annotated[
         Path | None, typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the study; the same again goes on.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; the same command resumes.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
-    target: Annotated[Path | None, typer.Option(help="Second data set (transfer).")] = None,
-    seeds: Annotated[str, typer.Option(help="Repetitions, such as 0,1,2.")] = "0,1,2",
-    shard: Annotated[str, typer.Option(help="Share of the runs made here, such as 1/4.")] = "1/1",
+    target: Annotated[Path | None, typer.Option(help="Second data set, for transfer.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0,1,2",
+    shard: Annotated[str, typer.Option(help="Share of the runs to train here, such as 1/4.")] = "1/1",
     set_: flags.Settings = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show arms, commands and cost only.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print arms, commands and cost.")] = False,
 ) -> None:
-    """Repeat a study of the paper over seeds, and say whether its finding holds on this data."""
+    """Measure a finding of the paper over seeds, and decide whether it holds on this data."""
     from ..study import catalogue
 
     if name == "list":
@@ -41,40 +43,42 @@ def study(
         return
     chosen = catalogue.get(name)
     if data is None or out is None:
-        raise SettingError(f"the study {name!r} needs images and a place; give DATA and --out DIR")
-    settings = settings_of({}, set_)
-    numbers, part = parse_seeds(seeds), parse_shard(shard)
+        raise SettingError(f"the study {name!r} needs images and a folder; give DATA and --out DIR")
+    from ..study.plan import StudyJob, plan_runs
+    from ..study.runner import run_study, share_of
+
+    job = StudyJob(
+        study=chosen,
+        preset=preset,
+        data=data,
+        out=out,
+        target=target,
+        seeds=parse_seeds(seeds),
+        settings=settings_of({}, set_),
+    )
+    part = parse_shard(shard)
     if dry_run:
-        from ..study.plan import plan_runs
-        from ..study.shards import share_of
-
-        runs = plan_runs(chosen, preset, data, out, target=target, seeds=numbers, settings=settings)
-        _print_plan(share_of(runs, *part))
+        _print_plan(share_of(plan_runs(job), *part))
         return
-
-    from ..study.runner import run_study
-
-    with resumable(resume=True):  # the same command goes on
-        outcome = run_study(
-            chosen, preset, data, out, target=target, seeds=numbers, shard=part, settings=settings
-        )
+    with resumable(resume=True):  # the same command resumes a study
+        outcome = run_study(job, shard=part)
     print(outcome.finding)
     print(f"table and figure: {outcome.folder / 'summary.md'}")
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0,1,2` as numbers, each once."""
+    """Parses different seeds: `0,1,2`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) != len(parts):
-        raise SettingError(f"--seeds {text!r} are no seeds; give different whole numbers, such as 0,1,2")
+        raise SettingError(f"--seeds {text!r} are no seeds; give different integers, such as 0,1,2")
     return [int(part) for part in parts]
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`1/4` as (1, 4)."""
+    """Parses a shard: `1/4` is (1, 4)."""
     index, slash, count = text.partition("/")
     if not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
-        raise SettingError(f"--shard {text!r} is no share; give one such as 1/4")
+        raise SettingError(f"--shard {text!r} is no shard; give one such as 1/4")
     return int(index), int(count)
 
 

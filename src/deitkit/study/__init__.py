@@ -1,5 +1,5 @@
-"""The paper's findings, measured again on any folder of images.
+"""Measures findings of the paper again, on any folder of images.
 
-`catalogue` describes each study; `plan` turns a description into runs, `runner` makes them, `summary`
-and `finding` say what came out.
+`catalogue` has one module per study, `plan` turns a study into runs, `runner` trains them, `finding` decides
+the claims and `summary` writes the results.
 """

@@ -1,6 +1,6 @@
-"""A convnet of like cost, trained from scratch by the student's own loop, views and schedule.
+"""A convnet of similar cost, trained from scratch with the student's loop, views and schedule.
 
-A teacher with ImageNet's weights is no fair peer of a student from scratch; this is.
+It is the fair comparison for a student from scratch, as a teacher with ImageNet weights is not.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..config import Config
 from ..data.dataset import find_splits
 from ..io import write_json, write_tensors
 from ..models import DeiTOutput, Student
-from ..run_folder import results_to_json
+from ..run_folder import CONFIG, RESULTS, WEIGHTS, results_to_json
 from ..training import results
 from ..training.session import open_session
 from ..training.student_training import StudentTraining, train_and_measure
 
-# The timm model whose multiply-accumulates at 224 pixels are nearest to the student's, in 10^9:
-# 1.1 beside tiny's 1.3, 4.1 beside small's 4.6, 15.9 beside base's 17.6; at nano's 64 patches 0.09.
+# By student, the timm model with the nearest number of multiply-adds at 224 pixels, in 10^9: 1.1 for tiny
+# (1.3), 4.1 for small (4.6), 15.9 for base (17.6); 0.09 at the 64 patches of nano.
 PEERS = {"nano": "resnet10t", "tiny": "resnet10t", "small": "resnet50", "base": "regnety_160"}
 
 
@@ -48,9 +48,9 @@ class Convnet(Student):
 
 
 def train_convnet(data: Path, out: Path, config: Config) -> None:
-    """Trains the peer of the configured student on labels and writes `config.json` and `results.json`.
+    """Trains the convnet for the configured student on labels alone, and writes a run folder.
 
-    Continues where an earlier call was stopped; raises Interrupted as a job does.
+    Resumes an interrupted training. Raises Interrupted if a signal stops it.
     """
     session = open_session(config, partial(find_splits, data))
     config, dataset, device = session.config, session.dataset, session.device
@@ -64,9 +64,9 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     training = replace(training, create=create, identity=training.identity | {"model": name})
     trainer = training.trainer(config.train.epochs)
     trained = train_and_measure(trainer, name, dataset, resume=True, title=f"training {name}")
-    # Under timm's own keys, so that it can teach: --teacher timm:NAME@FILE.
+    # With timm's keys, so that it can be a teacher: --teacher timm:NAME@FILE.
     assert isinstance(trainer.student, Convnet)
-    write_tensors(out / "model.safetensors", trainer.student.net.state_dict())
+    write_tensors(out / WEIGHTS, trainer.student.net.state_dict())
     found = results.assemble(trained, None, None, dataset, session.seconds)
     described: dict[str, Any] = {
         "config": training.config.to_dict(),
@@ -75,5 +75,5 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
         "student": {"name": name},
         "data": {"train": len(dataset.train.images), "val": len(dataset.val.images)},
     }
-    for file, content in (("config.json", described), ("results.json", results_to_json(found))):
+    for file, content in ((CONFIG, described), (RESULTS, results_to_json(found))):
         write_json(out / file, content)

@@ -1,4 +1,4 @@
-"""What runs cost: in seconds before they are made, and ImageNet's in GPU hours from a measured step."""
+"""The cost of runs: expected seconds of a study's, and GPU hours on ImageNet from a measured step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .presets import HELD, IMAGENET_TRAIN_IMAGES, Preset
 
 
 def student_multiply_adds(student: StudentConfig) -> int:
-    """Multiply-adds of one image through the student, sizes included."""
+    """Multiply-adds of the student for one image of its size."""
     size, patch = student.image_size, student.patch_size
     assert size != AUTO and patch != AUTO, "a study names its image and patch size"
     return _multiply_adds(student.name, size, patch)
@@ -29,11 +29,11 @@ def _multiply_adds(name: str, image_size: tuple[int, int], patch_size: tuple[int
 
 
 def expected_seconds(config: Config, preset: Preset, images: float) -> float:
-    """Seconds of a run over so many training images, at the speed its preset takes for granted."""
+    """Seconds of a run over `images` training images, at the preset's assumed speed."""
     own = config.override(HELD | dict(preset.settings))
     relative = student_multiply_adds(config.student) / student_multiply_adds(own.student)
     assert config.train.epochs != AUTO, "a study names its epochs"
-    # Fitting and measuring the teacher is most of it.
+    # Most of the overhead is fitting and measuring the teacher.
     overhead = preset.overhead_s if config.distillation.mode != "none" else preset.overhead_s / 4
     return overhead + config.train.epochs * images * relative / preset.images_per_s
 
@@ -48,10 +48,9 @@ def imagenet_cost(
 ) -> list[dict[str, Any]]:
     """Hours and GPU hours of an ImageNet-1k run, for each number of GPUs.
 
-    seconds_per_step: measured on one GPU for `images_per_step` images, teacher and data included.
-    scaling: the share of that speed which each GPU keeps beside others; at 1 the hours are a lower
-    bound for more than one GPU. A GPU whose share of the global batch is smaller than
-    `images_per_step` is slower than measured here.
+    seconds_per_step: measured on one GPU for `images_per_step` images, teacher and data included. scaling:
+    the share of that speed that each of several GPUs keeps; 1 gives a lower bound of the hours. A GPU with
+    fewer images per step than `images_per_step` is slower than assumed.
     """
     rate = images_per_step / seconds_per_step
     rows = []

@@ -1,4 +1,4 @@
-"""The paragraph at the end of a study: what its numbers say of the paper's finding."""
+"""Decides the claims of a study, and writes the paragraph that sums them up."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .description import Claim, Study
-from .records import Measured
+from .records import MeasuredRow
 from .statistics import FEWEST_SEEDS, Comparison, adjust, compare
 
 _SAYS = {
     "holds": "holds here",
-    "leans": "points the paper's way here, but is not settled",
+    "leans": "leans towards the paper here, but is not settled",
     "undecided": "is undecided here",
-    "leans against": "points the other way here, but is not settled",
-    "fails": "does not hold here, the difference is the other way",
+    "leans against": "leans against the paper here, but is not settled",
+    "fails": "does not hold here: the difference has the other sign",
     "unknown": "cannot be judged yet",
 }
 _COUNTED = {
     "holds": "hold",
-    "leans": "point the paper's way, not settled",
+    "leans": "lean towards the paper, not settled",
     "undecided": "undecided",
-    "leans against": "point the other way, not settled",
+    "leans against": "lean against the paper, not settled",
     "fails": "do not hold",
     "unknown": "cannot be judged",
 }
@@ -30,7 +30,7 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim, the seeds that have all its rows, and the comparison over them; None without any."""
+    """A claim, the seeds for which all its rows are measured, and the comparison over them; None if none."""
 
     claim: Claim
     seeds: tuple[int, ...]
@@ -41,11 +41,11 @@ class Decision:
         return "unknown" if self.comparison is None else self.comparison.verdict
 
 
-def decide(study: Study, preset: str, rows: Sequence[Measured]) -> list[Decision]:
-    """Each claim on the seeds that all its rows have; p-values stand beside each other (Holm)."""
+def decide(claims: Sequence[Claim], rows: Sequence[MeasuredRow]) -> list[Decision]:
+    """Decides each claim on the seeds that all its rows have; adjusts p-values over all claims (Holm)."""
     values = {measured.row.name: measured.values for measured in rows}
     decisions: list[Decision] = []
-    for claim in study.claims_of(preset):
+    for claim in claims:
         by_seed = [values.get(name, {}) for name in claim.contrast]
         seeds = tuple(sorted(set.intersection(*map(set, by_seed))))
         differences = [
@@ -57,14 +57,14 @@ def decide(study: Study, preset: str, rows: Sequence[Measured]) -> list[Decision
 
 
 def paragraph(study: Study, decisions: Sequence[Decision]) -> str:
-    """Whether the paper's finding holds on these numbers, claim by claim, and with what confidence."""
+    """Says for each claim whether it holds, and with what confidence."""
     sentences = [_opening(study, decisions)]
     sentences += [_sentence(study, decision) for decision in decisions]
     if any(decision.verdict != "unknown" for decision in decisions):
         sentences.append(
             "Differences are paired over seeds and in points of top-1; intervals are 95 % bootstrap "
             "intervals of the mean, p is a paired t-test's, adjusted for the number of claims (Holm). A "
-            "claim holds where the interval is above zero and p is below 0.05."
+            "claim holds if the interval is above zero and p is below 0.05."
         )
     return " ".join(sentences)
 
@@ -74,8 +74,8 @@ def _opening(study: Study, decisions: Sequence[Decision]) -> str:
     judged = len(decisions) - count["unknown"]
     if judged == 0:
         return (
-            f"Nothing can be claimed about {study.source}: no comparison has {FEWEST_SEEDS} seeds, the "
-            "fewest from which a spread can be told."
+            f"Nothing can be claimed about {study.source}: no comparison has {FEWEST_SEEDS} seeds, which the "
+            "spread needs at least."
         )
     counts = ", ".join(f"{words}: {count[verdict]}" for verdict, words in _COUNTED.items() if count[verdict])
     return f"Claims of {study.source}, on this data ({len(decisions)} in all): {counts}."

@@ -1,9 +1,11 @@
-"""From a description to runs: every arm and seed with its folder, its settings and its expected cost."""
+"""Plans the runs of a study: arms and seeds with their folders, settings and expected cost."""
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,51 @@ from .. import recipes
 from ..config import Config
 from ..data.dataset import find_splits, refuse_multilabel
 from ..errors import SettingError
-from ..models.deit import VARIANTS
+from ..models import VARIANTS
 from ..settings import AUTO
+from ..soft_labels.manifest import view_settings
+from ..soft_labels.student_config import epochs_read
 from .cost import expected_seconds
 from .description import Arm, Study
-from .presets import HELD, PRESETS, Preset
-from .sharing import SharedLabels, share_labels
+from .presets import HELD, Preset, choose_preset
+
+# Soft labels of all classes are exact at any temperature; for more classes they would outgrow the images.
+_MOST_CLASSES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyJob:
+    """A study to run on a folder of images, with its results in `out`.
+
+    target: a second data set, for a study that needs one. settings: "section.key" to value, over those of
+    the preset and the study.
+    """
+
+    study: Study
+    preset: str
+    data: Path
+    out: Path
+    target: Path | None = None
+    seeds: Sequence[int] = (0, 1, 2)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """The folder of a run."""
+        return self.out / "runs" / arm / f"seed-{seed}"
+
+
+@dataclass(frozen=True)
+class SharedSoftLabels:
+    """Soft labels that several runs read. epochs: of the longest run. top_k: None for hard labels."""
+
+    folder: Path
+    epochs: int
+    top_k: int | None
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training that a study asks for."""
+    """One training of a study."""
 
     arm: Arm
     seed: int
@@ -30,12 +66,12 @@ class PlannedRun:
     config: Config
     seconds: float  # expected
     classes: int
-    labels: SharedLabels | None = None  # answers that it shares with other runs
+    soft_labels: SharedSoftLabels | None = None  # None: the teacher runs live
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """A folder of images: how many there are to train and to validate on, and of how many classes."""
+class DataSize:
+    """The number of training images, validation images and classes in a folder."""
 
     folder: Path
     train_images: int
@@ -43,63 +79,73 @@ class DataSet:
     classes: int
 
 
-def choose_preset(name: str) -> Preset:
-    """The preset of that name; raises DeitkitError where there is none."""
-    if name not in PRESETS:
-        raise SettingError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def plan_runs(
-    study: Study,
-    preset_name: str,
-    data: Path,
-    out: Path,
-    *,
-    target: Path | None,
-    seeds: Sequence[int],
-    settings: Mapping[str, Any],
-) -> list[PlannedRun]:
+def plan_runs(job: StudyJob) -> list[PlannedRun]:
     """All runs of a study, each after those it needs.
 
-    settings: "section.key" to value, over what preset and study hold; raises DeitkitError for one
-    that the study varies, for a student whose cost nobody could tell, and where `target` is missing or
-    not asked for.
+    Raises SettingError for settings that the study varies, for a student without fixed name and sizes, and if
+    a second data set is missing or superfluous.
     """
-    preset, arms = choose_preset(preset_name), study.arms_of(preset_name)
+    study, preset, arms = job.study, choose_preset(job.preset), job.study.arms_of(job.preset)
     fine = preset.fine if any(arm.starts_from for arm in arms) else {}
-    study.refuse_varied(settings, also=fine)
-    if any(arm.on_target for arm in arms) != (target is not None):
-        wanted = "needs a second data set; add --target FOLDER" if target is None else "takes no --target"
+    study.refuse_varied(job.settings, also=fine)
+    if any(arm.on_target for arm in arms) != (job.target is not None):
+        wanted = "needs a second data set; add --target FOLDER" if job.target is None else "takes no --target"
         raise SettingError(f"the study {study.name!r} {wanted}")
-    size = study.sizes[preset_name]
+    size = study.sizes[job.preset]
     base = recipes.get(study.recipe or preset.recipe).override(
-        HELD | dict(preset.settings) | dict(study.held) | {"train.epochs": size.epochs} | dict(settings)
+        HELD | dict(preset.settings) | dict(study.held) | {"train.epochs": size.epochs} | dict(job.settings)
     )
     _refuse_open_student(base)
-    sets = {
-        on_target: _count(folder, base) for on_target, folder in ((False, data), (True, target)) if folder
-    }
+    sizes = {False: _count(job.data, base)}
+    if job.target is not None:
+        sizes[True] = _count(job.target, base)
     runs = []
-    for seed in seeds:
+    for seed in job.seeds:
         for arm in arms:
-            source = sets[arm.on_target]
-            limited = _limit(base, source, size.images, preset.eval_images, settings)
-            config = _settings_of(arm, limited, preset, seed, out)
+            source = sizes[arm.on_target]
+            shares = _shares(source, size.images, preset.eval_images)
+            limited = base.override({k: v for k, v in shares.items() if k not in job.settings})
+            config = _config_of(arm, limited, preset, seed, job)
             images = config.data.train_fraction * source.train_images
             seconds = expected_seconds(config, preset, images)
-            folder = run_folder(out, arm.name, seed)
+            folder = job.folder(arm.name, seed)
             runs.append(PlannedRun(arm, seed, folder, source.folder, config, seconds, source.classes))
-    return share_labels(runs, out)
+    return share_soft_labels(runs, job.out)
 
 
-def run_folder(out: Path, arm: str, seed: int) -> Path:
-    """Where a study in `out` keeps a run."""
-    return out / "runs" / arm / f"seed-{seed}"
+def share_soft_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
+    """Gives runs whose teacher would see the same views one set of soft labels, so that it runs once.
+
+    Such runs agree in all settings of views and teacher (docs/soft-labels.md), need no feature maps, and lose no
+    precision: all of them use hard labels, or there are few enough classes to store all of them.
+    """
+    groups: dict[tuple[Path, str], list[PlannedRun]] = defaultdict(list)
+    for run in runs:
+        if _can_read(run):
+            views = json.dumps(view_settings(run.config.to_dict()), sort_keys=True)
+            groups[run.data, views].append(run)
+    shared: dict[Path, SharedSoftLabels] = {}
+    for group in groups.values():
+        first = group[0]
+        top_k = first.classes if first.classes <= _MOST_CLASSES else None
+        hard = all(run.config.distillation.mode == "hard" for run in group)
+        if len(group) == 1 or not (hard or top_k):
+            continue
+        folder = out / "soft-labels" / first.arm.name / f"seed-{first.seed}"
+        epochs = max(epochs_read(run.config) for run in group)
+        soft_labels = SharedSoftLabels(folder, epochs, None if hard else top_k)
+        shared |= {run.folder: soft_labels for run in group}
+    return [replace(run, soft_labels=shared.get(run.folder)) for run in runs]
+
+
+def _can_read(run: PlannedRun) -> bool:
+    own_teacher = run.arm.convnet or run.arm.taught_by
+    live_only = run.config.distillation.feature_weight > 0 or run.config.train.start_size is not None
+    return run.config.has_live_teacher and not (own_teacher or live_only)
 
 
 def command_of(run: PlannedRun) -> list[str]:
-    """The `deitkit train` command that makes this run alone; empty for a convnet, which has none."""
+    """The `deitkit train` command of this run; empty for a convnet, which has none."""
     if run.arm.convnet:
         return []
     command = ["deitkit", "train", str(run.data), "--out", str(run.folder), "--recipe", run.config.recipe]
@@ -110,12 +156,12 @@ def command_of(run: PlannedRun) -> list[str]:
 
 
 def changed_settings(config: Config) -> dict[str, Any]:
-    """What makes of its recipe this very config, as "section.key" to value."""
+    """The settings in which a config differs from its recipe, "section.key" to value."""
     return {key: now for key, (_, now) in recipes.get(config.recipe).differences(config).items()}
 
 
 def _refuse_open_student(config: Config) -> None:
-    """Raises DeitkitError for a student that the data would choose, and for one that cannot be."""
+    """Raises SettingError for a student whose name or sizes would depend on the data."""
     config.check()
     student = config.student
     if student.name not in VARIANTS:
@@ -125,29 +171,22 @@ def _refuse_open_student(config: Config) -> None:
             raise SettingError(f"a study compares students of one size; give student.{key} in pixels")
 
 
-def _count(folder: Path, config: Config) -> DataSet:
+def _count(folder: Path, config: Config) -> DataSize:
     whole = config.override({"data.train_fraction": 1.0, "data.eval_fraction": 1.0})
     splits = find_splits(folder, whole.data)
     refuse_multilabel(splits.train, "a study")
-    return DataSet(folder, len(splits.train), len(splits.val), len(splits.train.classes))
+    return DataSize(folder, len(splits.train), len(splits.val), len(splits.train.classes))
 
 
-def _limit(
-    config: Config,
-    source: DataSet,
-    train_images: int | None,
-    eval_images: int | None,
-    settings: Mapping[str, Any],
-) -> Config:
-    """`config` with the shares that keep a set of images to the preset's limits."""
-    shares = {
+def _shares(source: DataSize, train_images: int | None, eval_images: int | None) -> dict[str, float]:
+    """The shares of the images that keep to the preset's limits."""
+    return {
         "data.train_fraction": min(1.0, (train_images or source.train_images) / source.train_images),
         "data.eval_fraction": min(1.0, (eval_images or source.val_images) / source.val_images),
     }
-    return config.override({key: share for key, share in shares.items() if key not in settings})
 
 
-def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -> Config:
+def _config_of(arm: Arm, held: Config, preset: Preset, seed: int, job: StudyJob) -> Config:
     """The settings of one run."""
     if held.train.epochs == AUTO:
         raise SettingError("a study compares runs of one length; give train.epochs a number")
@@ -163,13 +202,11 @@ def _settings_of(arm: Arm, held: Config, preset: Preset, seed: int, out: Path) -
         scaled = [max(p, round(i * arm.image_size / p) * p) for i, p in zip(image, patch, strict=True)]
         changes["student.image_size"] = scaled
     if arm.starts_from:
-        changes |= dict(preset.fine) | {
-            "student.initial_weights": str(run_folder(out, arm.starts_from, seed))
-        }
+        changes |= {**preset.fine, "student.initial_weights": str(job.folder(arm.starts_from, seed))}
     if arm.taught_by:
-        taught_by = run_folder(out, arm.taught_by, seed)
-        changes |= {"teacher.spec": f"run:{taught_by}", "teacher.image_size": None}  # a run has its own size
+        taught_by = job.folder(arm.taught_by, seed)
+        changes |= {"teacher.spec": f"run:{taught_by}", "teacher.image_size": AUTO}  # a run has its own size
     config = held.override(changes | dict(arm.settings))
-    if config.distillation.mode == "none":  # whoever would have taught the other arms
+    if config.distillation.mode == "none":  # without the teacher and its images of the other arms
         config = config.override({"teacher.spec": "none", "data.unlabeled": None})
     return config

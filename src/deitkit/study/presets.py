@@ -1,8 +1,8 @@
-"""How large a study is: a laptop's half hour, a GPU's half hour, or as published.
+"""Sizes of studies: half an hour on a laptop, half an hour on a GPU, or as published.
 
-`images_per_s` is what a preset's student with its teacher is taken to train at, for the expected
-duration only: two CPU cores (quick), one data-centre GPU (standard), eight V100s as in the paper
-(full: 300 epochs of DeiT-B in 53 hours, arXiv 2012.12877, section 5.6).
+`images_per_s` is the assumed training speed of a preset's student with its teacher, for the expected duration
+only: on two CPU cores (quick), one data-centre GPU (standard), eight V100s as in the paper (full: 300 epochs
+of DeiT-B in 53 hours, arXiv 2012.12877, section 5.6).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import SettingError
+
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
-# The paper's student and distillation, without what deitkit adds to them.
+# The paper's student and distillation, without deitkit's additions.
 HELD = {
     "student.initial_weights": "none",
     "student.init_scheme": "published",
@@ -35,15 +37,15 @@ _SMALL_BATCH = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What every study holds at one size."""
+    """The settings of every study at one size."""
 
     recipe: str
     settings: Mapping[str, Any]
-    fine: Mapping[str, Any]  # what an arm that starts from another changes
-    fine_epochs: float  # times the study's epochs, for such an arm
-    eval_images: int | None  # at most so many validation images; None: all
+    fine: Mapping[str, Any]  # settings of an arm that starts from another
+    fine_epochs: float  # factor of the study's epochs, for such an arm
+    eval_images: int | None  # at most, for validation; None: all
     images_per_s: float
-    overhead_s: float  # of a run, beside its updates: start, teacher's fit, measurements, report
+    overhead_s: float  # of a run besides its steps: start, teacher, measurements, report
 
 
 PRESETS = {
@@ -57,7 +59,7 @@ PRESETS = {
             "teacher.image_size": 96,
             "teacher.probe_views": 2,
         },
-        # Long enough to leave what little so small a first training brings (docs/findings.md).
+        # Long enough to leave the weights of so short a first training (docs/findings.md).
         fine={"optim.lr": 5e-4, "optim.warmup_epochs": 1},
         fine_epochs=0.75,
         eval_images=1000,
@@ -83,7 +85,7 @@ PRESETS = {
     "full": Preset(
         recipe="deit-distilled",
         settings={"student.name": "base", "teacher.spec": "timm:regnety_160.deit_in1k"},
-        # The published fine-tuning: 25 epochs of 300, a small constant rate.
+        # The published fine-tuning: 25 of 300 epochs at a small, constant learning rate.
         fine={"optim.lr": 5e-6, "optim.min_lr": 5e-6, "optim.weight_decay": 1e-8},
         fine_epochs=25 / 300,
         eval_images=None,
@@ -91,3 +93,10 @@ PRESETS = {
         overhead_s=600,
     ),
 }
+
+
+def choose_preset(name: str) -> Preset:
+    """The preset `name`. Raises SettingError for an unknown one."""
+    if name not in PRESETS:
+        raise SettingError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
+    return PRESETS[name]

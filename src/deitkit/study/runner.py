@@ -1,110 +1,97 @@
-"""Makes a study's runs: what is finished is passed over, what was stopped goes on."""
+"""Runs a study: skips finished runs, resumes interrupted ones, and shares runs out among processes."""
 
 from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import log
 from ..data.splits import refuse_out_among_classes
-from ..errors import DeitkitError, SettingError
+from ..errors import DeitkitError, RunFolderError, SettingError
 from ..io import read_json, refuse_occupied, write_json
 from ..preprocessing import InputSize
-from ..soft_labels.manifest import FILE as LABELS
+from ..run_folder import CHECKPOINTS
+from ..soft_labels.manifest import FILE as MANIFEST
 from ..soft_labels.store import open_soft_labels
 from ..teachers.spec import check_spec, open_member, parse
 from ..training.labelling import label
 from ..training.run import train_config
 from .convnet import train_convnet
-from .description import Study
-from .plan import PlannedRun, changed_settings, plan_runs, run_folder
+from .plan import PlannedRun, SharedSoftLabels, StudyJob, changed_settings, plan_runs
 from .records import is_finished
-from .shards import share_of
-from .sharing import SharedLabels
 from .summary import summarise
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a study's files are, and the paragraph that its numbers gave."""
+    """The folder of a study, and its finding."""
 
     folder: Path
     finding: str
 
 
-def run_study(
-    study: Study,
-    preset: str,
-    data: Path,
-    out: Path,
-    *,
-    target: Path | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    shard: tuple[int, int] = (1, 1),
-    settings: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Makes the runs of one shard and sums up all that are finished.
+def run_study(job: StudyJob, *, shard: tuple[int, int] = (1, 1)) -> Outcome:
+    """Trains the runs of one shard, and summarises all finished runs.
 
-    An arm whose teacher cannot be had is left out, with a sentence. Raises DeitkitError for what the
-    caller can mend, and Interrupted when a signal stopped a run after its state was saved; the
-    same call then goes on.
+        run_study(StudyJob(study=catalogue.get("losses"), preset="quick", data=images, out=folder))
+
+    shard: index from 1, and number of shards. Arms without a teacher on this machine are left out. Raises a
+    DeitkitError for anything the caller can fix, and Interrupted if a signal stopped a run after its state
+    was saved; the same call resumes it.
     """
-    changed = dict(settings or {})
-    runs = plan_runs(study, preset, data, out, target=target, seeds=seeds, settings=changed)
-    mine = share_of(runs, *shard)
-    _claim_folder(out, study, preset, data, target, changed)
+    mine = share_of(plan_runs(job), *shard)
+    _claim_folder(job)
     skipped: dict[str, str] = {}
     for number, run in enumerate(mine, 1):
         if is_finished(run.folder):
             continue
-        reason = skipped.get(run.arm.name) or _missing(run, out)
+        reason = skipped.get(run.arm.name) or _missing(run, job)
         if reason is not None:
             if run.arm.name not in skipped:
                 log.info(f"{run.arm.name} is left out: {reason}")
             skipped[run.arm.name] = reason
             continue
         log.info(f"run {number} of {len(mine)}: {run.arm.name}, seed {run.seed}")
-        _make(run)
-        summarise(study, preset, out, seeds, skipped)
-    return Outcome(out, summarise(study, preset, out, seeds, skipped))
+        _train(run)
+        summarise(job, skipped)
+    return Outcome(job.out, summarise(job, skipped))
 
 
-def _make(run: PlannedRun) -> None:
+def _train(run: PlannedRun) -> None:
     if run.arm.convnet:
         train_convnet(run.data, run.folder, run.config)
     else:
         config = run.config
-        if run.labels is not None:
-            _complete(run.labels, run)
-            config = config.override({"teacher.soft_labels": str(run.labels.folder)})
+        if run.soft_labels is not None:
+            _complete(run.soft_labels, run)
+            config = config.override({"teacher.soft_labels": str(run.soft_labels.folder)})
         train_config(run.data, run.folder, config, resume=True)
-    # A finished run resumes no more, and checkpoints are most of its size.
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    # A finished run is never resumed, and checkpoints are most of its size.
+    shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _complete(labels: SharedLabels, run: PlannedRun) -> None:
-    """Lets the teacher answer what this run and those that share its labels will read, once."""
-    if (labels.folder / LABELS).exists() and open_soft_labels(labels.folder).epochs() >= labels.epochs:
+def _complete(shared: SharedSoftLabels, run: PlannedRun) -> None:
+    """Stores the soft labels that this run and others read, unless they are there."""
+    if (shared.folder / MANIFEST).exists() and open_soft_labels(shared.folder).epochs() >= shared.epochs:
         return
     label(
         run.data,
-        labels.folder,
-        epochs=labels.epochs,
+        shared.folder,
+        epochs=shared.epochs,
         recipe=run.config.recipe,
-        top_k=labels.top_k,
-        hard=labels.top_k is None,
+        top_k=shared.top_k,
+        hard=shared.top_k is None,
         **changed_settings(run.config),
     )
 
 
-def _missing(run: PlannedRun, out: Path) -> str | None:
-    """Why a run cannot be made: its teacher, or a run that it needs; None where all is there."""
+def _missing(run: PlannedRun, job: StudyJob) -> str | None:
+    """Why a run cannot be trained: its teacher, or a run that it needs, is missing; None if it can."""
     for needed in run.arm.needs:
-        if not is_finished(run_folder(out, needed, run.seed)):
+        if not is_finished(job.folder(needed, run.seed)):
             return f"it needs the arm {needed!r}, which was left out"
     teacher = run.config.teacher.spec
     return None if teacher == "none" else _missing_teacher(teacher)
@@ -115,35 +102,75 @@ def _missing_teacher(spec: str) -> str | None:
     try:
         check_spec(spec)
         for member in parse(spec):
-            if member.source != "fitted":  # whose folder check_spec has looked at
+            if member.source != "fitted":  # a fitted one is checked by check_spec
                 open_member(member, InputSize())
     except DeitkitError as error:
         return str(error)
     return None
 
 
-def _claim_folder(
-    out: Path, study: Study, preset: str, data: Path, target: Path | None, settings: Mapping[str, Any]
-) -> None:
-    """Makes the study's folder; one that holds another study, or other things, is refused."""
+def _claim_folder(job: StudyJob) -> None:
+    """Creates the study's folder. Refuses one with another study, or with other files."""
     facts = {
-        "study": study.name,
-        "preset": preset,
-        "data": str(data.resolve()),
-        "target": str(target.resolve()) if target else None,
-        "settings": {key: str(value) for key, value in settings.items()},
+        "study": job.study.name,
+        "preset": job.preset,
+        "data": str(job.data.resolve()),
+        "target": str(job.target.resolve()) if job.target else None,
+        "settings": {key: str(value) for key, value in job.settings.items()},
     }
-    refuse_out_among_classes(data, out)
-    path = out / "study.json"
-    if path.exists():
-        saved = read_json(path)
-        for key, now in facts.items():
-            if saved.get(key) != now:
-                raise SettingError(
-                    f"{out} holds a study whose {key} was {saved.get(key)} and is now {now}; "
-                    "choose another --out, or give the study's own"
-                )
+    refuse_out_among_classes(job.data, job.out)
+    path = job.out / "study.json"
+    if not path.exists():
+        refuse_occupied(job.out, without="study")
+        job.out.mkdir(parents=True, exist_ok=True)
+        write_json(path, facts)
         return
-    refuse_occupied(out, without="study")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, facts)
+    try:
+        saved = read_json(path)
+    except ValueError as error:
+        raise RunFolderError(f"{path} cannot be read: {error}; choose another --out") from None
+    for key, now in facts.items():
+        was = saved.get(key) if isinstance(saved, dict) else None
+        if was != now:
+            raise SettingError(
+                f"{job.out} holds a study whose {key} was {was} and is now {now}; "
+                "choose another --out, or give the study's own"
+            )
+
+
+def share_of(runs: Sequence[PlannedRun], index: int, count: int) -> list[PlannedRun]:
+    """The runs of shard `index` (from 1) of `count`.
+
+    Runs that depend on each other or share soft labels are in one shard. Chains of runs are assigned from the
+    longest to the shortest, each to the shard with the least to do. The result depends on the plan only, so
+    all processes agree.
+    """
+    if not 1 <= index <= count:
+        raise SettingError(
+            f"there is no shard {index} of {count}; give one from 1/{count} to {count}/{count}"
+        )
+    loads, mine = [0.0] * count, []
+    for chain in sorted(_chains(runs), key=lambda chain: -sum(run.seconds for run in chain)):
+        least = min(range(count), key=loads.__getitem__)
+        loads[least] += sum(run.seconds for run in chain)
+        if least == index - 1:
+            mine += chain
+    return sorted(mine, key=list(runs).index)
+
+
+def _chains(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Groups of runs that need no run or soft labels of another group."""
+    chains: list[tuple[set[Hashable], list[PlannedRun]]] = []
+    for run in runs:
+        touched: set[Hashable] = {(name, run.seed) for name in (run.arm.name, *run.arm.needs)}
+        if run.soft_labels is not None:
+            touched.add(run.soft_labels.folder)
+        joined = [chain for chain in chains if chain[0] & touched]
+        chains = [chain for chain in chains if not chain[0] & touched]
+        chains.append(
+            (
+                touched.union(*(names for names, _ in joined)),
+                [other for _, others in joined for other in others] + [run],
+            )
+        )
+    return [chain for _, chain in chains]

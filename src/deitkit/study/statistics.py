@@ -1,7 +1,7 @@
-"""Differences between arms over seeds: paired, with a bootstrap interval and a test.
+"""Paired differences between arms over seeds, with bootstrap intervals and tests.
 
-Every arm sees the same images, order and split at one seed, so the difference within a seed is what
-counts, not the spread between seeds.
+With one seed, all arms see the same images, order and split. So differences are taken within a seed, and the
+spread between seeds cancels.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-FEWEST_SEEDS = 3  # below, no spread can be told from chance
+FEWEST_SEEDS = 3  # with fewer, the spread cannot be estimated
 _LEVEL = 0.95
 _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What paired differences say of their mean; all in the unit of the differences.
+    """The mean of paired differences, in their unit.
 
-    low, high: the 95 % percentile bootstrap interval. p: of a two-sided paired t-test; `adjust` turns
-    it into one that stands beside others. With fewer than three differences all three are None.
+    low, high: 95 % percentile bootstrap interval. p: of a two-sided paired t-test; `adjust` corrects it for
+    multiple tests. All three are None with fewer than three differences.
     """
 
     differences: tuple[float, ...]
@@ -33,10 +34,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """holds, leans, undecided, leans against, fails; or unknown where there are too few seeds.
+        """holds, leans, undecided, leans against, fails; unknown with too few seeds.
 
-        With few seeds the bootstrap's interval is hardly wider than the differences' range, so an
-        interval off zero only leans; the t-test must agree at 5 %.
+        With few seeds a bootstrap interval is hardly wider than the range of the differences. So an interval
+        that excludes zero only leans, and the t-test has to agree at 5 %.
         """
         if self.low is None or self.high is None or self.p is None:
             return "unknown"
@@ -49,7 +50,7 @@ class Comparison:
 
 
 def compare(differences: Sequence[float]) -> Comparison:
-    """The comparison of paired differences, one a seed; there must be one at least."""
+    """Compares paired differences, one per seed and at least one."""
     values = np.asarray(differences, float)
     if len(values) < FEWEST_SEEDS:
         return Comparison(tuple(values.tolist()), float(values.mean()), None, None, None)
@@ -58,7 +59,7 @@ def compare(differences: Sequence[float]) -> Comparison:
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons, p-values adjusted for multiple testing (Holm, Scand. J. Statist. 1979)."""
+    """Adjusts the p-values for multiple testing (Holm, Scand. J. Statist. 1979)."""
     known = sorted((c.p, i) for i, c in enumerate(comparisons) if c.p is not None)
     adjusted, largest = list(comparisons), 0.0
     for rank, (p, i) in enumerate(known):
@@ -67,10 +68,10 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return adjusted
 
 
-def bootstrap_interval(values: np.ndarray, level: float = _LEVEL) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of (n,) values (Efron, Ann. Statist. 1979).
+def bootstrap_interval(values: NDArray[np.float64], level: float = _LEVEL) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of (n,) values (Efron, Ann. Statist. 1979).
 
-    The resamples are drawn with a fixed seed, so the same values give the same interval.
+    The seed of the resamples is fixed, so the same values give the same interval.
     """
     drawn = np.random.RandomState(0).randint(0, len(values), (_RESAMPLES, len(values)))
     tail = 100 * (1 - level) / 2
@@ -78,9 +79,8 @@ def bootstrap_interval(values: np.ndarray, level: float = _LEVEL) -> tuple[float
     return float(low), float(high)
 
 
-def paired_t_test(differences: np.ndarray) -> float:
-    """The two-sided p-value of (n,) differences with mean zero; 1 where they do not differ at all,
-    since then there is no spread to judge them by."""
+def paired_t_test(differences: NDArray[np.float64]) -> float:
+    """Two-sided p-value of the mean of (n,) differences being zero; 1 if they are all equal."""
     n = len(differences)
     error = differences.std(ddof=1) / math.sqrt(n)
     if error == 0:
@@ -89,7 +89,7 @@ def paired_t_test(differences: np.ndarray) -> float:
 
 
 def student_t_tails(t: float, df: int) -> float:
-    """P(|T| >= |t|) for Student's t with whole degrees of freedom (Abramowitz & Stegun, 26.7.3 and 4)."""
+    """P(|T| >= |t|) for Student's t with integer degrees of freedom (Abramowitz & Stegun, 26.7.3 and 4)."""
     angle = math.atan(abs(t) / math.sqrt(df))
     sine, cosine = math.sin(angle), math.cos(angle)
     term = total = cosine if df % 2 else 1.0

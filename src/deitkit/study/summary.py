@@ -1,4 +1,4 @@
-"""What a study leaves behind: runs.csv, a table, a image, and the paragraph computed from them."""
+"""Writes the results of a study: runs.csv, summary.md and .json with table and finding, and a figure."""
 
 from __future__ import annotations
 
@@ -8,34 +8,48 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..io import write_json, write_text
-from .description import Study
-from .figure import spread, write_figure
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..io import write_json, write_text, written_aside
+from .description import Axis, Study
 from .finding import Decision, decide, paragraph
-from .records import Measured, measure_rows, read_records, write_csv
+from .plan import StudyJob
+from .records import MeasuredRow, measure_rows, read_records, write_csv
+
+# The same numbers give the same file.
+matplotlib.rcParams.update({"svg.hashsalt": "deitkit", "svg.fonttype": "none", "font.size": 9})
 
 
-def summarise(study: Study, preset: str, out: Path, seeds: Sequence[int], skipped: Mapping[str, str]) -> str:
-    """Writes `runs.csv`, `summary.md`, `summary.json` and the figure from the runs that are finished.
+def summarise(job: StudyJob, skipped: Mapping[str, str]) -> str:
+    """Writes all files from the finished runs, and returns the paragraph with the finding.
 
-    skipped: arm to the reason why it was left out. Returns the paragraph.
+    skipped: arms that were left out, with the reason.
     """
-    records = read_records(study, preset, out, seeds)
-    rows = measure_rows(study, preset, records)
-    decisions = decide(study, preset, rows)
-    text = paragraph(study, decisions)
-    planned = len(study.arms_of(preset)) * len(seeds)
-    write_csv(out / "runs.csv", records)
+    study, records = job.study, read_records(job)
+    rows = measure_rows(study.rows_of(job.preset), records)
+    decisions = decide(study.claims_of(job.preset), rows)
+    finding = paragraph(study, decisions)
+    planned = len(study.arms_of(job.preset)) * len(job.seeds)
+    write_csv(job.out / "runs.csv", records)
     if rows:
-        write_figure(study, rows, out)
-    progress = f"{len(records)} of {planned} runs are finished."
-    write_text(out / "summary.md", _page(study, preset, rows, skipped, text, progress))
-    write_json(out / "summary.json", _facts(study, preset, rows, decisions, text))
-    return text
+        write_figure(study, rows, job.out)
+    parts = [
+        f"# {study.title}",
+        f"{study.source}. Preset {job.preset}. {len(records)} of {planned} runs are finished.",
+        table(rows),
+        *(["![top-1 of every arm](figure.svg)"] if rows else []),
+        *(f"Left out: {arm}, since {reason}." for arm, reason in skipped.items()),
+        finding,
+    ]
+    write_text(job.out / "summary.md", "\n\n".join(parts) + "\n")
+    write_json(job.out / "summary.json", _facts(job, rows, decisions, finding))
+    return finding
 
 
-def table(rows: Sequence[Measured]) -> str:
-    """A Markdown table: mean and standard deviation over seeds, beside the paper's number."""
+def table(rows: Sequence[MeasuredRow]) -> str:
+    """A Markdown table: mean and standard deviation over seeds, and the paper's value."""
     lines = ["| | top-1, % | seeds | the paper |", "|---|---|---|---|"]
     for measured in rows:
         values = list(measured.values.values())
@@ -46,29 +60,19 @@ def table(rows: Sequence[Measured]) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, such as "81.2 ± 0.4"; of a single value itself, of none nothing."""
+    """Mean and standard deviation, such as "81.2 ± 0.4"; a single value alone; empty for none."""
     if not values:
         return ""
     return f"{statistics.mean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
 
 
-def _page(
-    study: Study, preset: str, rows: Sequence[Measured], skipped: Mapping[str, str], text: str, progress: str
-) -> str:
-    parts = [f"# {study.title}", f"{study.source}. Preset {preset}. {progress}", table(rows)]
-    if rows:
-        parts.append("![top-1 of every arm](figure.svg)")
-    parts += [f"Left out: {arm}, since {reason}." for arm, reason in skipped.items()]
-    return "\n\n".join([*parts, text]) + "\n"
-
-
 def _facts(
-    study: Study, preset: str, rows: Sequence[Measured], decisions: Sequence[Decision], text: str
+    job: StudyJob, rows: Sequence[MeasuredRow], decisions: Sequence[Decision], finding: str
 ) -> dict[str, Any]:
     return {
-        "study": study.name,
-        "source": study.source,
-        "preset": preset,
+        "study": job.study.name,
+        "source": job.study.source,
+        "preset": job.preset,
         "rows": [
             {"name": m.row.name, "top1": m.values, "paper": m.row.paper, "teacher_top1": _teacher(m)}
             for m in rows
@@ -78,15 +82,66 @@ def _facts(
                 "says": d.claim.says,
                 "verdict": d.verdict,
                 "seeds": d.seeds,
-                "paper": study.paper_gap(d.claim),
+                "paper": job.study.paper_gap(d.claim),
                 **(dataclasses.asdict(d.comparison) if d.comparison else {}),
             }
             for d in decisions
         ],
-        "finding": text,
+        "finding": finding,
     }
 
 
-def _teacher(measured: Measured) -> float | None:
-    found = [r["teacher_top1"] for r in measured.records if r["teacher_top1"] is not None]
+def _teacher(measured: MeasuredRow) -> float | None:
+    found = [r.teacher_top1 for r in measured.records if r.teacher_top1 is not None]
     return statistics.mean(found) if found else None
+
+
+# The figure
+
+
+def write_figure(study: Study, rows: Sequence[MeasuredRow], folder: Path) -> None:
+    """Writes `figure.svg` and `figure.png`: faint points are runs, bars one standard deviation over seeds."""
+    figure = Figure(figsize=(6.4, 3.6 if study.axis else 1.2 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.add_subplot(title=study.title)
+    if study.axis:
+        _over_axis(axes, rows, study.axis)
+    else:
+        _one_above_the_other(axes, rows)
+    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        with written_aside(folder / f"figure.{kind}") as side:
+            figure.savefig(side, format=kind, dpi=150, metadata=metadata)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _over_axis(axes: Axes, rows: Sequence[MeasuredRow], axis: Axis) -> None:
+    for name in dict.fromkeys(row.row.series for row in rows):
+        own = sorted((row for row in rows if row.row.series == name), key=lambda r: r.mean_of(axis.column))
+        x = [row.mean_of(axis.column) for row in own]
+        means = [statistics.mean(row.values.values()) for row in own]
+        spreads = [spread(list(row.values.values())) for row in own]
+        line = axes.errorbar(x, means, spreads, marker="o", ms=4, capsize=3, label=name or None)[0]
+        for at, row in zip(x, own, strict=True):
+            axes.plot(
+                [at] * len(row.values), list(row.values.values()), ".", color=line.get_color(), alpha=0.35
+            )
+    axes.set(xlabel=axis.label, ylabel="top-1, %")
+    if axis.log:
+        axes.set_xscale("log")
+    if any(row.row.series for row in rows):
+        axes.legend(frameon=False)
+
+
+def _one_above_the_other(axes: Axes, rows: Sequence[MeasuredRow]) -> None:
+    for place, measured in enumerate(rows):
+        values = list(measured.values.values())
+        axes.errorbar(
+            statistics.mean(values), place, xerr=spread(values), marker="o", capsize=3, color="tab:blue"
+        )
+        axes.plot(values, [place] * len(values), ".", color="0.3", alpha=0.5)
+    axes.set_yticks(range(len(rows)), [measured.row.name for measured in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1, %")

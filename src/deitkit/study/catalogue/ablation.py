@@ -4,9 +4,9 @@ from typing import Any
 
 from ..description import Arm, Claim, Row, Size, Study
 
-# What changes, and table 8's accuracy after pre-training at 224 pixels.
+# Settings that change, and the accuracy in table 8 after pre-training at 224 pixels.
 _ABLATIONS: dict[str, tuple[dict[str, Any], float]] = {
-    # SGD's rate is not published; ours keeps the size of an update near AdamW's.
+    # SGD's learning rate is not published; this one makes a step about as large as AdamW's.
     "SGD": ({"optim.name": "sgd", "optim.lr": 5e-2}, 74.5),
     "no RandAugment": ({"augment.randaugment_ops": 0}, 79.6),
     "no mixup": ({"augment.mixup": 0.0}, 78.7),

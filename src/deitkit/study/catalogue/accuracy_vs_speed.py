@@ -1,4 +1,4 @@
-"""Figure 1 and table 5: accuracy against images a second, students beside teacher and convnet."""
+"""Figure 1 and table 5: accuracy against images per second, of students, teacher and convnet."""
 
 from ...config import flatten
 from ...recipes import small_data
@@ -6,7 +6,7 @@ from ..description import Arm, Axis, Claim, Row, Size, Study
 from ..presets import HELD
 
 _PLAIN = {"distillation.mode": "none"}
-# What deitkit adds to the paper's student, at the same size and speed.
+# deitkit's additions to the paper's student, at the same size and speed.
 _RECIPE = {
     key: value for key, value in flatten(small_data().to_dict()).items() if value != HELD.get(key, value)
 }

@@ -1,4 +1,4 @@
-"""The title's claim: how much a transformer needs data, and what training and teacher do about it."""
+"""The title's claim: how much data a transformer needs, and how far training and a teacher reduce that."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from ..description import EVERY_PRESET, Arm, Axis, Claim, Row, Size, Study
 _SHARES = {"1 %": 0.01, "5 %": 0.05, "10 %": 0.1, "30 %": 0.3, "100 %": 1.0}
 _LARGE = ("standard", "full")
 
-# ViT's training as table 9 has it, but for dropout and weight decay: crops and mirrors only.
+# ViT's training of table 9 except dropout and weight decay: crops and flips only.
 _PLAIN = {
     "distillation.mode": "none",
     "augment.randaugment_ops": 0,
@@ -33,7 +33,7 @@ def _arm(kind: str, share: str) -> Arm:
     return Arm(
         name=f"{kind} {share}".lower().replace(",", "").replace(" %", "").replace(" ", "-"),
         images=fraction,
-        # Fewer images are seen more often, though not until the number of updates is the same.
+        # Fewer images are seen more often, but for fewer steps.
         epochs=1 / math.sqrt(fraction),
         presets=EVERY_PRESET if fraction >= 0.1 else _LARGE,
         **_KINDS[kind],
@@ -50,7 +50,7 @@ STUDY = Study(
     name="data",
     title="Share of the training data",
     source="arXiv 2012.12877, table 5 (all of ImageNet; ViT-B at 384 pixels; shares of it are not published)",
-    # The light augmentation of small-data would leave a plain ViT and DeiT alike.
+    # With the light augmentation of small-data, a plain ViT and DeiT would hardly differ.
     recipe="deit-distilled",
     sizes={
         "quick": Size(epochs=9, images=1000),

@@ -1,4 +1,4 @@
-"""Table 3: which way of distilling, and which token."""
+"""Table 3: soft, hard and token distillation."""
 
 from ..description import Arm, Claim, Row, Size, Study
 

@@ -1,4 +1,4 @@
-"""Distillation losses side by side: the paper's two, and two that came after."""
+"""Distillation losses: the paper's two, and two later ones."""
 
 from ..description import Arm, Claim, Row, Size, Study
 

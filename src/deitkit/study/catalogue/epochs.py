@@ -1,4 +1,4 @@
-"""Figure 3: how accuracy grows with the length of training, and where it saturates."""
+"""Figure 3: accuracy over the number of epochs, and where it saturates."""
 
 from ..description import Arm, Axis, Claim, Row, Size, Study
 

@@ -2,7 +2,7 @@
 
 from ..description import Arm, Axis, Claim, Row, Size, Study
 
-# Times the training size: at 224 pixels and patches of 16 these are 160, 224, 320 and 384.
+# Factors of the training size: at 224 pixels and patches of 16 these are 160, 224, 320 and 384.
 _SIZES = {"0.7 x": 160 / 224, "1 x": 1.0, "1.4 x": 320 / 224, "1.7 x": 384 / 224}
 _PAPER = {"0.7 x": 79.9, "1 x": 81.8, "1.4 x": 82.7, "1.7 x": 83.1}
 

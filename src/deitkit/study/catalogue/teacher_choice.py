@@ -23,7 +23,7 @@ STUDY = Study(
         Arm(name="regnety-8gf", settings={"teacher.spec": "timm:regnety_080.ra3_in1k"}, presets=_FULL),
         Arm(name="regnety-16gf", settings={"teacher.spec": "timm:regnety_160.deit_in1k"}, presets=_FULL),
         Arm(name="deit-b", settings={"teacher.spec": "timm:deit_base_patch16_224.fb_in1k"}, presets=_FULL),
-        # No pretrained transformer comes as a package: the student's own kind, trained here, teaches.
+        # No package has a pretrained transformer, so the student's own architecture, trained here, teaches.
         Arm(name="transformer", taught_by="none", presets=_SMALL),
     ),
     rows=(
