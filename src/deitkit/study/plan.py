@@ -116,8 +116,8 @@ def plan_runs(job: StudyJob) -> list[PlannedRun]:
 def share_soft_labels(runs: Sequence[PlannedRun], out: Path) -> list[PlannedRun]:
     """Gives runs whose teacher would see the same views one set of soft labels, so that it runs once.
 
-    Such runs agree in all settings of views and teacher (docs/soft-labels.md), need no feature maps, and lose no
-    precision: all of them use hard labels, or there are few enough classes to store all of them.
+    Such runs agree in all settings of views and teacher (docs/soft-labels.md), need no feature maps, and lose
+    no precision: all of them use hard labels, or there are few enough classes to store all of them.
     """
     groups: dict[tuple[Path, str], list[PlannedRun]] = defaultdict(list)
     for run in runs:
