@@ -1,7 +1,7 @@
-"""How a teacher was trained to see images: its input size, interpolation, crop, mean and deviation.
+"""Preprocessing of images: input size, interpolation, crop, mean and standard deviation.
 
-A wrong normalisation costs EfficientNet-Lite0 ten points of top-1 on ImageNet, silently, so these values
-belong to the teacher and are never the student's.
+Each teacher has its own, as it was trained: with the student's, EfficientNet-Lite0 would silently lose ten
+points of top-1 on ImageNet.
 """
 
 from __future__ import annotations
@@ -9,23 +9,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STUDENT_MEAN, STUDENT_STD = IMAGENET_MEAN, IMAGENET_STD  # of every student's input
+STUDENT_MEAN, STUDENT_STD = IMAGENET_MEAN, IMAGENET_STD
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # Pillow's names
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a image goes through before it reaches the teacher.
+    """How an image becomes a model's input.
 
-    image_size: height and width in pixels. mean, std: of the three channels, in [0, 1]. crop: share of the
-    shorter side that the centre crop of a whole image keeps; a student's view is a crop already.
+    image_size: height, width in pixels. mean, std: of the three channels, in [0, 1]. crop: share of the
+    shorter side that the centre crop of a whole image keeps; views in training are crops already.
     """
 
     image_size: tuple[int, int]
@@ -35,23 +34,17 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
     def resize(self, views: Tensor) -> Tensor:
-        """(B, 3, h, w) views in [0, 1] -> the same at `image_size`."""
+        """Resizes views (B, 3, h, w) in [0, 1] to `image_size`."""
         if tuple(views.shape[-2:]) == self.image_size:
             return views
         mode = "bicubic" if self.interpolation in ("bicubic", "lanczos") else "bilinear"
         smaller = views.shape[-2] > self.image_size[0] or views.shape[-1] > self.image_size[1]
         resized = F.interpolate(views, self.image_size, mode=mode, align_corners=False, antialias=smaller)
-        return resized.clamp(0, 1)  # a cubic overshoots at edges
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Preprocessing:
-        """The inverse of `dataclasses.asdict`, from JSON's lists."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        return cls(**values)
+        return resized.clamp(0, 1)  # bicubic interpolation overshoots at edges
 
 
 class Normalised(nn.Module):
-    """A body that takes images in [0, 1]: it normalises first, which a backend can fold into a layer."""
+    """A backbone with its normalisation, which a backend can fold into the first layer: takes [0, 1]."""
 
     mean: Tensor
     std: Tensor
@@ -70,16 +63,19 @@ class Normalised(nn.Module):
 
 @dataclass(frozen=True)
 class InputSize:
-    """Which input size is wanted: the one in the settings, else what suits the student's."""
+    """Chooses a teacher's input size: the configured one, or one that suits the student's.
 
-    configured: int | None = None  # pixels a side
-    student: tuple[int, int] | None = None  # None: whole images come, and the native size is best
+    configured: side in pixels. student: the student's height, width; None for whole images.
+    """
+
+    configured: int | None = None
+    student: tuple[int, int] | None = None
 
     def resolve(self, native: int) -> tuple[int, int]:
-        """For a model that takes any size and was trained at `native`.
+        """The input size (height, width) of a model that takes any size and was trained at `native` pixels.
 
-        A convnet at 128 pixels costs a third of one at 224; fitted at that size, it loses little. So it is
-        the student's size but at least 128 pixels, and no more than the native one.
+        The student's size, but at least 128 and at most `native` pixels: a convnet at 128 pixels costs a
+        third of one at 224 and, with a head fitted at that size, loses little. For whole images, `native`.
         """
         if self.configured is not None:
             side = self.configured
@@ -89,7 +85,7 @@ class InputSize:
 
 
 def normalise(views: Tensor) -> Tensor:
-    """(B, 3, H, W) views in [0, 1] -> the student's input."""
+    """Normalises views (B, 3, H, W) in [0, 1] for the student."""
     mean, std = _student_statistics(views.device)
     return (views - mean) / std
 
@@ -97,6 +93,6 @@ def normalise(views: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def _student_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation on the device, copied once: a copy to a GPU waits for all queued work."""
+    """Mean and std on the device, copied once: a copy to a GPU waits for all queued work."""
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (STUDENT_MEAN, STUDENT_STD))
     return mean, std

@@ -43,8 +43,8 @@ from .run_schema import (
     RunResults,
     SavedSplit,
     SkippedImage,
+    probability_column,
 )
-from .tasks import probability_column
 
 CONFIG = "config.json"
 SETTINGS = "settings.json"

@@ -16,6 +16,11 @@ Metric = Literal["top1", "balanced_accuracy", "map"]
 _STEADY = 1.3  # most that a speedup may vary between rounds
 
 
+def probability_column(name: str) -> str:
+    """The column of `predictions.csv` with the probabilities of a label, multilabel only."""
+    return f"p({name})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudentInfo:
     """The shape of a student, as `DeiT.describe` gives it. `patch_size` is None for a convnet of a study."""

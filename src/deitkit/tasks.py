@@ -1,4 +1,4 @@
-"""What a classifier answers: one class an image, or any number of labels; and the number that scores it."""
+"""The two tasks, one class per image or several labels, and the main metric of each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Task = Literal["multiclass", "multilabel"]
 class Score:
     """The main metric of a task, in percent.
 
-    key: in results and metrics, `key` of both heads together, `key`_class and `key`_distill of each.
-    name: for people. column: its heading in a table.
+    key: its name in results and metrics: `key` for the joint classifier, `key`_class and `key`_distill for
+    the heads. name: for display.
     """
 
     key: str
@@ -21,18 +21,14 @@ class Score:
 
     @property
     def column(self) -> str:
+        """The heading in a table."""
         return f"{self.name}, %"
 
     def say(self, value: float) -> str:
-        """The value in a sentence: "91.2 %", which is understood as top-1, or "mAP 91.2 %"."""
+        """The value in a sentence: "91.2 %" for top-1, "mAP 91.2 %" for others."""
         return f"{value:.1f} %" if self.key == "top1" else f"{self.name} {value:.1f} %"
 
 
 SCORES: dict[Task, Score] = {"multiclass": Score("top1", "top-1"), "multilabel": Score("map", "mAP")}
-THRESHOLD = 0.5  # of several labels, those more probable hold
-SEPARATOR = ";"  # between labels in one cell of a table
-
-
-def probability_column(name: str) -> str:
-    """The heading of a class's probabilities in a table of several labels an image."""
-    return f"p({name})"
+THRESHOLD = 0.5  # multilabel: labels with a higher probability are predicted
+SEPARATOR = ";"  # between the labels of one image in text

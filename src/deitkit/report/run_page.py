@@ -15,8 +15,8 @@ from ..data.table import image_root
 from ..evaluation.metrics import per_class, uneven
 from ..io import read_json, read_json_lines, write_text
 from ..run_folder import baseline_folder, read_predictions, read_results, read_skipped
-from ..run_schema import ModelResult, Role, RunResults
-from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score, probability_column
+from ..run_schema import ModelResult, Role, RunResults, probability_column
+from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
 
 _WORST = 24  # mistakes shown as images

@@ -17,8 +17,8 @@ from ..data.image_set import ImageSet
 from ..io import write_tensors
 from ..models import DeiTOutput, Student, joint_probabilities, probabilities_of
 from ..preprocessing import STUDENT_MEAN, STUDENT_STD
-from ..run_schema import ModelResult
-from ..tasks import SEPARATOR, THRESHOLD, probability_column
+from ..run_schema import ModelResult, probability_column
+from ..tasks import SEPARATOR, THRESHOLD
 
 
 def describe_run(
