@@ -206,8 +206,10 @@ def arguments(frame: FrameType) -> list[Any]:
 
 
 def is_method_of_settings(frame: FrameType) -> bool:
-    """Whether a frame runs a method of a settings object."""
-    return frame.f_code.co_varnames[:1] == ("self",) and is_settings(frame.f_locals.get("self"))
+    """Whether a frame runs a method of a settings object or a class method of its class."""
+    first = frame.f_code.co_varnames[:1]
+    owner = frame.f_locals.get(first[0]) if first in (("self",), ("cls",)) else None
+    return is_settings(owner) or (isinstance(owner, type) and owner.__name__.endswith("Config"))
 
 
 def class_names(value: Any) -> set[str]:
