@@ -20,26 +20,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from deitkit.training.student import build_model, choose_student
 
 import deitkit
 from deitkit import recipes
 from deitkit.config import Config
-from deitkit.data.dataset import Dataset, find_splits, open_data
-from deitkit.preprocessing import Preprocessing, normalise
+from deitkit.data.dataset import find_splits
+from deitkit.preprocessing import Preprocessing
 from deitkit.soft_labels.codec import SoftLabelFormat, make_codec
 from deitkit.soft_labels.manifest import fixed_settings
 from deitkit.soft_labels.store import SHARD_VIEWS, SoftLabelStore
-from deitkit.teachers.prepare import training_views
 from deitkit.teachers.pretrained import Pretrained, backend_builders, choose_backend
 from deitkit.teachers.saved import read_teacher
 from deitkit.teachers.sources.timm_model import TimmBackbone
+from deitkit.teachers.teacher import Teacher
+from deitkit.training.session import Session, open_session
+from deitkit.training.student_training import StudentTraining
 from deitkit.training.trainer import Trainer
 from provenance import provenance
 
@@ -112,41 +113,31 @@ def print_sweep(found: dict[str, Any]) -> None:
     print(f"{'together':24}{totals}   {found['saving']:.2f}x", file=sys.stderr)
 
 
-def opened(config: Config, data: Path) -> tuple[Config, Dataset]:
-    splits = find_splits(data, config)
-    config, _ = choose_student(config, splits, CPU)
-    return config, open_data(splits, config)
+def opened(config: Config, data: Path) -> Session:
+    """A session whose images are decoded; without feature distillation, which soft labels cannot have."""
+    changes = {"distillation.feature_weight": 0.0, "train.device": "cpu"}
+    session = open_session(config.override(changes), partial(find_splits, data))
+    _ = session.dataset
+    return session
 
 
-def trainer_of(config: Config, data: Dataset, folder: Path, **source: Any) -> Trainer:
-    distilled = "teacher" in source or "stored_labels" in source
-    mode = config.distillation.mode if distilled else "none"
-    config = replace(config, distillation=replace(config.distillation, mode=mode, guidance=0.0))
-    return Trainer(
-        config=config,
-        model=build_model(config, len(data.classes)),
-        make=training_views(config, data, CPU).make,
-        num_images=len(data.train.images),
-        normalise=normalise,
-        device=CPU,
-        folder=folder,
-        evaluate=lambda model: {},
-        path_of=str,
-        **{"teacher": None} | source,
-    )
+def trainer_of(
+    session: Session, folder: Path, teacher: Teacher | None = None, soft_labels: SoftLabelStore | None = None
+) -> Trainer:
+    return StudentTraining.of(session, session.dataset, folder, teacher, soft_labels).trainer(epochs=1)
 
 
 def loop_speeds(store: SoftLabelStore, data: Path, rounds: int) -> dict[str, Any]:
-    """Median images/s of real updates, views included; the three sides take turns."""
+    """Median images/s of real steps, views included; the three sides take turns."""
     config = store.manifest.config.override(
-        TO_THE_END | {"student.name": "nano", "student.patch_size": None, "student.initial_weights": "none"}
+        TO_THE_END | {"student.name": "nano", "student.patch_size": "auto", "student.initial_weights": "none"}
     )
-    config, images = opened(config, data)
-    teacher = read_teacher(store.folder / "teacher", config.teacher, device=CPU)
+    session = opened(config, data)
+    teacher = read_teacher(store.folder / "teacher", device=CPU)
     sides = {
-        "live teacher": trainer_of(config, images, store.folder, teacher=teacher),
-        "stored labels": trainer_of(config, images, store.folder, soft_labels=store),
-        "no teacher": trainer_of(config, images, store.folder),
+        "live teacher": trainer_of(session, store.folder, teacher=teacher),
+        "stored labels": trainer_of(session, store.folder, soft_labels=store),
+        "no teacher": trainer_of(session, store.folder),
     }
     plan = store.plan(0)[:8]
     speeds: dict[str, list[float]] = {name: [] for name in sides}
@@ -155,7 +146,7 @@ def loop_speeds(store: SoftLabelStore, data: Path, rounds: int) -> dict[str, Any
             trainer.state.step = 0  # the first batches again and again
             started = time.perf_counter()
             for batch in plan:
-                trainer.update(trainer.make(batch))
+                trainer.step(trainer.data.views.make(batch))
             spent = time.perf_counter() - started
             if turn > 0:  # the first one warms up
                 speeds[name].append(sum(len(b.indices) for b in plan) / spent)
@@ -167,20 +158,19 @@ def loop_speeds(store: SoftLabelStore, data: Path, rounds: int) -> dict[str, Any
 
 
 def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Four Ti students at 224 pixels under RegNetY-16GF, summed up from measured seconds an image."""
+    """Four Ti students at 224 pixels under RegNetY-16GF, summed up from measured seconds per image."""
     settings = {"student.name": "tiny", "train.batch_size": 8, "data.repeats": 1}
-    config, images = opened(recipes.get("deit").override(settings), data)
-    trainer = trainer_of(config, images, folder)
+    trainer = trainer_of(opened(recipes.get("deit").override(settings), data), folder)
     view = Preprocessing((224, 224))
     backbone = TimmBackbone(timm.create_model("regnety_160", num_classes=0))
     model = Pretrained("regnety_160", view, backbone, head=None, outputs=None, params=0)
     teacher = choose_backend(backend_builders(model, view, CPU), view, CPU, "auto")
-    batch = trainer.make(trainer.plan(0)[0])
+    batch = trainer.data.views.make(trainer.plan(0)[0])
     times: dict[str, list[float]] = {"teacher": [], "student": []}
     for turn in range(rounds + 1):
         for name, work in (
             ("teacher", lambda: teacher(batch.images)),
-            ("student", lambda: trainer.update(batch)),
+            ("student", lambda: trainer.step(batch)),
         ):
             spent, _ = seconds(work)
             if turn > 0:

@@ -90,7 +90,7 @@ def settings_of(arm: str, unlabeled: Path | None) -> dict[str, Any]:
 def training_part(data: Path, split: str, folder: Path) -> Path:
     """A folder of links to all images that the reported split may train on."""
     config = recipes.get("small-data").override({"data.split": split, "data.split_seed": 0})
-    images = find_splits(data, config).train
+    images = find_splits(data, config.data).train
     for i, label in enumerate(images.labels):
         source = images.full_path(i).resolve()
         link = folder / images.classes[label] / source.name

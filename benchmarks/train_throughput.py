@@ -10,7 +10,7 @@ TokenDistillationTask; it decodes each image in each epoch, where deitkit decode
 (`decode_seconds`, outside the figure). `memory_mb` is the most that a side's process and its workers held of
 their own, libraries included; the files of decoded pixels, which are mapped and can be given back, are not
 in it. The sides take turns, each round in a process of its own, so that
-no side's workers run in another's time; a round is `batches` updates after a warm-up. `stages` are
+no side's workers run in another's time; a round is `batches` steps after a warm-up. `stages` are
 images/s of each of deitkit's stages alone, one after the other. Run it on a quiet machine. The table goes
 to stderr; the last line of stdout is JSON, with medians, extremes and the ratio of the medians.
 """
@@ -29,13 +29,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from deitkit.training.student import build_model, choose_student
 from PIL import Image
 from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
@@ -44,14 +44,14 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from deitkit import recipes
-from deitkit.data.dataset import find_splits, open_data
-from deitkit.data.loader import TrainingViews
+from deitkit.data.dataset import find_splits
 from deitkit.models.deit import VARIANTS
-from deitkit.preprocessing import InputSize, normalise
+from deitkit.preprocessing import InputSize
 from deitkit.teachers.pretrained import Pretrained, backend_builders, choose_backend
 from deitkit.teachers.spec import open_member, parse
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
-from deitkit.training.trainer import Trainer
+from deitkit.training.session import open_session
+from deitkit.training.student_training import StudentTraining
 from provenance import provenance
 
 BATCH = 64
@@ -70,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Side:
-    """One way to train: `steps(n)` runs n updates and returns how many images they took."""
+    """One way to train: `steps(n)` runs n steps and returns how many images they took."""
 
     steps: Callable[[int], int]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +118,7 @@ def ready_teacher(classes: tuple[str, ...], image_size: int, device: torch.devic
     )
 
 
-def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
+def deitkit_side(setting: Setting, with_teacher: bool, feature_weight: float) -> Side:
     size = setting.image_size
     config = recipes.get("deit").override(
         {
@@ -128,47 +128,31 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
             "student.drop_path_rate": 0.0,
             "data.repeats": 1,
             "train.batch_size": BATCH,
-            "distillation.feature_weight": guidance,
+            "distillation.feature_weight": feature_weight,
             "distillation.mode": "hard" if with_teacher else "none",
+            "train.device": "cpu",
         }
     )
-    device = torch.device("cpu")
-    splits = find_splits(setting.data, config)
-    config, _ = choose_student(config, splits, device)
+    session = open_session(config, partial(find_splits, setting.data))
     started = time.perf_counter()
-    opened = open_data(splits, config)
+    dataset = session.dataset
     decoding = time.perf_counter() - started  # in the first round; later ones find it done
-    images = len(opened.train.images) + len(opened.val.images)
+    images = len(dataset.train.images) + len(dataset.val.images)
     facts: dict[str, Any] = {"decode_seconds": round(decoding, 1), "decode_images": images}
-    classes = opened.classes
     teacher = None
     if with_teacher:
-        teacher = ready_teacher(classes, size, device)
+        teacher = ready_teacher(dataset.classes, size, session.device)
         facts["teacher_backend"] = teacher.backend
-    views = TrainingViews(
-        opened.train.store, opened.train.images.labels, len(classes), config.augment, (size, size), device
-    )
-    trainer = Trainer(
-        config=config,
-        model=build_model(config, len(classes)),
-        make=views.make,
-        num_images=len(opened.train.images),
-        normalise=normalise,
-        teacher=teacher,
-        device=device,
-        folder=setting.out,
-        evaluate=lambda model: {},
-        path_of=str,
-        epochs=1000,
-    )
+    trainer = StudentTraining.of(session, dataset, setting.out, teacher).trainer(epochs=1000)
+    make = trainer.data.views.make
 
     prepared = (ready for epoch in range(1000) for ready in trainer.prepared(epoch))
 
     def steps(n: int) -> int:
         images = 0
         for _ in range(n):
-            batch, answers = next(prepared)
-            trainer.update(batch, answers)
+            batch, teacher_outputs = next(prepared)
+            trainer.step(batch, teacher_outputs)
             images += len(batch.indices)
         return images
 
@@ -177,15 +161,15 @@ def deitkit_side(setting: Setting, with_teacher: bool, guidance: float) -> Side:
         count = sum(len(batch.indices) for batch in plan)
         speeds = {}
         started = time.perf_counter()
-        made = [views.make(batch) for batch in plan]
+        made = [make(batch) for batch in plan]
         speeds["views"] = count / (time.perf_counter() - started)
         started = time.perf_counter()
-        answers = [list(trainer.answers(batch, 0)) for batch in made]
+        outputs = [list(trainer.teacher_outputs(batch, 0)) for batch in made]
         if with_teacher:
             speeds["teacher"] = count / (time.perf_counter() - started)
         started = time.perf_counter()
-        for batch, answer in zip(made, answers, strict=True):
-            trainer.update(batch, iter(answer))
+        for batch, of_batch in zip(made, outputs, strict=True):
+            trainer.step(batch, of_batch)
         speeds["student"] = count / (time.perf_counter() - started)
         return speeds
 
@@ -283,7 +267,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 SIDES: dict[str, Callable[[Setting], Side]] = {
     "deitkit, teacher": lambda setting: deitkit_side(setting, True, 0.0),
     "timm, teacher": lambda setting: timm_side(setting, True),
-    "deitkit, teacher and guidance": lambda setting: deitkit_side(setting, True, 2.5),
+    "deitkit, teacher and feature distillation": lambda setting: deitkit_side(setting, True, 2.5),
     "deitkit, no teacher": lambda setting: deitkit_side(setting, False, 0.0),
     "timm, no teacher": lambda setting: timm_side(setting, False),
 }
@@ -359,7 +343,7 @@ def main() -> None:
         found[name] = summary([r.pop("images_per_s") for r in rows]) | {"memory_mb": memory} | rows[0]
     for name, row in found.items():
         print(
-            f"{name:32} {row['median']:7.1f} images/s  ({row['min']} to {row['max']})  {row['memory_mb']} MB",
+            f"{name:42} {row['median']:7.1f} images/s  ({row['min']} to {row['max']})  {row['memory_mb']} MB",
             file=sys.stderr,
         )
 

@@ -218,12 +218,13 @@ def test_a_stopped_run_ends_in_the_same_weights(stage, tmp_path, monkeypatch):
         (["--set=train.loss=cross-entropy"], "train.loss cross-entropy is for one class per image; use bce"),
         (["--teacher=auto", "--distillation=dist"], "distillation.mode dist compares softmaxes"),
         (["--set=distillation.standardise=true"], "distillation.standardise ranks classes"),
-        (["--unlabeled=x"], "data.unlabeled needs one class per image"),
+        (["--teacher=auto", "--unlabeled={data}"], "data.unlabeled needs one class per image"),
     ],
 )
 def test_multiclass_settings_are_refused(tmp_path, capsys, more, message):
-    write_labelled(tmp_path / "data")
-    sentence = refusal(capsys, "train", tmp_path / "data", "--out", tmp_path / "run", *TINY, *more)
+    data = write_labelled(tmp_path / "data")
+    more = [flag.format(data=data) for flag in more]
+    sentence = refusal(capsys, "train", data, "--out", tmp_path / "run", *TINY, *more)
     assert "the images are multilabel, and " + message in sentence
     assert not (tmp_path / "run").exists()
 
