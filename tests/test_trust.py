@@ -216,6 +216,19 @@ def test_code_of_a_model_on_a_hub_is_not_run_and_not_asked_about(tmp_path, monke
     assert seen == [True]
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_attention_kernel_of_a_hub_is_not_downloaded(tmp_path, nested):
+    from .teachers.test_sources import saved_by_transformers
+
+    saved_by_transformers("vit", tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    kernel = {"attn_implementation": "stranger/kernel"}
+    config |= {"vision_config": kernel} if nested else kernel
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"Python code of its own.*--trust-remote-code"):
+        open_member(parse(f"hf:{tmp_path / 'm'}")[0], InputSize(32))
+
+
 def test_a_known_model_with_code_beside_it_is_opened_without(tmp_path):
     folder = model_with_code(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "vit"}
@@ -274,6 +287,18 @@ def test_weights_outside_the_folder_of_an_onnx_file_are_not_read(tmp_path, locat
     }.items():
         entry = weight.external_data.add()
         entry.key, entry.value = key, value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(WeightsError, match="cannot be read"):
+        open_member(parse(f"onnx:{path}")[0], InputSize(32))
+
+
+def test_an_onnx_file_with_operators_of_its_own_is_refused(tmp_path):
+    import onnx
+
+    path = onnx_file(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].domain = "stranger"
+    model.opset_import.append(onnx.helper.make_opsetid("stranger", 1))
     path.write_bytes(model.SerializeToString())
     with pytest.raises(WeightsError, match="cannot be read"):
         open_member(parse(f"onnx:{path}")[0], InputSize(32))

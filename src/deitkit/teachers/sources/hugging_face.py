@@ -149,11 +149,20 @@ def _refuse_code(name: str) -> None:
     import transformers
 
     config, _ = transformers.PretrainedConfig.get_config_dict(name)
-    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
+    foreign = "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING
+    if foreign or _names_a_kernel(config):
         raise WeightsError(
             f"the model {name} comes with Python code of its own, which is not run; add --trust-remote-code "
             "if you trust it"
         )
+
+
+def _names_a_kernel(config: Any) -> bool:
+    """Whether an attention implementation is a repository (OWNER/NAME), whose code would be downloaded."""
+    if not isinstance(config, dict):
+        return False
+    wanted = [config.get("attn_implementation"), config.get("_attn_implementation")]
+    return "/" in str(wanted) or any(map(_names_a_kernel, config.values()))
 
 
 def _take_head(model: Any, missing: set[str]) -> nn.Module | None:
