@@ -187,6 +187,14 @@ def test_files_cannot_set_what_lets_code_run():
     assert Config().override({"teacher.trust_remote_code": "true"}).teacher.trust_remote_code
 
 
+def test_a_study_hands_on_what_its_command_allows():
+    from deitkit.study.plan import changed_settings
+
+    allowed = {"teacher.code": CODE, "teacher.trust_remote_code": True}
+    assert changed_settings(Config().override(allowed)) == allowed
+    assert changed_settings(Config()) == {}
+
+
 def model_with_code(folder: Path) -> Path:
     """A folder of transformers whose configuration names code beside it."""
     from .teachers.test_sources import saved_by_transformers

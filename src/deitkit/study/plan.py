@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import recipes
-from ..config import Config
+from ..config import OF_THIS_CALL, Config
 from ..data.dataset import find_splits, refuse_multilabel
 from ..errors import SettingError
 from ..models import VARIANTS
@@ -157,7 +157,9 @@ def command_of(run: PlannedRun) -> list[str]:
 
 def changed_settings(config: Config) -> dict[str, Any]:
     """The settings in which a config differs from its recipe, "section.key" to value."""
-    return {key: now for key, (_, now) in recipes.get(config.recipe).differences(config).items()}
+    changed = {key: now for key, (_, now) in recipes.get(config.recipe).differences(config).items()}
+    allowed = {key: getattr(config.teacher, key.partition(".")[2]) for key in OF_THIS_CALL}
+    return changed | {key: value for key, value in allowed.items() if value}
 
 
 def _refuse_open_student(config: Config) -> None:

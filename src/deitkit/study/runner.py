@@ -93,17 +93,17 @@ def _missing(run: PlannedRun, job: StudyJob) -> str | None:
     for needed in run.arm.needs:
         if not is_finished(job.folder(needed, run.seed)):
             return f"it needs the arm {needed!r}, which was left out"
-    teacher = run.config.teacher.spec
-    return None if teacher == "none" else _missing_teacher(teacher)
+    teacher = run.config.teacher
+    return None if teacher.spec == "none" else _missing_teacher(teacher.spec, teacher.trust_remote_code)
 
 
 @functools.cache
-def _missing_teacher(spec: str) -> str | None:
+def _missing_teacher(spec: str, trust_remote_code: bool) -> str | None:
     try:
         check_spec(spec)
         for member in parse(spec):
             if member.source != "fitted":  # a fitted one is checked by check_spec
-                open_member(member, InputSize())
+                open_member(member, InputSize(), trust_remote_code=trust_remote_code)
     except DeitkitError as error:
         return str(error)
     return None
