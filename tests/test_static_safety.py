@@ -15,9 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Module and finding -> why it is safe.
 ALLOWED = {
-    ("__init__.py", "import_module of a variable"): "names from a literal dict in the same file",
     ("settings.py", "import_module of a variable"): "names of registries, literals in config.py",
-    ("teachers/sources/__init__.py", "import_module of a variable"): "the modules of the package itself",
     ("teachers/sources/python_function.py", "import_module of a variable"): (
         "the user's own python: teacher, typed in this call; specs from files are refused (test_trust.py)"
     ),
@@ -86,7 +84,7 @@ def in_call(call: ast.Call, name: str) -> Iterator[str]:
         yield name
     if name.startswith("subprocess."):
         yield "subprocess"
-    if name == "importlib.import_module" and not isinstance(call.args[0], ast.Constant):
+    if name == "importlib.import_module" and not is_own_module(call.args[0]):
         yield "import_module of a variable"
     if name in KEYWORDS:
         keyword, value = KEYWORDS[name]
@@ -106,6 +104,16 @@ def in_defaults(arguments: ast.arguments) -> Iterator[str]:
     for argument, default in pairs:
         if argument.arg in VALUES and is_constant(default, VALUES[argument.arg]):
             yield f"{argument.arg}={VALUES[argument.arg]} by default"
+
+
+def is_own_module(name: ast.expr) -> bool:
+    """Whether a module's name is a literal, or begins as those of this package: f"{__name__}.x" or f".x"."""
+    if not isinstance(name, ast.JoinedStr):
+        return isinstance(name, ast.Constant)
+    first = name.values[0]
+    if isinstance(first, ast.FormattedValue):
+        return isinstance(first.value, ast.Name) and first.value.id == "__name__"
+    return isinstance(first, ast.Constant) and str(first.value).startswith(".")
 
 
 def is_constant(node: ast.expr | None, value: object) -> bool:
@@ -140,6 +148,7 @@ def test_every_exception_is_still_needed():
         ("import tempfile\ntempfile.mktemp()", "tempfile.mktemp"),
         ("import importlib\nimportlib.import_module(saved['module'])", "import_module of a variable"),
         ("from importlib import import_module\nimport_module(name)", "import_module of a variable"),
+        ("import importlib\nimportlib.import_module(f'{name}.x')", "import_module of a variable"),
         ("Auto.from_pretrained(name, trust_remote_code=True)", "trust_remote_code=True"),
         ("def f(name, *, trust_remote_code=True): ...", "trust_remote_code=True by default"),
         ("import numpy as np\nnp.load(path, allow_pickle=True)", "allow_pickle=True"),
@@ -156,6 +165,8 @@ def test_the_scan_finds(code, finding):
         "model.eval()",
         "import torch\ntorch.load(path, weights_only=True)",
         "import importlib\nimportlib.import_module('timm')",
+        "import importlib\nimportlib.import_module(f'{__name__}.{module.name}')",
+        "import importlib\nimportlib.import_module(f'.{name}', __name__)",
         "from .evaluate import evaluate\nevaluate(model)",
         "def f(*, trust_remote_code: bool = False): ...",
         "re.compile(pattern)",
