@@ -29,7 +29,7 @@ from deitkit.models.deit import DeiT, DeiTOutput, create_model
 from deitkit.preprocessing import Normalised, Preprocessing
 from deitkit.teachers.sources.timm_model import TimmBackbone
 from deitkit.teachers.teacher import MemberCard, TeacherMember, TeacherOutput
-from deitkit.training import run as job
+from deitkit.training import student_training as job
 from deitkit.training.optim import parameter_groups
 from deitkit.training.resolve import create_student
 from deitkit.training.schedule import learning_rate

@@ -211,8 +211,11 @@ def test_bad_input(plain, data, tmp_path, capsys):
     assert "'zebra'" in refusal(capsys, "analyze", plain, other)
     (tmp_path / "file").write_text("x")
     assert "is a file" in refusal(capsys, "analyze", plain, data, "--out", tmp_path / "file")
-    (data / "cat" / "bad.png").write_bytes(b"")
+    broken = [data / "cat" / f"bad{i}.png" for i in range(4)]  # a few are skipped, more than three refused
+    for path in broken:
+        path.write_bytes(b"")
     try:
-        assert "bad.png (not an image" in refusal(capsys, "analyze", plain, data, "--out", tmp_path / "b")
+        assert "bad0.png (not an image" in refusal(capsys, "analyze", plain, data, "--out", tmp_path / "b")
     finally:
-        (data / "cat" / "bad.png").unlink()
+        for path in broken:
+            path.unlink()

@@ -20,6 +20,7 @@ from deitkit.soft_labels.store import SoftLabelStore, open_soft_labels
 CPU = torch.device("cpu")
 CLASSES = ("a", "b", "c")
 RESOLVED = {
+    "student.name": "nano",
     "student.image_size": 16,
     "student.patch_size": 8,
     "data.workers": 1,

@@ -81,7 +81,8 @@ def trainer(
     """A new trainer. losses: of the averaged weights, one per evaluation; num_unlabeled: of 12 images."""
     folder.mkdir(exist_ok=True)
     base = {"train.batch_size": 4, "train.micro_batch_size": 3, "train.loss": "cross-entropy"}
-    base |= {"student.image_size": 32, "student.patch_size": 8, "data.workers": 0, "train.epochs": EPOCHS}
+    base |= {"student.name": "nano", "student.image_size": 32, "student.patch_size": 8}
+    base |= {"data.workers": 0, "train.epochs": EPOCHS}
     plain = Config(student=StudentConfig(), distillation=DistillationConfig(), optim=OptimConfig(lr=0.1))
     config = ResolvedConfig.of(plain.override(base | settings))
     student = config.student
