@@ -32,10 +32,10 @@ def measured(
     for _ in range(rounds):
         for merge in merges:
             for row in bench(str(run), batches=[batch], backends=backends, merge=merge, rounds=2):
-                if row["precision"] == "fp32":
-                    side = (row["backend"], merge)
-                    speeds.setdefault(side, []).append(row["images_per_s"])
-                    top1[side] = row["top1"]
+                if row.precision == "fp32":
+                    side = (row.backend, merge)
+                    speeds.setdefault(side, []).append(row.turns.latency.images_per_s)
+                    top1[side] = row.score
     rows = []
     for (backend, merge), values in speeds.items():
         whole = speeds[backend, 0]

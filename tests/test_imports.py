@@ -22,7 +22,6 @@ LAYERS: tuple[str, ...] = (
     "deploy",
     "report",
     "evaluation",
-    "teacher_classifier",
     "classifier",
     "distillation",
     "soft_labels",

@@ -111,9 +111,13 @@ def test_eval_measures_a_folder_and_a_part_of_it(stage, capsys):
     assert [row["name"] for row in found["per_class"]] == list(LABELS)
     run_main("eval", stage / "run", stage / "data")
     shown = capsys.readouterr().out
-    assert f"{len(split['val'])} images: mAP: joint {found['map']:.1f} %" in shown
-    assert f"micro F1 at 50 %: joint {found['f1_micro']:.1f} %" in shown
-    assert f"red: {found['per_class'][0]['images']} images" in shown
+    lines = [line.replace("│", " ").split() for line in shown.splitlines()]
+    assert f"{len(split['val'])} images, 3 classes" in shown and "mAP, %" in shown
+    low, high = (f"{bound:.1f}" for bound in found["interval"])
+    assert ["joint", f"{found['map']:.1f}", low, "to", high] in lines
+    assert ["micro", "F1", "at", "50", "%", f"{found['f1_micro']:.1f}"] in lines
+    row, red = next(line for line in lines if line[:1] == ["red"]), found["per_class"][0]
+    assert row[1:4] == [str(red["images"]), f"{red['ap']:.1f}", f"{red['recall']:.1f}"]
 
 
 def test_eval_of_the_validation_images_gives_the_runs_own_numbers(stage, tmp_path, capsys):

@@ -141,13 +141,14 @@ def deitkit_analyze(run: Path, data: Path):
 
 @pytest.mark.parametrize("name", ["teacher.json", "manifest.json"])
 def test_a_card_in_the_root_of_a_run_changes_nothing(stage, hostile, name):
-    """`predict RUN` answers with the student."""
+    """A run's student predicts, and its teacher is the one in RUN/teacher."""
     run = hostile / "run"
     before = [p.label for p in deitkit.load(run, device="cpu").predict([stage / "images" / "dog" / "1.png"])]
     shutil.copy(run / "teacher" / "teacher.json", run / name)
     shutil.copy(run / "teacher" / "teacher.safetensors", run / "teacher.safetensors")
     assert not holds_teacher(run) and holds_teacher(run / "teacher")
-    assert call("predict", run, stage / "images" / "dog" / "1.png") == 0
+    assert call("predict", run, stage / "images" / "dog" / "1.png", "--model=student") == 0
+    assert call("predict", run, stage / "images" / "dog" / "1.png", "--model=teacher") == 2  # code, refused
     assert [
         p.label for p in deitkit.load(run, device="cpu").predict([stage / "images" / "dog" / "1.png"])
     ] == before

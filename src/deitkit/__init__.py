@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .errors import DeitkitError
 
 if TYPE_CHECKING:
-    from .classifier import Classifier, ImageClassifier, load
+    from .classifier import Classifier, ImageClassifier, load, load_teacher
     from .config import Config
     from .log import show_progress
     from .models.deit import DeiT, create_model
-    from .teacher_classifier import load_teacher
     from .training.labelling import label
     from .training.pretraining import pretrain
     from .training.run import Run, train
@@ -38,7 +37,7 @@ _HOMES = {
     "create_model": "models.deit",
     "label": "training.labelling",
     "load": "classifier",
-    "load_teacher": "teacher_classifier",
+    "load_teacher": "classifier",
     "pretrain": "training.pretraining",
     "show_progress": "log",
     "train": "training.run",

@@ -1,38 +1,66 @@
-"""A finished run put to use: images in, classes out, with the run's own preprocessing."""
+"""A finished run put to use: images in, classes out, with the run's own preprocessing.
+
+classifier = deitkit.load("runs/flowers")                       # its student
+classifier = deitkit.load("runs/flowers", model="recommended")  # the model that its verdict recommends
+[prediction] = classifier.predict("photo.jpg")
+prediction.label, prediction.probability
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from .data.decode import Extent, UnreadableImage, center_crop, open_for_view, to_rgb
-from .errors import SettingError
+from . import log
+from .data.decode import UnreadableImage, center_crop
+from .data.image_inputs import ImageInput, NamedImage, named_images
+from .errors import RunFolderError, SettingError
 from .inference.backends import CONVERTED, Backend, BackendName
 from .inference.device import resolve_inference_device
-from .inference.joint_classifier import JointClassifier, as_output
+from .inference.joint_classifier import ClassifierGraph, JointClassifier, as_output
 from .inference.selection import create_backend
-from .models.deit import DeiT, DeiTOutput
+from .models import DeiTOutput, probabilities_of
+from .models.deit import DeiT
 from .models.token_merging import TokenMerging
-from .run_folder import read_run
+from .run_folder import (
+    RESULTS,
+    TEACHER_FOLDER,
+    baseline_folder,
+    holds_teacher,
+    read_info,
+    read_results,
+    read_student,
+    run_of_teacher,
+)
+from .run_schema import Role
+from .soft_labels.manifest import FILE as MANIFEST
+from .soft_labels.manifest import read_manifest
 from .tasks import THRESHOLD, Task
+from .teachers.saved import read_teacher
+from .teachers.teacher import Teacher
+from .teachers.teacher_graph import TeacherGraph
 
-ImageInput = str | Path | Image.Image | NDArray[np.uint8]
+Normalisation = tuple[list[float], list[float]]  # mean and deviation of the three channels, in [0, 1]
+ModelChoice = Literal["student", "teacher", "baseline", "recommended"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run says of one image: the joint classifier's most likely class, and both heads' own.
+    """The prediction for one image.
 
-    A teacher has one head, whose class stands in `label` and `class_label`.
-
-    labels: of several labels an image all that are more probable than 0.5, most likely first; else `label`.
+    label, probability: the most likely class of the joint classifier. labels: of a multilabel model all
+    labels above 0.5, most likely first; otherwise `label` alone. class_label, distill_label: each head's own
+    class; a teacher has one head, whose class is in `class_label`. source: the path, or "image" for what has
+    none.
     """
 
     source: str
@@ -44,17 +72,16 @@ class Prediction:
     probabilities: dict[str, float]  # of every class, most likely first
 
     def top(self, k: int | None = None) -> list[tuple[str, float]]:
-        """The k most likely classes; None for `labels`."""
+        """The k most likely classes and their probabilities; None for `labels`."""
         return list(self.probabilities.items())[: len(self.labels) if k is None else k]
 
 
 @dataclass(frozen=True)
-class ImageClassifier:
-    """An backend that classifies images, with the classes and the preprocessing that it was measured with.
+class Classifier:
+    """Classifies images with a model on a backend, with the preprocessing that it was validated with.
 
-    task: whether an image has one class or several labels. image_size: (height, width) of a view; crop: the
-    share of a image's shorter side that it keeps. backend: views (B, 3, H, W) in [0, 1] -> probabilities,
-    and each head's logits, each (B, K).
+    image_size: height and width of a view. crop: the share of an image's shorter side that a view keeps.
+    backend: views (B, 3, H, W) in [0, 1] -> probabilities and each head's logits, each (B, K).
     """
 
     classes: tuple[str, ...]
@@ -64,73 +91,74 @@ class ImageClassifier:
     device: torch.device
     backend: Backend
 
-    def pixels(self, picture: ImageInput) -> NDArray[np.uint8]:
-        """One image as (3, H, W) uint8, the way the run's validation saw its images."""
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
-        if isinstance(picture, Image.Image):
-            image = to_rgb(picture)
-            extent: Extent = image.size
-        else:
-            image, extent = open_for_view(Path(picture), self.image_size, self.crop)
-        return center_crop(image, self.image_size, self.crop, extent)
+    def predict(self, images: ImageInput, batch_size: int = 32) -> list[Prediction]:
+        """Classifies one image or many, of any size: a prediction per image, in order.
 
-    def forward(self, pixels: Tensor) -> DeiTOutput:
-        """(B, 3, H, W) uint8 -> both heads' logits."""
-        return as_output(self._answer(pixels))
-
-    def _answer(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return self.backend(pixels.to(self.device).float() / 255.0)
-
-    def predict(self, pictures: Sequence[ImageInput], batch_size: int = 32) -> list[Prediction]:
-        """Classifies paths, PIL images and (H, W, 3) uint8 arrays, of any size and mixed at will.
-
-        Raises UnreadableImage for a file that holds no image; `predict_all` goes on past it.
+        images: a path, a folder, a pattern such as "photos/*.jpg", the bytes of an image file, a Pillow
+        image, an array (H, W, 3) or a tensor (3, H, W), uint8 or floats in [0, 1]; or a list of these. Raises
+        UnreadableImage for a file that holds no image; `predict_all` continues past it.
         """
-        if isinstance(pictures, str | Path):
-            raise SettingError(f"predict takes a list of images; give [{str(pictures)!r}]")
         found = []
-        for answer in self.predict_all(pictures, batch_size):
-            if isinstance(answer, UnreadableImage):
-                raise answer
-            found.append(answer)
+        for prediction in self.predict_all(images, batch_size):
+            if isinstance(prediction, UnreadableImage):
+                raise prediction
+            found.append(prediction)
         return found
 
-    def predict_all(
-        self, pictures: Sequence[ImageInput], batch_size: int = 32
-    ) -> Iterator[Prediction | UnreadableImage]:
-        """One answer a image, in order: a prediction, or why there is none."""
-        for first in range(0, len(pictures), batch_size):
-            answers: list[NDArray[np.uint8] | UnreadableImage] = []
-            chunk = pictures[first : first + batch_size]
-            for picture in chunk:
-                try:
-                    answers.append(self.pixels(picture))
-                except UnreadableImage as error:
-                    answers.append(error)
-            readable = [a for a in answers if isinstance(a, np.ndarray)]
-            sources = [
-                str(picture) if isinstance(picture, str | Path) else "image"
-                for picture, answer in zip(chunk, answers, strict=True)
-                if isinstance(answer, np.ndarray)
-            ]
-            predictions = iter(self._predict_pixels(sources, readable) if readable else [])
-            yield from (a if isinstance(a, UnreadableImage) else next(predictions) for a in answers)
+    def predict_all(self, images: ImageInput, batch_size: int = 32) -> Iterator[Prediction | UnreadableImage]:
+        """For each image, in order, its prediction, or why it cannot be read."""
+        pending = named_images(images)
+        while chunk := list(islice(pending, batch_size)):
+            views = [self._view_or_error(image) for image in chunk]
+            readable = [view for view in views if not isinstance(view, UnreadableImage)]
+            names = [i.name for i, v in zip(chunk, views, strict=True) if not isinstance(v, UnreadableImage)]
+            predictions = iter(self._predict_views(names, readable) if readable else ())
+            yield from (v if isinstance(v, UnreadableImage) else next(predictions) for v in views)
 
-    def _predict_pixels(self, sources: list[str], pixels: list[NDArray[np.uint8]]) -> list[Prediction]:
-        answer = self._answer(torch.from_numpy(np.stack(pixels)))
-        joint, output = answer[0].cpu(), as_output(answer)
-        by_class = output.class_logits.argmax(1).tolist()
-        by_distill = output.distill_logits.argmax(1).tolist() if output.distill_logits is not None else None
+    def pixels(self, path: Path) -> NDArray[np.uint8]:
+        """An image file as a view (3, H, W) uint8, as in the run's validation. Raises UnreadableImage."""
+        return self._view(NamedImage(str(path), path))
+
+    def forward(self, pixels: Tensor) -> DeiTOutput:
+        """(B, 3, H, W) uint8 -> the heads' logits."""
+        return as_output(self._outputs(pixels))
+
+    def as_graph(self) -> ClassifierGraph:
+        """The model as one graph, for an export. Raises WeightsError if it cannot be one."""
+        raise NotImplementedError
+
+    def normalisation(self) -> Normalisation:
+        """Mean and deviation that the model applies itself."""
+        raise NotImplementedError
+
+    def _outputs(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return self.backend(pixels.to(self.device).float() / 255.0)
+
+    def _view(self, image: NamedImage) -> NDArray[np.uint8]:
+        opened, extent = image.open(self.image_size, self.crop)
+        return center_crop(opened, self.image_size, self.crop, extent)
+
+    def _view_or_error(self, image: NamedImage) -> NDArray[np.uint8] | UnreadableImage:
+        try:
+            return self._view(image)
+        except UnreadableImage as error:
+            return error
+
+    def _predict_views(self, names: Sequence[str], views: list[NDArray[np.uint8]]) -> list[Prediction]:
+        outputs = self._outputs(torch.from_numpy(np.stack(views)))
+        joint, heads = outputs[0].cpu(), as_output(outputs)
+        by_class = heads.class_logits.argmax(1).tolist()
+        by_distill = heads.distill_logits.argmax(1).tolist() if heads.distill_logits is not None else None
         predictions = []
-        for i, (source, row) in enumerate(zip(sources, joint, strict=True)):
+        for i, (name, row) in enumerate(zip(names, joint, strict=True)):
             order = row.argsort(descending=True).tolist()
+            count = 1 if self.task == "multiclass" else int((row > THRESHOLD).sum())
             predictions.append(
                 Prediction(
-                    source=source,
+                    source=name,
                     label=self.classes[order[0]],
                     probability=float(row[order[0]]),
-                    labels=tuple(self.classes[k] for k in order[: self._held(row)]),
+                    labels=tuple(self.classes[k] for k in order[:count]),
                     class_label=self.classes[by_class[i]],
                     distill_label=self.classes[by_distill[i]] if by_distill else None,
                     probabilities={self.classes[k]: float(row[k]) for k in order},
@@ -138,17 +166,13 @@ class ImageClassifier:
             )
         return predictions
 
-    def _held(self, probabilities: Tensor) -> int:
-        """How many of the (K,) probabilities hold."""
-        return 1 if self.task == "multiclass" else int((probabilities > THRESHOLD).sum())
-
 
 @dataclass(frozen=True)
-class Classifier(ImageClassifier):
+class StudentClassifier(Classifier):
     """A trained student put to use.
 
-    graph is what `backend` runs, with token merging if that was asked for; `model` never merges.
-    mean, std: of the model's normalisation, (1, 3, 1, 1).
+    model: never merges tokens. graph: what `backend` runs, with token merging if that was asked for. mean,
+    std: of the model's normalisation, (1, 3, 1, 1).
     """
 
     model: DeiT
@@ -161,35 +185,108 @@ class Classifier(ImageClassifier):
         views = pixels.to(self.device).float() / 255.0
         return (views - self.mean) / self.std
 
+    def as_graph(self) -> JointClassifier:
+        return self.graph
+
+    def normalisation(self) -> Normalisation:
+        return self.mean.flatten().tolist(), self.std.flatten().tolist()
+
+
+@dataclass(frozen=True)
+class TeacherClassifier(Classifier):
+    """A fitted teacher put to use."""
+
+    teacher: Teacher
+
+    @cached_property
+    def _graph(self) -> TeacherGraph:
+        return TeacherGraph(self.teacher, self.image_size)
+
+    def as_graph(self) -> TeacherGraph:
+        return self._graph
+
+    def normalisation(self) -> Normalisation:
+        view = self.teacher.card.members[0].preprocessing
+        return list(view.mean), list(view.std)
+
+
+ImageClassifier = Classifier  # its name in version 0.1
+
 
 def load(
-    run: str | Path, device: str = "auto", *, backend: BackendName = "auto", merge: int = 0
+    path: str | Path,
+    device: str = "auto",
+    *,
+    model: ModelChoice = "student",
+    backend: BackendName = "auto",
+    merge: int = 0,
+    code: str | None = None,
 ) -> Classifier:
-    """The classifier of a finished run folder.
+    """The classifier of a finished run, or of a fitted teacher's folder.
 
-    backend: "pytorch", "compiled", "onnxruntime" or "openvino"; "auto" starts with PyTorch and, on a
-    CPU, changes to a faster backend that agrees when there is much to classify. merge: patch tokens to
-    merge away in each block (arXiv 2210.09461), faster and a little less accurate; 0: none.
+    model: which model of a run; "recommended" is the one that its verdict recommends. backend: "pytorch",
+    "compiled", "onnxruntime" or "openvino"; "auto" starts with PyTorch and, on a CPU, changes to a faster
+    backend that agrees if there is much to classify. merge: patch tokens to merge in each block of a student
+    (arXiv 2210.09461), faster and a little less accurate. code: python:MODULE:FUNCTION that a teacher may
+    run.
 
-    Raises DeitkitError where the folder is not whole, or a device or backend is unknown or not there.
+    Raises RunFolderError if the folder is incomplete, SettingError or DependencyError for a device or backend
+    that is unknown or missing.
     """
+    folder = model_folder(Path(path), model)
+    if not holds_teacher(folder):
+        return load_student(folder, device, backend, merge)
+    if merge:
+        raise SettingError("only a student merges tokens; leave out the merging, or choose the student")
+    return load_teacher(folder, device, backend=backend, code=code)
+
+
+def model_folder(path: Path, model: ModelChoice) -> Path:
+    """The folder of a model of the run in `path`; `path` itself if it is a fitted teacher's folder.
+
+    Raises RunFolderError if the run has no such model.
+    """
+    if holds_teacher(path):
+        if model == "baseline":
+            raise RunFolderError(f"{path} holds a fitted teacher and no baseline; give the run's folder")
+        return path
+    role = recommended_model(path) if model == "recommended" else model
+    if role == "student":
+        return path
+    return _teacher_of(path) if role == "teacher" else _baseline_of(path)
+
+
+def recommended_model(run: Path) -> Role:
+    """The model that the verdict of a run recommends; the student if there is none, as in version 0.1.
+
+    Warns if nothing was learnt, so that no model is recommended.
+    """
+    if not (run / RESULTS).exists():
+        return "student"
+    results = read_results(run)
+    if results.recommended is None and results.comparison is not None:
+        log.warning(f"no model of {run} is recommended: {results.verdict}")
+    return results.recommended or "student"
+
+
+def load_student(
+    run: str | Path, device: str = "auto", backend: BackendName = "auto", merge: int = 0
+) -> StudentClassifier:
+    """The student of a finished run, or of a baseline's folder; see `load`."""
     run = Path(run)
-    model, saved = read_run(run)
-    if backend in CONVERTED:
-        if device not in ("auto", "cpu"):
-            raise SettingError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
-        device = "cpu"
+    model, info = read_student(run)
+    device = _device_of(backend, device)
     where = resolve_inference_device(device)
-    view, task = saved["preprocessing"], saved.get("task", "multiclass")
-    mean, std = (torch.tensor(view[k], device=where).view(1, 3, 1, 1) for k in ("mean", "std"))
+    view = info.preprocessing
+    mean, std = (torch.tensor(v, device=where).view(1, 3, 1, 1) for v in (view.mean, view.std))
     model = model.to(where).eval()
     network = TokenMerging(model, merge) if merge else model
-    graph = JointClassifier(network, view["mean"], view["std"], task=task)
-    return Classifier(
-        classes=tuple(saved["classes"]),
-        task=task,
+    graph = JointClassifier(network, view.mean, view.std, task=info.task)
+    return StudentClassifier(
+        classes=info.classes,
+        task=info.task,
         image_size=model.image_size,
-        crop=view["crop"],
+        crop=view.crop,
         device=where,
         backend=create_backend(graph, model.image_size, backend, where),
         model=model,
@@ -197,3 +294,86 @@ def load(
         std=std,
         graph=graph,
     )
+
+
+def load_teacher(
+    folder: str | Path, device: str = "auto", *, backend: BackendName = "auto", code: str | None = None
+) -> TeacherClassifier:
+    """The fitted teacher in `folder` as a classifier of images.
+
+    A teacher of a run or of stored soft labels sees images as in the validation there; another one has its
+    own input size and crop (an ensemble, the first member's). code: python:MODULE:FUNCTION that the teacher
+    may run; a teacher that needs other code is refused. Raises RunFolderError if there is no teacher.
+    """
+    folder = Path(folder).resolve()  # "." and links have another parent
+    if not holds_teacher(folder):
+        raise RunFolderError(f"{folder} holds no fitted teacher; give RUN/teacher of a run that kept one")
+    where = resolve_inference_device(_device_of(backend, device))
+    codes = [code] if code else ()
+    teacher = read_teacher(folder, device=where, backend=backend, code=codes, keep_backbones=True)
+    own = teacher.card.members[0].preprocessing
+    image_size, crop = _validated_view(folder) or (own.image_size, own.crop)
+    task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
+    return TeacherClassifier(
+        classes=teacher.card.classes,
+        task=task,
+        image_size=image_size,
+        crop=crop,
+        device=where,
+        backend=_TeacherBackend(teacher, task),
+        teacher=teacher,
+    )
+
+
+class _TeacherBackend:
+    """Views (B, 3, H, W) in [0, 1] -> probabilities and logits, (B, K)."""
+
+    def __init__(self, teacher: Teacher, task: Task):
+        self.teacher, self.task = teacher, task
+
+    @property
+    def name(self) -> str:
+        return self.teacher.backend
+
+    def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
+        logits = self.teacher(views).logits
+        return probabilities_of(logits, self.task), logits
+
+
+def _device_of(backend: BackendName, device: str) -> str:
+    """The CPU for a backend that runs only there."""
+    if backend not in CONVERTED:
+        return device
+    if device not in ("auto", "cpu"):
+        raise SettingError(f"{backend} runs on the CPU only; use device cpu or auto, or another backend")
+    return "cpu"
+
+
+def _teacher_of(run: Path) -> Path:
+    """The folder of a run's teacher, which may be that of its stored soft labels."""
+    if holds_teacher(run / TEACHER_FOLDER):
+        return run / TEACHER_FOLDER
+    teacher = read_results(run).teacher if (run / RESULTS).exists() else None
+    if teacher is not None and teacher.folder is not None and holds_teacher(Path(teacher.folder)):
+        return Path(teacher.folder)
+    raise RunFolderError(f"{run} keeps no teacher; choose its student, or give the teacher's folder")
+
+
+def _baseline_of(run: Path) -> Path:
+    folder = baseline_folder(run)
+    if not folder.is_dir():
+        raise RunFolderError(f"{run} has no baseline; choose its student, or train with --baseline")
+    return folder
+
+
+def _validated_view(folder: Path) -> tuple[tuple[int, int], float] | None:
+    """Image size and crop of the validation views of the run, or soft labels, that keep a teacher."""
+    keeper = folder.parent
+    if folder.name == TEACHER_FOLDER and (keeper / MANIFEST).exists():
+        config = read_manifest(keeper).config
+        return config.student.image_size, config.data.eval_crop
+    run = run_of_teacher(folder)
+    if run is None:
+        return None
+    view = read_info(run).preprocessing
+    return view.image_size, view.crop

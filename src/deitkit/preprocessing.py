@@ -33,13 +33,19 @@ class Preprocessing:
     crop: float = 0.875
     interpolation: str = "bicubic"
 
+    @property
+    def torch_mode(self) -> str:
+        """The mode of `torch.nn.functional.interpolate` that is closest to `interpolation`."""
+        return "bicubic" if self.interpolation in ("bicubic", "lanczos") else "bilinear"
+
     def resize(self, views: Tensor) -> Tensor:
         """Resizes views (B, 3, h, w) in [0, 1] to `image_size`."""
         if tuple(views.shape[-2:]) == self.image_size:
             return views
-        mode = "bicubic" if self.interpolation in ("bicubic", "lanczos") else "bilinear"
         smaller = views.shape[-2] > self.image_size[0] or views.shape[-1] > self.image_size[1]
-        resized = F.interpolate(views, self.image_size, mode=mode, align_corners=False, antialias=smaller)
+        resized = F.interpolate(
+            views, self.image_size, mode=self.torch_mode, align_corners=False, antialias=smaller
+        )
         return resized.clamp(0, 1)  # bicubic interpolation overshoots at edges
 
 

@@ -221,9 +221,7 @@ def read_student(run: Path) -> tuple[DeiT, RunInfo]:
     Raises RunFolderError if the folder holds no DeiT, or its weights are damaged or of another model.
     """
     if holds_teacher(run):
-        raise RunFolderError(
-            f"{run} holds a teacher and no student; deitkit predict takes it, others a student"
-        )
+        raise RunFolderError(f"{run} holds a teacher and no student; give the folder of a run")
     if not (run / CONFIG).exists() or not (run / WEIGHTS).exists():
         raise RunFolderError(f"{run} holds no finished run; give the --out folder of a training that ended")
     info, weights = read_info(run), _tensors(run / WEIGHTS)

@@ -38,7 +38,7 @@ def test_openvino_alone_needs_no_onnx(random_run, capsys, monkeypatch):
     monkeypatch.setattr("deitkit.deploy.benchmark.missing_for_onnx", lambda: "onnxscript")
     rows = bench(str(random_run), batches=[1], backends=["openvino"], device="cpu", rounds=1, seconds=0.01)
     [row] = rows
-    assert (row["backend"], row["precision"]) == ("openvino", "fp32") and 0 <= row["top1"] <= 100
+    assert (row.backend, row.precision) == ("openvino", "fp32") and 0 <= row.score <= 100
     assert 'onnxscript is not installed; pip install "deitkit[onnx]"' in capsys.readouterr().err
 
 
@@ -66,7 +66,7 @@ def test_no_side_left(random_run, monkeypatch):
 def test_batches_are_read_and_refused():
     assert parse_batches("32, 1,1") == [1, 32]
     for wrong in ("", "0", "a", "1,-2"):
-        with pytest.raises(DeitkitError, match="no list of batch sizes"):
+        with pytest.raises(DeitkitError, match="not a list of batch sizes"):
             parse_batches(wrong)
 
 

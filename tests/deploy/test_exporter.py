@@ -9,7 +9,7 @@ import torch
 
 from deitkit.classifier import load
 from deitkit.cli import main
-from deitkit.deploy.run_export import export_run
+from deitkit.deploy.exporter import export_run
 from deitkit.errors import DeitkitError
 
 

@@ -107,7 +107,8 @@ class Stage:
 
     def predict(self, run: str, *arguments: str) -> list[dict[str, Any]]:
         """The rows of `deitkit predict --json`, numbers rounded."""
-        return rounded(json.loads(self.deitkit("predict", run, *arguments, "--json")))
+        arguments = (*arguments, "--model=student", "--json")  # whichever model is recommended
+        return rounded(json.loads(self.deitkit("predict", run, *arguments)))
 
     def evaluate(self, run: str, data: str, *arguments: str) -> dict[str, Any]:
         """The numbers of `deitkit eval --json`."""

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from deitkit.classifier import load
 from deitkit.cli import prediction_output as predict
 from deitkit.data.decode import UnreadableImage, center_crop, open_rgb
+from deitkit.data.image_inputs import expand
 from deitkit.errors import DeitkitError
 from deitkit.models.deit import DeiT, joint_probabilities
 from deitkit.report.run_page import write_report
@@ -150,7 +151,7 @@ def test_expand_takes_files_folders_and_patterns(tmp_path):
     for name in ("b.PNG", "deep/a.jpg", "deep/notes.txt", "[1].png", "._b.png", ".thumbs/t.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    names = lambda *texts: [p.name for p in predict.expand(str(tmp_path / t) for t in texts)]  # noqa: E731
+    names = lambda *texts: [p.name for p in expand([str(tmp_path / t) for t in texts])]  # noqa: E731
     assert names("") == ["[1].png", "b.PNG", "a.jpg"]
     assert names("**/*.jpg") == ["a.jpg"]
     assert names("[1].png") == ["[1].png"]  # a name that is there is no pattern

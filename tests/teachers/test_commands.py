@@ -168,8 +168,8 @@ def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
     assert all(answer["distill_label"] is None for answer in found)
     seen = json.loads(run(capsys, "teacher", "eval", out / "teacher", pictures, "--device=cpu", "--json"))
     assert seen["images"] == len(paths) and "trained on are left out" in seen["notes"][0]
-    for verb in (["eval", out / "teacher", pictures], ["bench", out / "teacher"]):
-        assert "holds a teacher and no student" in refused(capsys, *verb)
+    verb = ["train", pictures, "--out", tmp_path / "next", "--init", out / "teacher", *TRAIN]
+    assert "holds a fitted teacher" in refused(capsys, *verb)
     run(capsys, "teacher", "fit", timm_file(tmp_path), pictures, "--out", tmp_path / "teacher", *SIZES)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')  # no run's, and not about the teacher
     alone = deitkit.load_teacher(tmp_path / "teacher", device="cpu")

@@ -210,7 +210,7 @@ def test_onnx(tmp_path, softmax):
 
 def test_an_exported_student_brings_its_classes(tmp_path, random_run):
     import deitkit
-    from deitkit.deploy.run_export import export_run
+    from deitkit.deploy.exporter import export_run
 
     path = tmp_path / "student.onnx"
     export_run(random_run, "onnx", path)

@@ -11,7 +11,7 @@ from . import options as flags
 
 
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a fitted teacher.")],
     data: Annotated[
         Path,
         typer.Argument(
@@ -20,14 +20,16 @@ def analyze(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; RUN/analysis by default.")] = None,
+    model: flags.Model = "student",
     json_: flags.Json = False,
+    teacher_code: flags.TeacherCode = None,
 ) -> None:
     """Look into a run: tokens, attention, calibration, teacher, corruptions."""
     import json
 
-    from ..report.analysis_run import analyze_run
+    from ..report.analysis_run import analyze_run, default_out
 
-    found = analyze_run(run, data, out)
+    found = analyze_run(run, data, out, model=flags.parse_model(model), code=teacher_code)
     if json_:
         print(json.dumps(found, indent=1))
         return
@@ -37,4 +39,4 @@ def analyze(
             f"{name:>8}: {accuracy['top1']:.1f} %, calibration error {found['calibration'][name]['ece']:.1f} "
             f"points, {found['corruptions']['mean'][name]:.1f} % under corruptions"
         )
-    print(f"report: {(out or run / 'analysis') / 'analysis.html'}")
+    print(f"report: {(out or default_out(Path(found['run']))) / 'analysis.html'}")

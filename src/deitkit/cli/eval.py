@@ -1,17 +1,24 @@
-"""`deitkit eval`: a run measured on a folder."""
+"""`deitkit eval`: a run measured on a folder, as tables, JSON or CSV."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as flags
 
+if TYPE_CHECKING:
+    from rich.table import Column, Table
+
+    from ..evaluation.run_evaluation import Evaluation
+
+_MOST_CONFUSED = 12  # classes up to which the confusion matrix is printed
+
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a fitted teacher.")],
     data: Annotated[
         Path,
         typer.Argument(
@@ -19,34 +26,124 @@ def evaluate(
             "labels.csv; images that the run was trained on are left out."
         ),
     ],
+    model: flags.Model = "student",
     part: Annotated[
         str | None, typer.Option(help="Rows of labels.csv: train, val or test; all by default.")
     ] = None,
-    merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
+    merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge in each block.")] = 0,
+    device: flags.Device = None,
+    csv_: Annotated[
+        Path | None, typer.Option("--csv", help="Write the prediction for each image to this file.")
+    ] = None,
     json_: flags.Json = False,
+    teacher_code: flags.TeacherCode = None,
 ) -> None:
-    """Measure a run on a folder: class head, distillation head and joint."""
+    """Measure a run on a folder: scores with intervals, each class, and which classes are confused."""
     import json
 
     from ..evaluation.run_evaluation import evaluate_folder
+
+    found = evaluate_folder(
+        run,
+        data,
+        model=flags.parse_model(model),
+        device=device or "auto",
+        merge=merge,
+        part=part,
+        code=teacher_code,
+        csv_file=csv_,
+    )
+    if json_:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _print_tables(found)
+
+
+def _print_tables(found: Evaluation) -> None:
+    from rich.console import Console
+
+    console = Console()
+    classes = sum(1 for row in found.per_class if row.images)
+    console.print(f"{found.metrics.images} images, {classes} classes", highlight=False)
+    console.print(_scores(found))
+    if not found.learned:
+        chance = "always naming one class" if found.task == "multiclass" else "a random order"
+        console.print(
+            f"The model is no better than {chance} ({found.chance:.1f} %): nothing was learnt about which "
+            "class an image shows.",
+            highlight=False,
+        )
+    console.print(_per_class(found))
+    if found.confusion is not None and len(found.classes) <= _MOST_CONFUSED:
+        console.print(_confusion(found.confusion, found.classes))
+
+
+def _scores(found: Evaluation) -> Table:
+    """The scores of each head, with their intervals."""
+    from rich.table import Table
+
+    from ..evaluation.metrics import MulticlassMetrics, uneven
     from ..tasks import SCORES
 
-    metrics = evaluate_folder(run, data, merge=merge, part=part)
-    if json_:
-        print(json.dumps(metrics, indent=1))
-        return
-    score = SCORES[metrics["task"]]
-    heads = [("joint", ""), ("class head", "_class"), ("distillation head", "_distill")]
+    score, metrics = SCORES[found.task], found.metrics.to_dict()
+    table = Table("", _right(score.column), _right("95 % interval"))
+    names = {"joint": "joint", "class": "class head", "distill": "distillation head"}
+    for head, interval in found.intervals.items():
+        key = score.key if head == "joint" else f"{score.key}_{head}"
+        table.add_row(names[head], f"{metrics[key]:.1f}", _interval(interval))
+    if isinstance(found.metrics, MulticlassMetrics):
+        if uneven([row.images for row in found.per_class]) and found.balanced_interval is not None:
+            table.add_row(
+                "balanced accuracy",
+                f"{found.metrics.balanced_accuracy:.1f}",
+                _interval(found.balanced_interval),
+            )
+            table.add_row("macro-F1", f"{found.metrics.macro_f1:.1f}", "")
+    else:
+        table.add_row("micro F1 at 50 %", f"{found.metrics.f1_micro:.1f}", "")
+        table.add_row("macro F1 at 50 %", f"{found.metrics.f1_macro:.1f}", "")
+    return table
 
-    def line(name: str, key: str) -> str:
-        shown = [(head, metrics[key + end]) for head, end in heads if metrics[key + end] is not None]
-        return f"{name}" + ", ".join(f"{head} {value:.1f} %" for head, value in shown)
 
-    of = "" if score.key == "top1" else f"{score.name}: "
-    print(f"{metrics['images']} images: {line(of, score.key)}")
-    if metrics["task"] == "multilabel":
-        print(line("micro F1 at 50 %: ", "f1_micro"))
-        print(line("macro F1 at 50 %: ", "f1_macro"))
-        for row in metrics["per_class"]:
-            ap = "not shown" if row["ap"] is None else f"average precision {row['ap']:.1f} %"
-            print(f"{row['name']}: {row['images']} images, {ap}, F1 {row['f1']:.1f} %")
+def _per_class(found: Evaluation) -> Table:
+    """Precision, recall and F1 of each class; for a label its average precision too."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..evaluation.metrics import wilson_interval
+    from ..evaluation.multilabel import LabelMetrics
+
+    multilabel = found.task == "multilabel"
+    extra = ("average precision, %",) if multilabel else ()
+    columns = ("images", *extra, "recall, %", "95 % interval", "precision, %", "F1, %")
+    table = Table("label" if multilabel else "class", *map(_right, columns))
+    for name, row in zip(found.classes, found.per_class, strict=True):
+        interval = "" if row.recall is None else _interval(wilson_interval(row.recall / 100, row.images))
+        average = [_percent(row.ap)] if isinstance(row, LabelMetrics) else []
+        scores = (_percent(row.recall), interval, _percent(row.precision), _percent(row.f1))
+        table.add_row(escape(name), str(row.images), *average, *scores)
+    return table
+
+
+def _confusion(counts: list[list[int]], classes: tuple[str, ...]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("labelled \\ predicted", *(_right(escape(name)) for name in classes))
+    for name, row in zip(classes, counts, strict=True):
+        table.add_row(escape(name), *(str(n) if n else "·" for n in row))
+    return table
+
+
+def _right(heading: str) -> Column:
+    from rich.table import Column
+
+    return Column(heading, justify="right")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"

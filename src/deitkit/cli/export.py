@@ -7,19 +7,23 @@ from typing import Annotated
 
 import typer
 
+from . import options as flags
+
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a fitted teacher.")],
     to: Annotated[str, typer.Option(help="onnx or openvino.")],
     out: Annotated[Path, typer.Option(help="The file: .onnx, or .xml for OpenVINO.")],
+    model: flags.Model = "student",
     int8: Annotated[bool, typer.Option("--int8", help="In int8, calibrated on the run's images.")] = False,
     data: Annotated[Path | None, typer.Option(help="Other images for --int8, a folder per class.")] = None,
-    merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge away in each block.")] = 0,
+    merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge in each block.")] = 0,
 ) -> None:
-    """Write a run's joint classifier as one graph, normalisation inside."""
-    from ..deploy.run_export import export_run
+    """Write a run's classifier as one graph, with its preprocessing of views inside."""
+    from ..deploy.exporter import export_run
 
-    exported = export_run(run, to, out, int8=int8, data=data, merge=merge)  # type: ignore[arg-type]
+    chosen = flags.parse_model(model)
+    exported = export_run(run, to, out, model=chosen, int8=int8, data=data, merge=merge)  # type: ignore[arg-type]
     for file in exported.files:
         print(file)
     if exported.int8 is not None and exported.fp32 is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,31 +12,39 @@ from . import options as flags
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or RUN/teacher, or RUN/baseline.")],
-    paths: Annotated[list[str], typer.Argument(help="Images, folders, patterns.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a fitted teacher.")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Images, folders, patterns; - reads an image from stdin.")
+    ],
+    model: flags.Model = "recommended",
     top: Annotated[
         int | None,
         typer.Option(min=1, help="Classes to name for each image; 1, or the labels above 50 %, by default."),
     ] = None,
+    device: flags.Device = None,
     json_: flags.Json = False,
     csv_: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    teacher_code: Annotated[
-        str | None, typer.Option(help="python:MODULE:FUNCTION that a fitted teacher may run.")
-    ] = None,
+    teacher_code: flags.TeacherCode = None,
 ) -> None:
-    """Classify images with a run, or with its teacher."""
-    from ..classifier import load
+    """Classify images with the model that a run recommends, or with another of its models."""
+    from .. import log
+    from ..classifier import load, model_folder
     from ..data.decode import UnreadableImage
-    from ..run_folder import holds_teacher
-    from ..teacher_classifier import load_teacher
-    from . import prediction_output as delivery
+    from ..data.image_inputs import NamedImage, expand
+    from . import prediction_output as output
 
-    pictures = delivery.expand(paths)
-    classifier = load_teacher(run, code=teacher_code) if holds_teacher(run) else load(run)
-    answers = list(classifier.predict_all(pictures))
+    images: list[str | Path | NamedImage] = []
+    for path in paths:
+        images += [NamedImage("-", sys.stdin.buffer.read())] if path == "-" else expand([path])
+    chosen = flags.parse_model(model)
+    folder = model_folder(run, chosen)
+    if chosen == "recommended" and folder != run:
+        log.info(f"using {folder}, which {run} recommends; --model student uses the student")
+    classifier = load(folder, device or "auto", code=teacher_code)
+    predictions = list(classifier.predict_all(images))
     if top is None and classifier.task == "multiclass":
         top = 1
-    write = delivery.write_json if json_ else delivery.write_csv if csv_ else delivery.write_text
-    write(answers, top)
-    if any(isinstance(a, UnreadableImage) for a in answers):
+    write = output.write_json if json_ else output.write_csv if csv_ else output.write_text
+    write(predictions, top)
+    if any(isinstance(p, UnreadableImage) for p in predictions):
         raise typer.Exit(1)

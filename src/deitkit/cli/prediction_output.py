@@ -1,44 +1,21 @@
-"""What `deitkit predict` reads and prints."""
+"""What `deitkit predict` prints."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from ..classifier import Prediction
 from ..data.decode import UnreadableImage
-from ..data.folder import images_under
-from ..errors import SettingError
 from ..tasks import SEPARATOR
 
 Answers = Sequence[Prediction | UnreadableImage]
 
 
-def expand(paths: Iterable[str]) -> list[Path]:
-    """Files as they are, folders with all images below them but hidden ones, globs with what they match."""
-    found: list[Path] = []
-    for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            found += map(Path, sorted(images_under(str(path))))
-        elif path.exists():
-            found.append(path)
-        else:
-            matches = sorted(glob.glob(text, recursive=True))
-            if not matches:
-                raise SettingError(f"there is no file {text}; give images, folders or patterns that exist")
-            found += [Path(m) for m in matches if Path(m).is_file()]
-    if not found:
-        raise SettingError(f"no images in {', '.join(paths)}; give images or folders that hold some")
-    return found
-
-
 def write_json(answers: Answers, top: int | None) -> None:
-    """A JSON list to stdout, one object a image; `top` as for `Prediction.top`."""
+    """A JSON list to stdout, one object per image; `top` as for `Prediction.top`."""
     rows = [
         {"path": str(a.path), "error": a.reason}
         if isinstance(a, UnreadableImage)
@@ -60,7 +37,7 @@ def write_json(answers: Answers, top: int | None) -> None:
 def write_csv(answers: Answers, top: int | None) -> None:
     """CSV to stdout: path, the top classes with their probabilities, and the error if there is one.
 
-    Without `top`, all labels that hold stand in one cell, as a labels.csv has them.
+    Without `top`, all predicted labels are in one cell, as in a labels.csv.
     """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if top is None:
@@ -83,7 +60,7 @@ def write_csv(answers: Answers, top: int | None) -> None:
 
 
 def write_text(answers: Answers, top: int | None) -> None:
-    """One line a image to stdout."""
+    """One line per image to stdout."""
     for a in answers:
         if isinstance(a, UnreadableImage):
             print(f"{a.path}: cannot be read ({a.reason})")

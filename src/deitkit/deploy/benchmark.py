@@ -1,4 +1,4 @@
-"""`deitkit bench`: what a model costs in time and memory on each backend, and what int8 costs in accuracy."""
+"""`deitkit bench`: a model's latency and memory on each backend, and what int8 costs in accuracy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..classifier import Classifier, load
+from ..classifier import Classifier, ModelChoice, TeacherClassifier, load, model_folder
 from ..data.image_set import evenly_spread
 from ..data.splits import Splits
 from ..errors import DeitkitError, SettingError
 from ..evaluation.evaluate import evaluate_backends
 from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
-from ..evaluation.side_by_side import take_turns
+from ..evaluation.side_by_side import Turns, take_turns
 from ..inference.backends import (
     CONVERTED,
     Backend,
@@ -34,12 +34,12 @@ from ..inference.int8 import quantise
 from ..inference.onnx_graph import missing_for_onnx, to_onnx
 from ..models.deit import VARIANTS, create_model
 from ..preprocessing import Preprocessing
-from ..tasks import SCORES
+from ..tasks import SCORES, Score
 from ..weights import export as export_weights
 from .exporter import metadata
 
 BACKENDS = tuple(name for name in get_args(BackendName) if name != "auto")
-_MOST_MEASURED = 1000  # validation images, spread over the set: int8 loses points, not hundredths
+_MOST_MEASURED = 1000  # validation images, spread over the set: enough to see the points that int8 loses
 _RANDOM = Preprocessing((224, 224), mean=(0.5,) * 3, std=(0.25,) * 3, crop=1.0)
 
 
@@ -56,9 +56,28 @@ class Side:
         return f"{self.backend} {self.precision}"
 
 
+@dataclass(frozen=True)
+class BenchRow:
+    """One way to run a model at one batch size. score: by the task's metric, in percent; None if unknown."""
+
+    backend: str
+    precision: str
+    batch: int
+    merge: int
+    turns: Turns
+    metric: Score
+    score: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as `deitkit bench --json` prints it."""
+        about = {"backend": self.backend, "precision": self.precision, "batch": self.batch}
+        return about | {"merge": self.merge} | self.turns.to_dict() | {self.metric.key: self.score}
+
+
 def bench(
     target: str,
     *,
+    model: ModelChoice = "student",
     data: Path | None = None,
     batches: Sequence[int] = (1, 32),
     backends: Sequence[str] | None = None,
@@ -66,25 +85,25 @@ def bench(
     device: str = "auto",
     rounds: int = 5,
     seconds: float = 1.0,
-) -> list[dict[str, Any]]:
-    """One row a backend, precision and batch: latency, images/s, peak memory, top-1 (or mAP).
+) -> list[BenchRow]:
+    """One row per backend, precision and batch size: latency, images/s, peak memory, top-1 (or mAP).
 
-    A backend that fails keeps the rows of the batches before it did, and has no score.
+    A backend that fails keeps the rows of the batch sizes before, and has no score.
 
-    target: a run folder, or a variant's name (random weights, 224 pixels). data: images whose
-    training part calibrates int8 and whose validation part gives the score; None takes the run's own.
-    backends: None for all that are installed. rounds, seconds: see `evaluation.side_by_side.take_turns`.
-    Raises DeitkitError for anything the caller can mend.
+    target: a run folder, a fitted teacher's folder, or a variant's name (random weights, 224 pixels). model:
+    which model of a run. data: images whose training split calibrates int8 and whose validation split gives
+    the score; None takes the run's own. backends: None for all that are installed. rounds, seconds: see
+    `evaluation.side_by_side.take_turns`. Raises a DeitkitError for anything the caller can fix.
     """
-    chosen = _settle(backends)
+    chosen = _check_backends(backends)
     with tempfile.TemporaryDirectory() as folder:
-        run = _run_folder(target, Path(folder))
+        run = model_folder(_run_folder(target, Path(folder)), model)
         classifier = load(run, device=device, backend="pytorch", merge=merge)
-        splits = _images(run, data, random=target in VARIANTS)
+        splits = _images(run, classifier, data, random=target in VARIANTS)
         sides = _sides(classifier, chosen, splits, Path(folder), random=target in VARIANTS)
         common = {
             "device": classifier.device.type,
-            "image_size": classifier.model.image_size,
+            "image_size": classifier.image_size,
             "run": str(run),
             "merge": merge,
         }
@@ -97,19 +116,20 @@ def bench(
         for name, why in failed.items():
             lost = min(batch for batch in batches if (name, batch) not in found)
             log.info(f"{name} is left out from batch {lost} on: {why}")
-        whole = [side for side in sides if side.name not in failed]  # another might end this process
+        whole = [side for side in sides if side.name not in failed]  # a failed one might end this process
         scores = _accuracies(classifier, whole, splits) if splits is not None and whole else {}
+    metric = SCORES[classifier.task]
     return [
-        {"backend": side.backend, "precision": side.precision, "batch": batch, "merge": merge}
-        | found[side.name, batch].to_dict()
-        | {SCORES[classifier.task].key: scores.get(side.name)}
+        BenchRow(
+            side.backend, side.precision, batch, merge, found[side.name, batch], metric, scores.get(side.name)
+        )
         for batch in sorted(batches)
         for side in sides
         if (side.name, batch) in found
     ]
 
 
-def _settle(backends: Sequence[str] | None) -> list[str]:
+def _check_backends(backends: Sequence[str] | None) -> list[str]:
     if backends is None:
         return [name for name in BACKENDS if installed(name)]
     for name in backends:
@@ -120,7 +140,7 @@ def _settle(backends: Sequence[str] | None) -> list[str]:
 
 
 def _run_folder(target: str, folder: Path) -> Path:
-    """The run, or a folder like one with a random model of that name."""
+    """The run's folder, or a new one with a random model of that name."""
     if target not in VARIANTS:
         if not Path(target).is_dir():
             raise SettingError(f"there is no run {target}; give a run's folder, or {', '.join(VARIANTS)}")
@@ -132,20 +152,20 @@ def _run_folder(target: str, folder: Path) -> Path:
 
 
 def _refuse_if_none(found: Mapping[Any, Any], failed: Mapping[str, str]) -> None:
-    """Raises DeitkitError where no side could be measured."""
+    """Raises SettingError if no side could be measured."""
     if not found:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         raise SettingError(f"nothing could be measured ({reasons}); choose other --backends")
 
 
-def _images(run: Path, data: Path | None, *, random: bool) -> Splits | None:
-    """Where the accuracy comes from; None for a random model, and where the run's images are gone."""
+def _images(run: Path, classifier: Classifier, data: Path | None, *, random: bool) -> Splits | None:
+    """The images to measure accuracy on; None for a random model, and if the run's images are gone."""
     if random:
         if data is not None:
             raise SettingError("--data measures a run's accuracy, and random weights have none; leave it out")
         return None
     try:
-        return run_splits(run, data)
+        return run_splits(run, classifier, data)
     except DeitkitError as error:
         if data is not None:
             raise
@@ -166,7 +186,7 @@ def _sides(
     others = [name for name in backends if name in CONVERTED]
     if not others:
         return sides
-    graph, size = classifier.graph, classifier.model.image_size
+    graph, size = classifier.as_graph(), classifier.image_size
     missing = missing_for_onnx()
     if missing is not None and "openvino" in others:
         log.info(f'without ONNX Runtime and int8: {missing} is not installed; pip install "deitkit[onnx]"')
@@ -174,7 +194,9 @@ def _sides(
         return [*sides, Side("openvino", "fp32", folder / "fp32.xml")]
     log.info("writing the ONNX graphs")
     models = {"fp32": to_onnx(graph, size, graph.output_names, metadata(classifier))}
-    if splits is not None:
+    if isinstance(classifier, TeacherClassifier):
+        pass  # its convolutions would stay float
+    elif splits is not None:
         models["int8"] = quantise(models["fp32"], calibration_views(classifier, splits.train))
     elif random:  # int8's speed does not depend on what it was calibrated on
         models["int8"] = quantise(models["fp32"], _noise(size))
@@ -196,7 +218,7 @@ def _command(side: Side, common: dict[str, Any]) -> list[str]:
 
 
 def _accuracies(classifier: Classifier, sides: Sequence[Side], splits: Splits) -> dict[str, float]:
-    """Joint top-1 or mAP in percent; eager fp32 stands for compiled PyTorch and bf16, of the same weights."""
+    """Top-1 or mAP in percent; compiled PyTorch and bf16 are left out, which have eager PyTorch's weights."""
     backends: dict[str, Backend] = {}
     for side in sides:
         if side.backend == "pytorch" and side.precision == "fp32":

@@ -1,4 +1,4 @@
-"""A run as one file for another runtime: ONNX, or OpenVINO's IR; float or int8."""
+"""`deitkit export`: a model as one file for another runtime: ONNX, or OpenVINO's IR; float or int8."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import io
 import json
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
+from .. import log
+from ..classifier import Classifier, ModelChoice, TeacherClassifier, load, model_folder
 from ..errors import SettingError
+from ..evaluation.evaluate import evaluate_backends
+from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
 from ..inference.backends import (
     Backend,
     PyTorchBackend,
@@ -30,21 +34,66 @@ Target = Literal["onnx", "openvino"]
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 
 
+@dataclass(frozen=True)
+class Exported:
+    """The files, and for int8 the score of both models (top-1 or mAP, percent) on the validation images."""
+
+    files: list[Path]
+    images: int = 0
+    int8: float | None = None
+    fp32: float | None = None
+
+
+def export_run(
+    run: str | Path,
+    to: Target,
+    out: str | Path,
+    *,
+    model: ModelChoice = "student",
+    int8: bool = False,
+    data: Path | None = None,
+    merge: int = 0,
+) -> Exported:
+    """Writes a model of `run`, or the fitted teacher in it, as ONNX or OpenVINO; see `export`.
+
+    int8: calibrated on training images of the run, or of the folder `data`, and measured on the validation
+    images beside the float model. merge: patch tokens to merge in each block. Raises a DeitkitError for
+    anything the caller can fix.
+    """
+    out = Path(out)
+    if data is not None and not int8:
+        raise SettingError("--data calibrates int8 and nothing else; add --int8 or leave --data out")
+    check_target(to, out)
+    folder = model_folder(Path(run), model)
+    classifier = load(folder, device="cpu", backend="pytorch", merge=merge)
+    if int8 and isinstance(classifier, TeacherClassifier):
+        raise SettingError("int8 is for students: a teacher's convolutions stay float; leave out --int8")
+    if not int8:
+        return Exported(export(classifier, to, out)[1])
+    splits = run_splits(folder, classifier, data)
+    backend, files = export(classifier, to, out, calibration_views(classifier, splits.train))
+    backends = {"int8": backend, "fp32": classifier.backend}
+    with log.progress_bar("measuring", len(splits.val)) as advance:
+        found = evaluate_backends(backends, pixel_batches(classifier, splits.val), advance)
+    return Exported(files, len(splits.val), **found)
+
+
 def export(
     classifier: Classifier, to: Target, out: Path, calibration: Iterable[Tensor] | None = None
 ) -> tuple[Backend, list[Path]]:
-    """Writes the joint classifier as one graph; gives a backend on the written file, and the files.
+    """Writes a classifier as one graph. Returns a backend that runs the written file, and the files.
 
-    The graph's input is `views` (B, 3, H, W), float in [0, 1], of any B; normalisation is inside. Its
-    outputs are `probabilities` (both heads joined), `class_logits` and, for a distilled student,
-    `distill_logits`, each (B, K). JSON in the metadata: `classes`, `preprocessing`, and `task`, where
+    The graph's input is `views` (B, 3, H, W), float in [0, 1], of any B; normalisation is inside. Its outputs
+    are `probabilities` (of a student, both heads joined), `class_logits` and, for a distilled student,
+    `distill_logits`, each (B, K). JSON in the metadata: `classes`, `preprocessing` and `task`, where
     "multilabel" means that each probability is a label's own.
 
-    to: "onnx" (out ends in .onnx), or "openvino" (out ends in .xml, a .bin comes beside it).
-    calibration: views to make the graph int8 by; None keeps it float, and then its outputs are compared
-    with PyTorch's before it is written.
+    to: "onnx" (out ends in .onnx), or "openvino" (out ends in .xml, with a .bin beside it). calibration:
+    views to quantise the graph to int8 by; None keeps it float, and then its outputs are compared with
+    PyTorch's before it is written.
 
-    Raises DeitkitError where `out` ends otherwise, a package is missing, or the outputs differ.
+    Raises SettingError if `out` ends otherwise, DependencyError if a package is missing, the model cannot be
+    converted, or the outputs differ.
     """
     check_target(to, out)
     with tempfile.TemporaryDirectory(dir=_folder(out)) as folder:
@@ -63,38 +112,39 @@ def export(
 
 
 def check_target(to: str, out: Path) -> None:
-    """Raises DeitkitError for an unknown target, a file name that does not fit it, or a missing package."""
+    """Raises SettingError for an unknown target or a file name that does not fit it, DependencyError for a
+    missing package."""
     if to not in get_args(Target):
         raise SettingError(f"cannot export to {to!r}; choose one of {', '.join(get_args(Target))}")
     if out.suffix != _SUFFIX[to]:
         raise SettingError(
             f"a file for {to} ends in {_SUFFIX[to]}, and {out} does not; give --out {out.stem}{_SUFFIX[to]}"
         )
-    if to == "openvino":  # before the calibration, as `to_onnx` asks for what ONNX needs
+    if to == "openvino":  # before calibrating; `to_onnx` checks for its own packages
         require(to)
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:
-    """What the file says of itself, as JSON texts."""
-    H, W = classifier.model.image_size
+    """The metadata of an exported file, as JSON texts."""
+    mean, std = classifier.normalisation()
     return {
         "classes": json.dumps(list(classifier.classes), ensure_ascii=False),
         "task": json.dumps(classifier.task),
         "preprocessing": json.dumps(
             {
-                "image_size": [H, W],
+                "image_size": list(classifier.image_size),
                 "crop": classifier.crop,
                 "interpolation": "bicubic",
                 "input": "RGB, float in [0, 1], (B, 3, H, W); normalised inside the graph",
-                "mean": classifier.mean.flatten().tolist(),
-                "std": classifier.std.flatten().tolist(),
+                "mean": mean,
+                "std": std,
             }
         ),
     }
 
 
 def _convert(classifier: Classifier, to: Target, calibration: Iterable[Tensor] | None) -> Any:
-    graph, size, facts = classifier.graph, classifier.model.image_size, metadata(classifier)
+    graph, size, facts = classifier.as_graph(), classifier.image_size, metadata(classifier)
     if to == "openvino" and calibration is None:
         model = to_openvino(graph, size)
         for output, name in zip(model.outputs, graph.output_names, strict=True):
@@ -114,10 +164,10 @@ def _convert(classifier: Classifier, to: Target, calibration: Iterable[Tensor] |
 
 def _check(backend: Backend, classifier: Classifier, out: Path) -> None:
     """Compares with PyTorch on random views of two batch sizes, neither of them the one traced."""
-    eager = PyTorchBackend(classifier.graph, torch.device("cpu"))
+    eager = PyTorchBackend(classifier.as_graph(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for B in (1, 3):
-        views = torch.rand(B, 3, *classifier.model.image_size, generator=generator)
+        views = torch.rand(B, 3, *classifier.image_size, generator=generator)
         expected, found = eager(views), backend(views)
         if not agrees(expected, found, STUDENT_TOLERANCE):
             difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import log
-from ..classifier import Classifier
+from ..classifier import StudentClassifier
 from ..data.cache import PixelStore
 from ..data.dataset import Split
 from ..data.image_set import evenly_spread
@@ -37,30 +37,37 @@ Probabilities = dict[str, Tensor]  # (n, K) of each classifier, by name
 
 @dataclass(frozen=True)
 class AnalysedModels:
-    """Who is measured: the student, and what its run holds besides."""
+    """The models to analyse: a student and what its run holds besides, or a teacher alone."""
 
-    student: Classifier
-    baseline: Classifier | None
+    student: StudentClassifier | None
+    baseline: StudentClassifier | None
     teacher: Teacher | None
+    device: torch.device
+
+    @property
+    def main(self) -> str:
+        """The classifier that the analysis is about."""
+        return "teacher" if self.student is None else "joint"
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Probabilities:
         """Views (B, 3, H, W) uint8 -> (B, K) of each classifier, by name.
 
-        `class` and `distill` are there with a distillation token only; `joint` is the student as it
-        is used, `baseline` the baseline's joint classifier.
+        `joint` is the student as it is used, `baseline` the baseline's joint classifier; `class` and
+        `distill` are there with a distillation token only.
         """
         found: Probabilities = {}
         if self.teacher is not None:
-            views = pixels.to(self.student.device).float() / 255.0
+            views = pixels.to(self.device).float() / 255.0
             found["teacher"] = self.teacher(views).logits.float().softmax(-1)
         if self.baseline is not None:
             found["baseline"] = joint_probabilities(self.baseline.forward(pixels))
-        output = self.student.forward(pixels)
-        if output.distill_logits is not None:
-            found["class"] = output.class_logits.float().softmax(-1)
-            found["distill"] = output.distill_logits.float().softmax(-1)
-        found["joint"] = joint_probabilities(output)
+        if self.student is not None:
+            output = self.student.forward(pixels)
+            if output.distill_logits is not None:
+                found["class"] = output.class_logits.float().softmax(-1)
+                found["distill"] = output.distill_logits.float().softmax(-1)
+            found["joint"] = joint_probabilities(output)
         return {name: p.cpu() for name, p in found.items()}
 
 
@@ -103,7 +110,7 @@ def measure(
     return evaluate(models.probabilities, batches(), advance).outputs
 
 
-def compare(probabilities: Probabilities, part: Split) -> dict[str, Any]:
+def compare(probabilities: Probabilities, part: Split, main: str = "joint") -> dict[str, Any]:
     """Accuracy, calibration, disagreement, agreement with the teacher; in percent throughout."""
     n, labels = len(part.images), part.labels
     top1 = {name: top_k(p, labels, 1) for name, p in probabilities.items()}
@@ -119,7 +126,7 @@ def compare(probabilities: Probabilities, part: Split) -> dict[str, Any]:
         "accuracy": {
             name: {"top1": value, "interval": wilson_interval(value / 100, n)} for name, value in top1.items()
         },
-        "classes": sorted(classes, key=lambda row: row["joint"]),
+        "classes": sorted(classes, key=lambda row: row[main]),
         "calibration": {
             name: dataclasses.asdict(calibration(p, labels)) for name, p in probabilities.items()
         },
@@ -136,7 +143,7 @@ def compare(probabilities: Probabilities, part: Split) -> dict[str, Any]:
     }
 
 
-def look_inside(run: Path, student: Classifier, store: PixelStore) -> dict[str, Any]:
+def look_inside(run: Path, student: StudentClassifier, store: PixelStore) -> dict[str, Any]:
     """Token cosines and attention distances, layer by layer."""
     model = student.model
     distances = patch_distances(model.grid_size, model.patch_embed.patch_size)
@@ -211,8 +218,10 @@ def measure_corrupted(models: AnalysedModels, part: Split, probabilities: Probab
 
 
 def attention_images(models: AnalysedModels, part: Split) -> list[AttentionImage]:
-    """What the student's tokens look at, for a few images."""
+    """What the student's tokens attend to, for a few images; nothing without a student."""
     student, indices = models.student, evenly_spread(len(part.images), _SHOWN)
+    if student is None:
+        return []
     pixels = part.store.fetch(indices)
     attentions = [
         layer.attention.cpu()

@@ -1,8 +1,11 @@
-"""`deitkit eval`: a run measured on a folder of labelled images."""
+"""`deitkit eval`: a run, or a fitted teacher, measured on a folder of labelled images."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +13,98 @@ import numpy as np
 from torch import Tensor
 
 from .. import log
-from ..classifier import load
+from ..classifier import ModelChoice, load, model_folder
 from ..data.cache import refuse_many_unreadable
-from ..models.base import joint_probabilities
-from .evaluate import Outputs, evaluate, heads_of
-from .metrics import score_and_interval
-from .multilabel import per_label
+from ..data.image_set import ImageSet
+from ..inference.backends import BackendName
+from ..models import DeiTOutput, joint_probabilities, probabilities_of
+from ..run_folder import holds_teacher
+from ..run_schema import probability_column
+from ..tasks import SEPARATOR, THRESHOLD, Task
+from .comparison import chance, learned
+from .evaluate import Outputs, Predictions, evaluate, heads_of
+from .metrics import (
+    ClassMetrics,
+    Interval,
+    Metrics,
+    balanced_accuracy_interval,
+    confusion,
+    per_class,
+    score_and_interval,
+)
+from .multilabel import LabelMetrics, per_label
 from .run_images import FileBatches, labelled_images, stacked, without_training_images
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on labelled images; in percent.
+
+    intervals: of the task's score, by head: "joint", and "class" and "distill" of a student with two heads.
+    balanced_interval, confusion: None if multilabel. per_class: in the order of `classes`. chance: the score
+    of a model that knows nothing, see `comparison.chance`; learned: whether this one is better. skipped:
+    files that could not be read.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    metrics: Metrics
+    intervals: dict[str, Interval]
+    per_class: Sequence[ClassMetrics | LabelMetrics]
+    chance: float
+    learned: bool
+    balanced_interval: Interval | None = None
+    confusion: list[list[int]] | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `deitkit eval --json`."""
+        rows = [
+            {"name": name, **dataclasses.asdict(row)}
+            for name, row in zip(self.classes, self.per_class, strict=True)
+        ]
+        return {
+            "task": self.task,
+            **self.metrics.to_dict(),
+            "interval": list(self.intervals["joint"]),
+            "intervals": {head: list(interval) for head, interval in self.intervals.items()},
+            "balanced_interval": self.balanced_interval and list(self.balanced_interval),
+            "chance": self.chance,
+            "learned": self.learned,
+            "per_class": rows,
+            "confusion": self.confusion,
+            "skipped": list(self.skipped),
+            "notes": list(self.notes),
+        }
+
+
 def evaluate_folder(
-    run: str | Path, data: str | Path, batch_size: int = 32, *, merge: int = 0, part: str | None = None
-) -> dict[str, Any]:
-    """Metrics of class head, distillation head and joint over the images of `data`, in percent.
+    run: str | Path,
+    data: str | Path,
+    batch_size: int = 32,
+    *,
+    model: ModelChoice = "student",
+    device: str = "auto",
+    merge: int = 0,
+    part: str | None = None,
+    code: str | None = None,
+    csv_file: Path | None = None,
+) -> Evaluation:
+    """Measures a model of `run`, or the fitted teacher in that folder, on the images of `data`.
 
     data: a folder with one sub-folder per class (some of the run's classes are enough), or with val/ that has
     these, or for a multilabel run with a labels.csv; `part` then takes its rows of train, val or test.
-    Without `part`, images that the run was trained on are left out, and `notes` says so. merge: patch tokens
-    to merge in each block (arXiv 2210.09461). Raises DataError for a class that the run does not know.
+    Without `part`, images that the run was trained on are left out, and `notes` says so. model, device,
+    merge, code: as for `load`. csv_file: written with a row per image. Raises DataError for an unknown class.
     """
-    # PyTorch throughout: a measurement does not change backends half way.
-    classifier = load(run, backend="pytorch", merge=merge)
-    images = labelled_images(Path(data), classifier, part)
-    notes: list[str] = []
+    folder = model_folder(Path(run), model)
+    # A student stays on PyTorch: a measurement does not change backends half way.
+    backend: BackendName = "auto" if holds_teacher(folder) else "pytorch"
+    classifier = load(folder, device, backend=backend, merge=merge, code=code)
+    images, notes = labelled_images(Path(data), classifier, part), list[str]()
     if part is None:
-        images, notes = without_training_images(Path(run), images)
+        images, notes = without_training_images(folder, images)
     for note in notes:
         log.info(note)
 
@@ -45,12 +115,76 @@ def evaluate_folder(
         files = FileBatches[np.ndarray](images, classifier.pixels, batch_size, advance)
         predictions = evaluate(predict, stacked(files), advance)
     refuse_many_unreadable(files.skipped, len(images))
-    heads, labels = predictions.heads(), predictions.labels
-    found = {"task": images.task, **predictions.metrics().to_dict()}
-    found["interval"] = score_and_interval(joint_probabilities(heads, images.task), labels)[1]
-    if images.task == "multilabel":
-        rows = per_label(heads, labels)
-        found["per_class"] = [
-            {"name": n} | dataclasses.asdict(row) for n, row in zip(images.classes, rows, strict=True)
-        ]
-    return found | {"skipped": [path for path, _ in files.skipped], "notes": notes}
+    skipped = [path for path, _ in files.skipped]
+    if csv_file is not None:
+        read = [i for i, path in enumerate(images.paths) if path not in set(skipped)]
+        write_predictions(csv_file, images.subset(np.array(read)), predictions.heads(), None)
+    return replace(_evaluation(images, predictions), skipped=tuple(skipped), notes=tuple(notes))
+
+
+def _evaluation(images: ImageSet, predictions: Predictions) -> Evaluation:
+    """What the predictions for `images`, of which some may be missing, come to."""
+    heads, labels, task = predictions.heads(), predictions.labels, images.task
+    joint = joint_probabilities(heads, task)
+    by_head = {"joint": joint, "class": heads.class_logits, "distill": heads.distill_logits}
+    if heads.distill_logits is None:
+        by_head = {"joint": joint}
+    intervals = {name: score_and_interval(p, labels)[1] for name, p in by_head.items() if p is not None}
+    if task == "multilabel":
+        return Evaluation(
+            task=task,
+            classes=images.classes,
+            metrics=predictions.metrics(),
+            intervals=intervals,
+            per_class=per_label(heads, labels),
+            chance=chance(labels),
+            learned=learned(intervals["joint"], labels),
+        )
+    counts = confusion(joint.argmax(1), labels, len(images.classes))
+    balanced = balanced_accuracy_interval(counts)
+    return Evaluation(
+        task=task,
+        classes=images.classes,
+        metrics=predictions.metrics(),
+        intervals=intervals,
+        per_class=per_class(counts),
+        chance=chance(labels),
+        learned=learned(balanced, labels),
+        balanced_interval=balanced,
+        confusion=counts.tolist(),
+    )
+
+
+def write_predictions(path: Path, images: ImageSet, output: DeiTOutput, by_teacher: Tensor | None) -> None:
+    """Writes one row per image as CSV: its label, and what each head and the teacher predict.
+
+    output, by_teacher: logits (n, K) in the order of `images`. Multilabel: the labels above 0.5 are in one
+    cell, and a column per label holds the joint classifier's probability.
+    """
+    joint, task = joint_probabilities(output, images.task), images.task
+    heads = (joint, output.class_logits, output.distill_logits, by_teacher)
+    predicted = [_names(p if p is None or p is joint else probabilities_of(p, task), images) for p in heads]
+    if task == "multiclass":
+        columns = ["probability"]
+        shown = [[f"{p:.4f}"] for p in joint.max(1).values.tolist()]
+    else:
+        columns = [probability_column(name) for name in images.classes]
+        shown = [[f"{p:.4f}" for p in row] for row in joint.tolist()]
+    # A name that is no UTF-8 keeps a backslash form, as it does in split.json.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        heads_columns = ["class_prediction", "distill_prediction", "teacher_prediction"]
+        writer.writerow(["path", "label", "prediction", *heads_columns, *columns])
+        for i in range(len(images)):
+            answers = [column[i] for column in predicted]
+            writer.writerow([images.paths[i], images.label_text(i), *answers, *shown[i]])
+
+
+def _names(probabilities: Tensor | None, images: ImageSet) -> list[str]:
+    """The predicted class, or labels, of each row of (n, K) probabilities; empty strings without any."""
+    if probabilities is None:
+        return [""] * len(images)
+    if images.task == "multiclass":
+        return [images.classes[k] for k in probabilities.argmax(1).tolist()]
+    rows = (probabilities > THRESHOLD).cpu().numpy()
+    return [SEPARATOR.join(images.classes[k] for k in np.flatnonzero(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""The images of a run again: some of training to calibrate on, those of validation to measure on."""
+"""The images of a run, or of a folder: to calibrate on those of training, to measure on others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..classifier import Classifier, ImageClassifier
-from ..config import Config
+from ..classifier import Classifier
+from ..config import DataConfig
 from ..data.decode import UnreadableImage
 from ..data.folder import scan_as
 from ..data.image_set import ImageSet, evenly_spread
@@ -22,34 +22,40 @@ from ..data.splits import Splits, eval_folder, load_splits
 from ..data.table import NAME as TABLE
 from ..data.table import find_table, image_root, is_table, read_table
 from ..errors import DataError
-from ..io import read_json
-from ..run_folder import read_settings
+from ..run_folder import holds_teacher, read_info, read_split, refuse_untrained, run_of_teacher
 
 CALIBRATION_IMAGES = 128
 Decoded = TypeVar("Decoded")
 
 
-def run_splits(run: Path, data: Path | None) -> Splits:
-    """The images that the run trained and validated on, or the same kind of splits of `data`.
+def run_of(folder: Path) -> Path | None:
+    """The run behind a folder: itself, or the run that keeps a fitted teacher; None for another teacher."""
+    return run_of_teacher(folder) if holds_teacher(folder) else folder
 
-    Images that the run's own folder has gained since are in neither. Raises DeitkitError where the run's
-    images are gone, or the classes of `data` are others.
+
+def run_splits(folder: Path, classifier: Classifier, data: Path | None) -> Splits:
+    """The images that a run, or a run's teacher, was trained and validated on; or splits of `data` like them.
+
+    Images that the run's own folder has gained since are in neither. Raises DataError if the images are gone,
+    or the classes of `data` are others.
     """
-    saved = read_settings(run)
-    root = data or Path(saved["data"]["root"])
+    run = run_of(folder)
+    if run is None:
+        if data is None:
+            raise DataError(f"the teacher in {folder} does not know its images; give --data with a folder")
+        return _with_classes_of(classifier, _load(data, DataConfig(), classifier), folder, data)
+    info = read_info(run)
+    refuse_untrained(run, info)
+    assert info.data is not None
+    root = data or Path(info.data.root or "")
     if data is None and not root.exists():
         raise DataError(f"the images of {run} are no longer in {root}; give --data with the folder of some")
-    config = Config.from_dict(saved["config"]).data
-    task = saved.get("task", "multiclass")
-    splits = load_splits(
-        root, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed, task=task
-    )
-    if list(splits.train.classes) != saved["classes"] or splits.train.task != task:
-        raise DataError(f"the classes in {root} are not those of {run}; give --data with the same classes")
-    listed = _own_split(run) if data is None else None
-    if listed is None:
+    config = info.config.data if info.config is not None else DataConfig()
+    splits = _with_classes_of(classifier, _load(root, config, classifier), folder, root)
+    saved = read_split(run) if data is None else None
+    if saved is None:
         return splits
-    train, val = (_listed(splits, listed[part]) for part in ("train", "val"))
+    train, val = (_listed(splits, paths) for paths in (saved.train, saved.val))
     if len(val) == 0:
         raise DataError(
             f"no validation image of {run} is left in {root}; give --data with the folder of some"
@@ -57,15 +63,20 @@ def run_splits(run: Path, data: Path | None) -> Splits:
     return replace(splits, train=train, val=val)
 
 
-def _own_split(run: Path) -> dict[str, list[str]] | None:
-    """The content of the run's `split.json`; None for a run without one."""
-    listed = [folder / "split.json" for folder in (run, run.parent)]  # a baseline has its run's split
-    split = next((file for file in listed if file.exists()), None)
-    return read_json(split) if split is not None else None
+def _load(data: Path, config: DataConfig, classifier: Classifier) -> Splits:
+    fraction, seed = config.val_fraction, config.split_seed
+    return load_splits(data, split=config.split, val_fraction=fraction, seed=seed, task=classifier.task)
+
+
+def _with_classes_of(classifier: Classifier, splits: Splits, folder: Path, root: Path) -> Splits:
+    """The splits; raises DataError if their classes are not the classifier's."""
+    if splits.train.classes != classifier.classes or splits.train.task != classifier.task:
+        raise DataError(f"the classes in {root} are not those of {folder}; give --data with the same classes")
+    return splits
 
 
 def _listed(splits: Splits, paths: Sequence[str]) -> ImageSet:
-    """The images of `paths`, in whichever part they are now; those that are gone are passed over."""
+    """The images of `paths`, in whichever split they are now; those that are gone are left out."""
     train, val = splits.train, splits.val
     labels = np.concatenate([train.labels, val.labels])
     images = ImageSet(train.root, train.paths + val.paths, labels, train.classes)
@@ -74,17 +85,16 @@ def _listed(splits: Splits, paths: Sequence[str]) -> ImageSet:
 
 
 def labelled_images(folder: Path, classifier: Classifier, part: str | None = None) -> ImageSet:
-    """The images of `folder` with labels that index the run's classes; a part of these is enough.
+    """The images of `folder` with labels that index the classifier's classes; some of them are enough.
 
-    Of a folder with train/ and val/, those of val/. part: "train", "val" or "test", of a labels.csv that
-    says so; None for all. Raises DeitkitError for a class that the run does not know, and for a folder that
-    is not of the run's kind.
+    Of a folder with train/ and val/, those of val/. part: "train", "val" or "test", of a labels.csv that has
+    splits; None for all. Raises DataError for an unknown class, and for a folder of the other task.
     """
     if not is_table(folder):
         if classifier.task == "multilabel":
-            raise DataError(f"the run knows several labels an image, and {folder} has no {TABLE}; add one")
+            raise DataError(f"the model is multilabel, and {folder} has no {TABLE}; add one")
         if part is not None:
-            raise DataError(f"--part chooses rows of a {TABLE}; give the folder of the part instead")
+            raise DataError(f"--part chooses rows of a {TABLE}; give the folder of the split instead")
         return scan_as(eval_folder(folder), classifier.classes)
     table = read_table(folder, classifier.classes, classifier.task)
     if part is None:
@@ -95,18 +105,21 @@ def labelled_images(folder: Path, classifier: Classifier, part: str | None = Non
     return chosen
 
 
-def without_training_images(run: Path, images: ImageSet) -> tuple[ImageSet, list[str]]:
-    """The images that the run was not trained on, and what to say of it.
+def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, list[str]]:
+    """The images that a run, or a run's teacher, was not trained on, and notes on what was left out.
 
-    On images it was trained on, a model looks more accurate and better calibrated than it is. They are known
-    by their files, whichever link or folder leads there; a copy is another file. Raises DeitkitError where no
-    image is left.
+    On its training images a model looks more accurate and better calibrated than it is. They are recognised
+    by their files, whichever link or folder leads there; a copy is another file. Raises DataError if no image
+    is left.
     """
-    trained, parts = read_json(run / "config.json").get("data"), _own_split(run)  # weights alone have neither
-    if trained is None or parts is None or not Path(trained["root"]).exists():
+    run = run_of(folder)
+    if run is None:
+        return images, [f"{folder} may have been fitted on some of these images."]
+    info, split = read_info(run), read_split(run)  # converted weights have neither data nor a split
+    if info.data is None or split is None or not Path(info.data.root or "").exists():
         return images, ["The run's own images are not here: some of these may be among them."]
-    root = image_root(Path(trained["root"]))
-    trained_on = {os.path.realpath(root / path) for path in parts["train"] + parts.get("unlabeled", [])}
+    root = image_root(Path(info.data.root or ""))
+    trained_on = {os.path.realpath(root / path) for path in (*split.train, *split.unlabeled)}
     unseen = [i for i in range(len(images)) if os.path.realpath(images.full_path(i)) not in trained_on]
     if not unseen:
         raise DataError(
@@ -157,13 +170,13 @@ def stacked(batches: Iterable[tuple[list[NDArray[np.uint8]], Tensor]]) -> Iterat
 
 
 def pixel_batches(
-    classifier: ImageClassifier, images: ImageSet, batch_size: int = 32
+    classifier: Classifier, images: ImageSet, batch_size: int = 32
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Views (B, 3, H, W) uint8 as `classifier` sees them, and their labels; unreadable files are left out."""
     return stacked(FileBatches(images, classifier.pixels, batch_size))
 
 
-def calibration_views(classifier: ImageClassifier, images: ImageSet) -> Iterator[Tensor]:
+def calibration_views(classifier: Classifier, images: ImageSet) -> Iterator[Tensor]:
     """Views in [0, 1] of up to 128 images spread over the set."""
     chosen = evenly_spread(len(images), CALIBRATION_IMAGES)
     for pixels, _ in pixel_batches(classifier, images.subset(chosen), batch_size=16):

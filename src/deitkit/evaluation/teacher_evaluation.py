@@ -19,7 +19,6 @@ from ..data.image_set import ImageSet
 from ..data.splits import eval_images
 from ..errors import DataError
 from ..inference.device import resolve_device
-from ..run_folder import run_of_teacher
 from ..teachers.fit import pretrained_head_teacher
 from ..teachers.spec import check_spec, parse
 from ..teachers.teacher import Teacher, TeacherMember
@@ -84,10 +83,7 @@ def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:
     for member in parse(spec):
         if member.source != "fitted":
             continue
-        run = run_of_teacher(Path(member.model))
-        if run is not None:
-            return without_training_images(run, images)
-        return images, [f"{member.model} may have been fitted on some of these images."]
+        return without_training_images(Path(member.model), images)
     return images, []
 
 

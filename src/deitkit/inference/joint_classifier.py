@@ -11,7 +11,13 @@ from ..models.deit import DeiTOutput, joint_probabilities
 from ..tasks import Task
 
 
-class JointClassifier(nn.Module):
+class ClassifierGraph(nn.Module):
+    """Views (B, 3, H, W), float in [0, 1] -> `output_names`, each (B, K); the first is `probabilities`."""
+
+    output_names: tuple[str, ...]
+
+
+class JointClassifier(ClassifierGraph):
     """The joint classifier with its normalisation inside.
 
     network: normalised images (B, 3, H, W) -> DeiTOutput, with `distilled` saying whether that has a second

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import log
 from ..errors import DeitkitError, DependencyError
 from .backends import CONVERTED, Backend, BackendName, FrozenNetwork, builders, installed, require
-from .joint_classifier import JointClassifier
+from .joint_classifier import ClassifierGraph
 
 Builders = Mapping[str, Callable[[], Backend]]  # by backend's name, the reference first
 
@@ -170,9 +170,9 @@ class AutoBackend:
 
 
 def create_backend(
-    graph: JointClassifier, view_size: tuple[int, int], name: str, device: torch.device
+    graph: ClassifierGraph, view_size: tuple[int, int], name: str, device: torch.device
 ) -> Backend:
-    """The backend `name` (a `BackendName`) for a student's `graph`.
+    """The backend `name` (a `BackendName`) for `graph`.
 
     A converted graph runs on the CPU, whatever `device` is. Raises DependencyError for an unknown name and
     for a backend that is not installed.

@@ -76,7 +76,7 @@ def reliability(calibration: dict[str, Any], titles: dict[str, str]) -> Figure:
 
 def corruptions(found: dict[str, Any], titles: dict[str, str]) -> Figure:
     """Top-1 against severity, a panel for each corruption, a line for each classifier."""
-    names = list(found["top1"]["joint"])
+    names = list(next(iter(found["top1"].values())))
     figure = Figure(figsize=(9.6, 4.8))
     panels = figure.subplots(-(-len(names) // 3), 3, sharex=True, sharey=True).flat
     severities = [0, *found["severities"]]

@@ -36,7 +36,7 @@ def write_analysis(path: Path, found: dict[str, Any], pictures: list[AttentionIm
         token_training=page.svg(figures.token_training(tokens["training"]))
         if tokens and tokens["training"]
         else None,
-        distances=page.svg(figures.attention_distances(found["attention"])),
+        distances=page.svg(figures.attention_distances(found["attention"])) if found["attention"] else None,
         reliability=page.svg(figures.reliability(found["calibration"], _TITLES)),
         corruptions=page.svg(figures.corruptions(found["corruptions"], _TITLES)),
         pictures=[_shown(picture) for picture in pictures],

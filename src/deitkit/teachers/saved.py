@@ -72,12 +72,14 @@ def read_teacher(
     backend: str = "auto",
     code: Collection[str] = (),
     trust_remote_code: bool = False,
+    keep_backbones: bool = False,
 ) -> Teacher:
     """The teacher that `save_teacher` wrote, with pretrained weights from where they came from.
 
     backend: "auto" is the saved one, so that outputs stay the same. code: the specs, such as
     `python:MODULE:FUNCTION`, that may run if teacher.json names them; only what the user typed in this call
-    belongs here. Raises WeightsError if a file is missing or damaged, and for other code.
+    belongs here. keep_backbones: keeps the PyTorch networks for an export. Raises WeightsError if a file is
+    missing or damaged, and for other code.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -89,7 +91,9 @@ def read_teacher(
         model = _open_backbone(i, member_card, folder, state, trust_remote_code)
         head = _head(i, member_card, folder, state, model)
         chosen = _saved_backend(model, member_card, backend, device)
-        member = TeacherMember(member_card, chosen, head, model.backbone if member_card.finetuned else None)
+        finetuned = model.backbone if member_card.finetuned else None
+        backbone = model.backbone if keep_backbones else None
+        member = TeacherMember(member_card, chosen, head, finetuned, backbone)
         _check_outputs(member, len(card.classes), folder)
         members.append(member)
     return Teacher(card, members)

@@ -87,20 +87,26 @@ class TeacherCard:
 class TeacherMember:
     """A member of a teacher: its backbone on a backend, and its head.
 
-    finetuned: the fine-tuned backbone, which is saved; None if the backbone is the pretrained one.
+    finetuned: the fine-tuned backbone, which is saved; None if the backbone is the pretrained one. backbone:
+    the backbone if it was asked for and is a PyTorch network, such as for an export.
     """
 
     def __init__(
-        self, card: MemberCard, backend: Backend, head: nn.Module, finetuned: nn.Module | None = None
+        self,
+        card: MemberCard,
+        backend: Backend,
+        head: nn.Module,
+        finetuned: nn.Module | None = None,
+        backbone: nn.Module | None = None,
     ):
-        self.card, self.backend, self.finetuned = card, backend, finetuned
+        self.card, self.backend, self.finetuned, self.backbone = card, backend, finetuned, backbone
         self.head = head.eval().requires_grad_(False)
         self.on_cpu = backend.name in CONVERTED
 
     def with_card(self, **changes: Any) -> TeacherMember:
         """A copy with other values on its card."""
         card = dataclasses.replace(self.card, **changes)
-        return TeacherMember(card, self.backend, self.head, self.finetuned)
+        return TeacherMember(card, self.backend, self.head, self.finetuned, self.backbone)
 
     def features(self, views: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) float views in [0, 1] -> pooled features (B, F) and maps, on the views' device."""

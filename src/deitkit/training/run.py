@@ -12,6 +12,7 @@ from ..config import Config, dotted
 from ..data.dataset import find_splits
 from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
+from ..evaluation.run_evaluation import write_predictions
 from ..io import write_json
 from ..report.run_page import write_report
 from ..run_folder import BASELINE_FOLDER, model_to_json, results_to_json
@@ -20,7 +21,6 @@ from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
 from . import results
 from .budget import planned_epochs
-from .run_files import write_predictions
 from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
 

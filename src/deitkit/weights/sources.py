@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DeitkitError, WeightsError
+from ..run_folder import holds_teacher
 from .format import FORMATS, CheckpointInfo, info_beside
 from .formats.timm import info_of_model
 from .hub import cause, hub_access
@@ -89,6 +90,10 @@ def _file_of(path: Path) -> Path:
     if not path.exists():
         raise WeightsError(
             f"there are no weights at {path}; give a file, a folder, timm:NAME or hf:OWNER/NAME"
+        )
+    if holds_teacher(path):
+        raise WeightsError(
+            f"{path} holds a fitted teacher, which is no DeiT; deitkit export writes it as ONNX or OpenVINO"
         )
     for name in _FOLDER_FILES:
         if (path / name).is_file():
