@@ -1,18 +1,21 @@
-"""Accuracy against seconds: timm's own token distillation, and `deitkit train`, side by side.
+"""Accuracy against seconds: timm's token distillation and `deitkit train`, side by side.
 
     python benchmarks/beside_timm.py --data FOLDER --out FILE.json [--timm-epochs 8]
         [--ours "4" "2 student.initial_weights=none"] [--image-size 128] [--seeds 0 1 2]
 
-The same student (nano in patches of 16 pixels), data and teacher (EfficientNet-Lite0, of which the
-folder's classes must be ImageNet's, called by their WordNet ids). timm's side is its loader, its
-TokenDistillationTask with hard labels and its moving average, trained once for all of its epochs under a
-cosine that ends at zero; of the lighter views (crop and mirror) and the published ones (RandAugment,
-mixup, CutMix, erasing) `--timm-views` chooses. Its seconds are those of the updates alone. Each of
-`--ours` is a whole `deitkit.train` of so many epochs with settings beside it, and its seconds are those
-of the whole job: decoding into an empty cache, fitting the teacher, training, measuring, the report.
-`share_of_timms_seconds` is of the timm run of the same seed. FILE is written after each run, and one that
-is there already is not made again. The sides run one after the other, so nothing else may start or end on
-the machine meanwhile. The last line of stdout is JSON.
+Both train the same student (nano, patches of 16 pixels) on the same data under the same teacher
+(EfficientNet-Lite0; the folder's classes must be ImageNet's, named by their WordNet ids).
+
+- timm: its loader, its TokenDistillationTask with hard labels, its EMA and a cosine schedule that ends at
+  zero. `--timm-views` chooses light views (crop and flip) or the published ones (RandAugment, mixup,
+  CutMix, erasing). Its seconds are those of the steps only.
+- deitkit: one `deitkit.train` per entry of `--ours`, which is a number of epochs and settings. Its
+  seconds are those of the whole job: decoding into an empty cache, fitting the teacher, training,
+  evaluation, report.
+
+`share_of_timms_seconds` refers to the timm run of the same seed. FILE is written after each run, and runs
+that are in it are not repeated. The sides run one after the other, so run it on a quiet machine. The last
+line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ RATE = 1e-3
 
 
 class OwnClasses(nn.Module):
-    """EfficientNet-Lite0's logits of the folder's classes, as timm's task wants a teacher."""
+    """EfficientNet-Lite0 with the logits of the folder's classes, as a teacher for timm's task."""
 
     def __init__(self, classes: tuple[str, ...], size: int):
         super().__init__()
@@ -56,7 +59,7 @@ class OwnClasses(nn.Module):
         if columns is None or whole.backbone is None or whole.head is None:
             sys.exit("the folder's classes must be among ImageNet's, called by their WordNet ids")
         self.net, self.head, self.columns = whole.backbone.model, whole.head, list(columns)
-        # timm's task normalises the student's views anew by these.
+        # timm's task normalises the student's views with these.
         self.pretrained_cfg = {"mean": whole.preprocessing.mean, "std": whole.preprocessing.std}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ class OwnClasses(nn.Module):
 
 
 def timm_run(data: Path, epochs: int, views: str, size: int, seed: int) -> dict[str, Any]:
-    """Trains timm's side once; top-1 of the joint answer of raw and averaged weights, and seconds."""
+    """Trains with timm; the joint classifier's top-1 with raw and averaged weights, and seconds."""
     torch.manual_seed(seed)
     light = views == "light"
     loader = timm_loader(data, size, workers=1, light=light)
@@ -119,7 +122,7 @@ def accuracy(student: nn.Module, data: Path, size: int) -> float:
 
 
 def our_run(data: Path, how: str, size: int, seed: int) -> dict[str, Any]:
-    """One `deitkit.train` from an empty cache, the joint answer of what it keeps."""
+    """One `deitkit.train` with an empty cache; the joint classifier's top-1 with the saved weights."""
     epochs, *settings = how.split()
     changes = dict(item.split("=", 1) for item in settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +154,7 @@ def in_its_own_process(one: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, __file__, "--one", json.dumps(one)], stdout=subprocess.PIPE, text=True
     )
-    if done.returncode:  # it has said why
+    if done.returncode:  # its message was printed
         sys.exit(done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -3,9 +3,9 @@
     python benchmarks/cost_growth.py [--images 1000,3000,10000] [--classes 10,100,1000] [--files 200000]
         [--batches 8,16,32,64] [--sizes 64,128,224] [--out results/throughput/cost-growth]
 
-Generated images, a nano student without a teacher. Each memory point is a process of its own. Writes
-OUT.json and OUT.png; the last line of stdout is the JSON. `exponent` is the slope of a straight line
-through the logarithms: 1 is linear, 0 is no growth.
+Generated images, a nano student without a teacher. Each memory point has its own process. Writes OUT.json
+and OUT.png; the last line of stdout is the JSON. `exponent` is the slope on logarithmic axes: 1 is
+linear, 0 constant.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIDE = 40  # pixels of a generated image
 
 
 def write_images(folder: Path, images: int, classes: int) -> Path:
-    """`images` JPEGs in train/ and two a class in val/, spread evenly over the classes."""
+    """Writes `images` JPEGs to train/ and two per class to val/, spread evenly over the classes."""
     rng = np.random.RandomState(0)
     for k in range(classes):
         for part, count in (("train", images // classes), ("val", 2)):
@@ -47,7 +47,7 @@ def write_images(folder: Path, images: int, classes: int) -> Path:
 
 
 def epoch_seconds(images: int, classes: int) -> float:
-    """The median epoch of three, validation apart."""
+    """The median of three epochs, without validation."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DEITKIT_CACHE"] = f"{folder}/cache"
         data = write_images(Path(folder) / "data", images, classes)
@@ -58,7 +58,7 @@ def epoch_seconds(images: int, classes: int) -> float:
 
 
 def training_memory_mb(batch: int, size: int) -> float:
-    """Peak memory of three updates of the nano student, libraries apart."""
+    """Peak memory of three steps of the nano student, without libraries."""
     before = peak_memory_mb()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = create_model("nano", num_classes=10, image_size=size).to(device)
@@ -80,7 +80,7 @@ def in_own_process(what: str) -> float:
 
 
 def listing_seconds(files: int, classes: int = 1000) -> float:
-    """Listing so many small files in so many folders, just written, so with warm caches."""
+    """Seconds to list small files that were just written, so with warm caches."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for k in range(classes):
@@ -93,7 +93,7 @@ def listing_seconds(files: int, classes: int = 1000) -> float:
 
 
 def help_seconds() -> float:
-    """`deitkit --help`, the median of seven."""
+    """Seconds of `deitkit --help`, the median of seven."""
     times = []
     for _ in range(7):
         started = time.perf_counter()
@@ -121,7 +121,7 @@ def plot(series: dict[str, dict[str, Any]], path: Path) -> None:
         axis.loglog(*zip(*one["points"], strict=True), "o-")
         axis.set(xlabel=one["of"], ylabel=one["unit"], title=f"{name}, exponent {one['exponent']}")
         costs = [cost for _, cost in one["points"]]
-        axis.set_ylim(min(costs) / 2, max(costs) * 2)  # or what hardly changes would look as if it did
+        axis.set_ylim(min(costs) / 2, max(costs) * 2)  # so that a constant looks constant
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -1,14 +1,14 @@
-"""Equal accuracy for less work? Trains ways to save work over seeds, and draws accuracy against seconds.
+"""Equal accuracy for less work? Trains variants that save work, and plots accuracy against seconds.
 
     python benchmarks/efficiency.py --data FOLDER --out results/efficiency/NAME --epochs 60
         --image-size 64 --patch-size 8 --start-size 40 [--seeds 0 1 2] [--arms full both]
         [--set data.split=blocks]
 
 All arms train the recipe `small-data` for the same epochs on the same split, and take turns, so that a
-machine that slows down slows all of them; run it on a quiet one. Seconds are those of the updates, views
-and teacher included, without decoding, fitting the teacher and measuring. A call that was stopped goes on
-where it was. OUT gets runs.csv (a row a run), curves.csv (a row a measurement), efficiency.svg and
-efficiency.json, which is the last line of stdout too. For a trial of two minutes, which tells nothing,
+machine that slows down slows all of them. Run it on a quiet machine. Seconds are those of the steps, with
+views and teacher but without decoding, fitting the teacher and evaluation. The same command resumes an
+interrupted one. OUT gets runs.csv (a row per run), curves.csv (a row per measurement), efficiency.svg and
+efficiency.json, which is also the last line of stdout. For a test of two minutes, which measures nothing,
 take one epoch, one seed and `--set data.train_fraction=0.2`.
 """
 
@@ -35,7 +35,7 @@ BASE = "full"
 
 
 def arms(start_size: str) -> dict[str, dict[str, Any]]:
-    """What each arm changes of the recipe."""
+    """The settings of each arm that differ from the recipe."""
     progressive = {"train.start_size": start_size, "train.start_share": 0.8}
     dropping = {"student.patch_drop_rate": 0.5}
     return {
@@ -49,14 +49,14 @@ def arms(start_size: str) -> dict[str, dict[str, Any]]:
 
 
 def train(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The results of a run, which is made or finished where it is not there whole."""
+    """The results of a run, which is trained or resumed unless it is finished."""
     if not (folder / "results.json").exists():
         deitkit.train(data, folder, resume=True, **settings)
     return json.loads((folder / "results.json").read_text())
 
 
 def curve_of(folder: Path, weights: str) -> list[dict[str, Any]]:
-    """Seconds of training so far and top-1, at each measurement of the weights that were kept."""
+    """Seconds of training and top-1 at each measurement of the weights that were saved."""
     seconds, points = 0.0, []
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         seconds += line["seconds"]
@@ -69,7 +69,7 @@ def curve_of(folder: Path, weights: str) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each arm: mean and spread of top-1 and of seconds, and both beside the base on the same seeds."""
+    """Mean and spread of each arm's top-1 and seconds, and both relative to the base arm, paired by seed."""
     base = {row["seed"]: row for row in rows if row["arm"] == BASE}
     found: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -89,7 +89,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def draw(path: Path, curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
-    """Faint lines are runs while they train; a point is an arm at its end, bars one std over seeds."""
+    """Faint lines are runs during training; a point is an arm at the end, with one std over seeds."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot(xlabel="seconds of training", ylabel="top-1 on validation, %")
     for i, (arm, found) in enumerate(summary(rows).items()):

@@ -1,11 +1,11 @@
-"""Brings finished studies into results/ and puts the paper's numbers beside them.
+"""Copies finished studies into results/, and compares them with the paper's numbers.
 
     deitkit study NAME DATA --out runs/studies/NAME/DATASET     # for each study and data set
     python benchmarks/findings.py [--studies runs/studies] [--results results/studies]
 
-Copies of each study its summary, figure and CSV, and of each run settings, log and results; weights and
-paths of the machine stay behind. Then writes results/studies/README.md from all the summaries that are there:
-of each study the rows and claims, the data sets side by side.
+Copies summary, figure and CSV of each study, and settings, log and results of each run, without weights
+and paths of the machine. Then writes results/studies/README.md from all summaries: rows and claims of
+each study, with one column per data set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Summaries = dict[str, dict[str, Any]]  # data set to summary.json
 
 
 def publish(source: Path, target: Path) -> None:
-    """Copies what others need of one study, as far as it is there: without runs there is no figure."""
+    """Copies the files of one study that exist; without finished runs there is no figure."""
     study = json.loads((source / "study.json").read_text())
     roots = [str(Path(path).parent) + "/" for path in (study["data"], study["target"]) if path]
     roots += [str(source.resolve()) + "/", str(source) + "/"]
@@ -52,7 +52,7 @@ def difference(claim: dict[str, Any] | None) -> str:
 
 
 def section(study: Study, summaries: Summaries) -> list[str]:
-    """One study: rows and claims, a column a data set."""
+    """Rows and claims of one study, with one column per data set."""
     sets = list(summaries)
     lines = [f"## {study.title} (`{study.name}`)", "", f"{study.source}.", ""]
     links = [f"[{name}]({study.name}/{name}/summary.md) ({summaries[name]['preset']})" for name in sets]
@@ -90,10 +90,10 @@ def main() -> None:
         fresh = target.with_name(f"{target.name}.part")
         shutil.rmtree(fresh, ignore_errors=True)
         publish(source, fresh)
-        shutil.rmtree(target, ignore_errors=True)  # only now, so that nothing is lost where that failed
+        shutil.rmtree(target, ignore_errors=True)  # only now, so that a failure loses nothing
         fresh.rename(target)
     lines = [
-        "# Studies: the paper's numbers beside these",
+        "# Studies: these numbers and the paper's",
         "",
         "Made by `python benchmarks/findings.py` from the summaries in the folders beside this file. Means "
         "and standard deviations over seeds; a claim is the mean of differences paired over seeds, with the "

@@ -1,13 +1,13 @@
-"""Training on one GPU: the matrix rate, updates on synthetic images, the teacher apart, the loop on JPEGs.
+"""Training on one GPU: the matrix rate, steps on synthetic images, the teacher alone, the loop on JPEGs.
 
     python benchmarks/gpu_training.py [--models small,base] [--batch 256] [--steps 20] [--images 8192]
         [--size 224]
 
-Ours and timm's model run the same update (bf16, compiled, fused AdamW, both heads) by turns; the share of the
-measured matrix rate counts three times the forward pass's operations. The teacher (RegNetY-16GF, random
-weights: the time is the same) is timed by itself. The loop is `deitkit.train` on generated JPEGs, teacher
-left out, its last epoch. The last line of stdout is JSON. Without a GPU everything runs on the CPU in fp32,
-which only shows that it runs: give small numbers.
+deitkit's and timm's model run the same step (bf16, compiled, fused AdamW, both heads) in turns; the share
+of the measured matrix rate counts a step as three forward passes. The teacher (RegNetY-16GF, random
+weights: the time is the same) is timed alone. The loop is the last epoch of `deitkit.train` on generated
+JPEGs, without a teacher. The last line of stdout is JSON. Without a GPU everything runs on the CPU in
+fp32, as a test only: give small numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 
 def seconds(call: Callable[[], object], calls: int) -> float:
-    """The median call, after three of warm-up."""
+    """Seconds of the median call, after three to warm up."""
     for _ in range(3):
         call()
     times = []
@@ -53,14 +53,14 @@ def seconds(call: Callable[[], object], calls: int) -> float:
 
 
 def matrix_tflops(side: int) -> float:
-    """What a product of two square matrices reaches: bf16 on a GPU, else fp32."""
+    """The rate of a product of two square matrices: bf16 on a GPU, else fp32."""
     kind = torch.bfloat16 if ON_GPU else torch.float32
     a, b = (torch.randn(side, side, device=DEVICE, dtype=kind) for _ in range(2))
     return 2 * side**3 / seconds(lambda: a @ b, 10) / 1e12
 
 
 def forward_flops(name: str, size: int) -> float:
-    """Operations that one image's forward pass does, a multiplication and an addition counted as two."""
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two."""
     with torch.device("meta"):
         model = create_model(name, num_classes=CLASSES, image_size=size)
         with FlopCounterMode(display=False) as counter:
@@ -69,7 +69,7 @@ def forward_flops(name: str, size: int) -> float:
 
 
 def update_of(model: nn.Module, batch: int, size: int) -> Callable[[], None]:
-    """One update of a model with two heads on images that are there already."""
+    """One step of a model with two heads on images that are on the device."""
     model = model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=ON_GPU)
     forward: Any = torch.compile(model) if ON_GPU else model
@@ -88,7 +88,7 @@ def update_of(model: nn.Module, batch: int, size: int) -> Callable[[], None]:
 
 
 def synthetic(name: str, options: argparse.Namespace, tflops: float) -> dict[str, float]:
-    """Images/s of ours and timm's, and the share of the matrix rate that ours reaches."""
+    """Images/s of deitkit and timm, and deitkit's share of the matrix rate."""
     ours = create_model(name, num_classes=CLASSES, image_size=options.size)
     shape = {"img_size": options.size, "embed_dim": ours.embed_dim, "depth": ours.depth}
     theirs = timm.create_model(
@@ -103,21 +103,21 @@ def synthetic(name: str, options: argparse.Namespace, tflops: float) -> dict[str
 
 
 def teacher_images_per_s(options: argparse.Namespace) -> float:
-    """The teacher's forward pass alone, as training runs it."""
+    """Images/s of the teacher's forward pass, as training runs it."""
     teacher = timm.create_model(options.teacher).to(DEVICE, memory_format=torch.channels_last).eval()
     images = torch.randn(options.batch, 3, options.size, options.size, device=DEVICE)
     images = images.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def answer() -> None:
+    def forward() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=ON_GPU):
             teacher(images)
 
-    return options.batch / seconds(answer, max(1, options.steps // 2))
+    return options.batch / seconds(forward, max(1, options.steps // 2))
 
 
 def loop_images_per_s(name: str, options: argparse.Namespace) -> float:
-    """The last epoch of a real training, decoding and augmentation included."""
+    """Images/s of the last epoch of a training, with decoding and augmentation."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DEITKIT_CACHE"] = f"{folder}/cache"
         data = write_images(Path(folder) / "data", options.images, 8)

@@ -1,21 +1,22 @@
-"""Measures the structure of the source: sizes, names, and how far a config travels before training starts.
+"""Measures the structure of the source: sizes, names, and how far a config travels before training
+starts.
 
     python benchmarks/house.py src                     # this tree
     python benchmarks/house.py OLD/src src             # before and after, as a Markdown table
     python benchmarks/house.py src --path none         # every stop of a config on its way
 
-A config's way is traced with a profiler, from the command line to the construction of the optimizer, in one
-small `deitkit train` without a teacher and one with a timm teacher. Two ways are counted:
+A config's way is traced with a profiler, from the command line to the construction of the optimizer, in
+one small `deitkit train` without a teacher and one with a timm teacher. Two ways are counted:
 
 - passed: calls that get a settings object (`Config`, a resolved one, or a section) as an argument;
 - read along: these, and every call made by a function that has the whole config, as an argument or in an
-  attribute of one. It is what a reader opens who follows the config; a function that has a section only ends
-  that reading.
+  attribute of one. It is what a reader opens who follows the config; a function that has a section only
+  ends that reading.
 
-Stops in a row in one module count once. A climb is a stop in a higher layer than the stop before it, with the
-layers of tests/test_imports.py, unless its caller is in its own module; an upward call is one whose caller is
-in a lower layer. A return is a stop in a module that was left before. Methods of the settings themselves, and
-what those call, are no stops. The tree may be of version 0.1.
+Stops in a row in one module count once. A climb is a stop in a higher layer than the stop before it, with
+the layers of tests/test_imports.py, unless its caller is in its own module; an upward call is one whose
+caller is in a lower layer. A return is a stop in a module that was left before. Methods of the settings
+themselves, and what those call, are no stops. The tree may be of version 0.1.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What does a run on ImageNet-1k cost? From a measured step to hours on 1, 8 and 64 GPUs.
+"""The cost of a run on ImageNet-1k: from a measured step to hours on 1, 8 and 64 GPUs.
 
     python benchmarks/imagenet_cost.py STEP.json [--epochs 300]
 
-STEP.json holds what was measured on one GPU, teacher and data included:
-{"seconds_per_step": 0.21, "images_per_step": 256}, and where it was measured the share of that speed
-that a GPU keeps beside others, "scaling". The last line of stdout is JSON.
+STEP.json has what was measured on one GPU, teacher and data included, {"seconds_per_step": 0.21,
+"images_per_step": 256}, and optionally "scaling", the share of that speed that each of several GPUs
+keeps. The last line of stdout is JSON.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Inference of our DeiT beside timm's, each in PyTorch, compiled, ONNX Runtime and OpenVINO.
+"""Inference of deitkit's DeiT and timm's, in PyTorch, compiled, ONNX Runtime and OpenVINO.
 
     python benchmarks/inference.py [--models tiny,small] [--batch 1,32] [--device cpu] [--rounds 5]
         [--seconds 2] [--merge 13] [--out results/inference/NAME.json]
 
-The same random weights in both, 224 px, distilled, 1000 classes; fp32 on a CPU, bf16 on a GPU (PyTorch and
-compiled only). Every side has a process of its own and the sides take turns, so run it on a quiet machine.
-The largest difference of the joint logits between each side and timm's eager ones is in the row. The table
-goes to stderr; the last line of stdout is JSON, with each model's ratio of our best side to timm's best.
+Both have the same random weights, 224 px, distilled, 1000 classes; fp32 on a CPU, bf16 on a GPU (PyTorch
+and compiled only). Each side has its own process and the sides take turns, so run it on a quiet machine.
+Each row has the largest difference of its joint logits from timm's in eager PyTorch. The table goes to
+stderr; the last line of stdout is JSON, with the ratio of deitkit's fastest side to timm's fastest for
+each model.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ BACKENDS = ("pytorch", "compiled", "onnxruntime", "openvino")
 
 
 class Joint(nn.Module):
-    """Our model with the one output that timm's has: the mean of both heads' logits."""
+    """deitkit's model with timm's output: the mean of both heads' logits."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -52,7 +53,7 @@ class Joint(nn.Module):
 
 
 class Theirs(nn.Module):
-    """timm's model, as a tuple of one."""
+    """timm's model, with its output in a tuple."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -68,7 +69,7 @@ def ours(name: str) -> DeiT:
 
 
 def network_of(who: str, name: str, merge: int) -> nn.Module:
-    """who: deitkit, merged or timm, all with the same weights."""
+    """The model of one side. who: deitkit, merged or timm, all with the same weights."""
     model = ours(name)
     if who == "timm":
         theirs = timm.create_model(f"deit_{name}_distilled_patch16_224", num_classes=1000)
@@ -87,7 +88,7 @@ def backend_of(network: nn.Module, backend: str, device: torch.device) -> Backen
 
 
 def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
-    """What `serve` wants."""
+    """The calls for `serve`."""
     device = torch.device(spec["device"])
     network = network_of(spec["who"], spec["model"], spec["merge"])
     backend = backend_of(network, spec["backend"], device)
@@ -100,7 +101,7 @@ def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
 
 
 def differences(name: str) -> dict[str, float]:
-    """The largest difference of logits from timm's eager ones, on two images, in fp32 on the CPU."""
+    """Largest difference of the logits from timm's in eager PyTorch, on two images, fp32 on the CPU."""
     images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     cpu = torch.device("cpu")
     expected = backend_of(network_of("timm", name, 0), "pytorch", cpu)(images)[0]
@@ -112,7 +113,7 @@ def differences(name: str) -> dict[str, float]:
 
 
 def measure(name: str, batches: list[int], options: argparse.Namespace) -> dict[str, Any]:
-    """All sides of one model."""
+    """Measures all sides of one model."""
     who = ["timm", "deitkit"] + (["merged"] if options.merge else [])
     backends = BACKENDS if options.device == "cpu" else BACKENDS[:2]
     commands = {}

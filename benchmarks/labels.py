@@ -1,14 +1,17 @@
-"""What one label pass buys: four students from stored labels, beside four under the live teacher.
+"""What stored soft labels save: four students from one `deitkit label`, and four with a live teacher.
 
     python benchmarks/labels.py --data FOLDER [--epochs 10] [--image-size 64] [--teacher SPEC] [--rounds 5]
 
-Trains two students under two recipes (loss and schedule; the views are the labels'), once with the
-live teacher each, once from one `deitkit label` pass, and adds up whole jobs, teacher fitting and
-evaluation included. Decoding is done before, for both sides. Then, in turns, images/s of the
-training loop under the teacher, from labels, and without any teacher; then the same sum for a
-RegNetY-16GF teacher and a Ti student at 224 pixels from measured steps (weights do not matter to
-speed; --no-regnet leaves it out); then sizes on paper. Run it on a quiet machine. Tables go to stderr;
-the last line of stdout is JSON.
+1. Trains two students under two recipes (loss and schedule; the views are those of the soft labels), once
+   with a live teacher each, once from one `deitkit label`, and adds up whole jobs, with fitting the
+   teacher and evaluation but without decoding.
+2. Measures, in turns, images/s of the training loop with a live teacher, from soft labels, and without a
+   teacher.
+3. Adds up the same for a RegNetY-16GF teacher and a tiny student at 224 pixels from measured steps
+   (random weights; --no-regnet skips it).
+4. Calculates sizes of soft labels.
+
+Run it on a quiet machine. Tables go to stderr; the last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ STUDENTS = [
     ("nano, hard", "deit-distilled", {"student.name": "nano"}),
     ("tiny, hard", "deit-distilled", {"student.name": "tiny"}),
 ]
-TO_THE_END = {"distillation.distill_until": 1.0}  # the teacher answers in every epoch, on both sides
+TO_THE_END = {"distillation.distill_until": 1.0}  # distillation in every epoch, on both sides
 HEADER_BYTES = 300  # of a shard, rounded up
 
 
@@ -73,7 +76,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], So
     )
     rows = []
     for name, recipe, student in STUDENTS:
-        # The deit recipe's patches are for 224 pixels; both students get what the data asks for.
+        # The deit recipe's patches are for 224 pixels; both students use patches chosen by the data.
         common = student | TO_THE_END | {"student.patch_size": max(4, options.image_size // 8)}
         labels = {"teacher.soft_labels": str(store.folder), "train.device": "cpu"}
         views = fixed_settings(store.manifest) | {"train.epochs": options.epochs, "train.device": "cpu"}
@@ -104,7 +107,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], So
 
 
 def print_sweep(found: dict[str, Any]) -> None:
-    print(f"{'':24}{'live teacher':>18}{'stored labels':>18}", file=sys.stderr)
+    print(f"{'':24}{'live teacher':>18}{'soft labels':>18}", file=sys.stderr)
     print(f"{'label pass':24}{'':>18}{found['label_pass_s']:>16.1f} s", file=sys.stderr)
     for row in found["rows"]:
         cells = [f"{row[f'{side}_s']:.1f} s, {row[f'{side}_top1']:.1f} %" for side in ("live", "stored")]
@@ -143,12 +146,12 @@ def loop_speeds(store: SoftLabelStore, data: Path, rounds: int) -> dict[str, Any
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, trainer in sides.items():
-            trainer.state.step = 0  # the first batches again and again
+            trainer.state.step = 0  # repeat the first batches
             started = time.perf_counter()
             for batch in plan:
                 trainer.step(trainer.data.views.make(batch))
             spent = time.perf_counter() - started
-            if turn > 0:  # the first one warms up
+            if turn > 0:  # the first round warms up
                 speeds[name].append(sum(len(b.indices) for b in plan) / spent)
     found: dict[str, Any] = {name: round(statistics.median(values), 1) for name, values in speeds.items()}
     found["spread"] = {name: [round(min(v), 1), round(max(v), 1)] for name, v in speeds.items()}
@@ -158,7 +161,7 @@ def loop_speeds(store: SoftLabelStore, data: Path, rounds: int) -> dict[str, Any
 
 
 def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Four Ti students at 224 pixels under RegNetY-16GF, summed up from measured seconds per image."""
+    """Four tiny students at 224 pixels under RegNetY-16GF, from measured seconds per image."""
     settings = {"student.name": "tiny", "train.batch_size": 8, "data.repeats": 1}
     trainer = trainer_of(opened(recipes.get("deit").override(settings), data), folder)
     view = Preprocessing((224, 224))
@@ -189,7 +192,7 @@ def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def on_paper() -> list[dict[str, Any]]:
-    """Gigabytes of labels for data sets that are not here."""
+    """Calculated gigabytes of soft labels for large data sets."""
     rows = []
     for name, classes, images, epochs in (
         ("ImageNet-1k x 300", 1000, 1_281_167, 300),

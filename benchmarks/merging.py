@@ -1,10 +1,10 @@
-"""What token merging costs a trained model in accuracy, and gains it in speed, on each backend of a CPU.
+"""What token merging costs a trained model in accuracy and gains in speed, on each backend of a CPU.
 
     python benchmarks/merging.py RUN [RUN ...] [--merges 8 16 24 32] [--batch 32] [--rounds 3]
         [--backends pytorch onnxruntime openvino]
 
-`deitkit bench RUN --merge R` for R = 0 and each of the merges, which take turns over the rounds, so that a
-machine that slows down slows all of them. Top-1 is the joint classifier's on the run's own validation images
+Runs `deitkit bench RUN --merge R` for R = 0 and each of the merges, in turns over the rounds, so that a
+machine that slows down slows all of them. Top-1 is the joint classifier's on the run's validation images
 (at most 1000). Run it on a quiet machine. The table goes to stderr; the last line of stdout is JSON.
 """
 
@@ -26,7 +26,7 @@ from provenance import provenance
 def measured(
     run: Path, merges: Sequence[int], batch: int, rounds: int, backends: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row for each backend and number of merged tokens, in fp32."""
+    """One row per backend and number of merged tokens, in fp32."""
     speeds: dict[tuple[str, int], list[float]] = {}
     top1: dict[tuple[str, int], float] = {}
     for _ in range(rounds):

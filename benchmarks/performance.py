@@ -1,9 +1,9 @@
-"""Makes results/performance.md from the JSON files under results/.
+"""Writes results/performance.md from the JSON files in results/.
 
     python benchmarks/performance.py [--results results]
 
-Every file is the last line of a benchmark's stdout; `benchmark` in it says which, else its name. Nothing is
-typed in but the goals and the published figures, whose source stands beside them.
+Each file is the last line of a benchmark's stdout; its entry `benchmark`, or else its name, says of
+which. Only goals and published figures are typed in, with their source beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 PUBLISHED = [
     # arXiv 2012.12877, table 1; images/s
     ("paper, V100", {"tiny": 2536, "small": 940, "base": 292}),
-    # the benchmark results that timm publishes beside its models
+    # timm's published benchmark results
     ("timm, RTX 4090, amp, compiled", {"tiny": 24_300, "small": 9_700, "base": 3_300}),
 ]
 GOAL_INFERENCE, GOAL_LOGITS, GOAL_HELP = 0.97, 1e-3, 0.3
@@ -100,7 +100,7 @@ def training(found: dict[str, Any]) -> Iterator[str]:
     ]
     for what in ("teacher", "no teacher"):
         ours, theirs = sides[f"deitkit, {what}"], sides[f"timm, {what}"]
-        if "memory_mb" not in ours:  # measured before memory was
+        if "memory_mb" not in ours:  # an old file without memory
             continue
         ratio = ours["memory_mb"] / theirs["memory_mb"]
         state = verdict(ratio, 1.0, at_most=True)
@@ -111,7 +111,7 @@ def training(found: dict[str, Any]) -> Iterator[str]:
         alone = {"decode": ours["decode_images"] / ours["decode_seconds"], **ours["stages"]}
         rows = [[name, f"{speed:.0f}"] for name, speed in alone.items()]
         yield table(["one stage alone", "images/s"], rows)
-        # Decoding comes before the first epoch, once, and is a part of what that epoch takes.
+        # Images are decoded once, before the first epoch, whose time includes it.
         longer = 1 + ours["decode_seconds"] * ours["median"] / ours["decode_images"]
         state = verdict(longer, GOAL_FIRST_EPOCH, at_most=True)
         yield (
@@ -138,7 +138,7 @@ def beside_timm(found: dict[str, Any]) -> Iterator[str]:
         points = [f"{p['top1']:.1f} % after {p['seconds']:.0f} s" for p in full["curve"]]
         yield f"{name}: {', '.join(points)}."
         same = [r for r in runs if all(r[key] == full[key] for key in ("size", "seed"))]
-        # A start that has seen the images is what a user gets, and no match for a side without one.
+        # Initial weights trained on these images are what a user gets, but no fair comparison.
         ours = [r for r in same if r["side"] == "deitkit" and "student.initial_weights=none" in r["how"]]
         if not ours:
             continue
@@ -202,7 +202,7 @@ def teachers_speed(found: dict[str, Any]) -> Iterator[str]:
 
 
 def accuracy_against_throughput(results: Path) -> Iterator[str]:
-    """The images like the paper's figure 1, which the study `throughput` draws."""
+    """The figures of the study `throughput`, as the paper's figure 1."""
     for picture in sorted(results.glob("studies/throughput/*/figure.svg")):
         data = picture.parent.name
         yield f"## Accuracy against throughput, {data}"
@@ -302,12 +302,12 @@ def gpu(found: dict[str, Any]) -> Iterator[str]:
 
 
 def gpu_inference_share(training: dict[str, Any], inference: dict[str, Any]) -> Iterator[str]:
-    """What each model's fastest forward passes reach of the matrix rate."""
+    """The share of the matrix rate of each model's fastest forward passes."""
     rows = []
     for name, model in inference["models"].items():
         speed = max(r["images_per_s"] for r in model["rows"] if r["side"].startswith("deitkit"))
         share = speed * training["forward_gflops"][name] / (1000 * training["matrix_tflops"])
-        state = verdict(share, GOAL_GPU_INFERENCE) if name == "base" else ""  # the goal is base's alone
+        state = verdict(share, GOAL_GPU_INFERENCE) if name == "base" else ""  # the goal is for base only
         rows.append([name, f"{speed:.0f}", f"{100 * share:.0f} %", state])
     goal = f"{100 * GOAL_GPU_INFERENCE:.0f} %"
     yield table(["forward passes", "images/s", "of the matrix rate", goal], rows)
@@ -349,7 +349,7 @@ RENAMED = {
 
 
 def read_results(path: Path) -> Any:
-    """The JSON of a results file, old words replaced."""
+    """Reads a results file, with the words of version 0.1 replaced."""
     text = path.read_text()
     for old, new in RENAMED.items():
         text = text.replace(old, new)

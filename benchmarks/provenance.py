@@ -1,4 +1,4 @@
-"""What ends every benchmark's JSON: where, with what, when and by which command its numbers came about."""
+"""The provenance in every benchmark's JSON: machine, versions, date and command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deitkit.evaluation.speed import describe_machine
 
 
 def provenance(*libraries: ModuleType, on_gpu: bool = False) -> dict[str, Any]:
-    """libraries: whose versions count beside PyTorch's and deitkit's; on_gpu: what it was measured on."""
+    """libraries: to record beside PyTorch and deitkit. on_gpu: whether the GPU was measured."""
     return {
         "machine": torch.cuda.get_device_name() if on_gpu else describe_machine(),
         "versions": {module.__name__: module.__version__ for module in (deitkit, torch, *libraries)},

@@ -1,15 +1,13 @@
-"""What makes a small student good on little data? Trains arms over seeds and writes a table.
+"""What makes a small student accurate on little data? Trains arms over seeds and writes a table.
 
     python benchmarks/small_data.py ARM [ARM ...] --data FOLDER --name NAME [--epochs N] [--split blocks]
         [--fraction 0.05] [--eval-fraction 1] [--seeds 0 1 2] [--inside] [--unlabeled FOLDER]
 
-An ARM is one of those named below, section.key=value joined by commas, over the recipe small-data, or
-"unlabeled": the recipe with the images of FOLDER as images without labels.
-The split stays the same over seeds and arms. With --inside, the images that are reported on are set
-aside first and never opened: the rest is split again, the fractions are taken of that, and arms are
-compared there, which is how a setting is chosen. Rows are appended to results/small-data/NAME.csv (or
-NAME-inside.csv), where an arm and seed that is there already is not run again; the last line of stdout
-is JSON.
+An ARM is one of those below; section.key=value, joined by commas, over the recipe small-data; or
+"unlabeled", the recipe with FOLDER as unlabelled images. The split is the same for all seeds and arms. To
+choose a setting, use --inside: it sets aside the images that are reported on, splits the rest again and
+compares arms there. Rows are appended to results/small-data/NAME.csv (or NAME-inside.csv); an arm and
+seed that is in it is not run again. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ from deitkit.data.dataset import find_splits
 
 ARMS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "baseline": {"distillation.mode": "none"},  # the same start, without a teacher
+    "baseline": {"distillation.mode": "none"},  # the same initial weights, without a teacher
     "scratch": {"student.initial_weights": "none"},
     "scratch, baseline": {"student.initial_weights": "none", "distillation.mode": "none"},
-    # The paper's distillation: hard labels on the token from the first update to the last, nothing else.
+    # The paper's distillation: hard labels on the token in all steps, nothing else.
     "scratch, plain": {
         "student.initial_weights": "none",
         "student.init_scheme": "published",
@@ -42,7 +40,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "distillation.distill_until": 1.0,
         "distillation.feature_weight": 0.0,
     },
-    # One lever of the recipe, changed or taken away.
+    # One setting of the recipe changed or switched off.
     "no feature distillation": {"distillation.feature_weight": 0.0},
     "teacher to the end": {"distillation.distill_until": 1.0, "distillation.feature_until": 1.0},
     "hard": {"distillation.mode": "hard"},
@@ -88,7 +86,7 @@ def settings_of(arm: str, unlabeled: Path | None) -> dict[str, Any]:
 
 
 def training_part(data: Path, split: str, folder: Path) -> Path:
-    """A folder of links to all images that the reported split may train on."""
+    """A folder of links to the training images of the reported split."""
     config = recipes.get("small-data").override({"data.split": split, "data.split_seed": 0})
     images = find_splits(data, config.data).train
     for i, label in enumerate(images.labels):
@@ -100,7 +98,7 @@ def training_part(data: Path, split: str, folder: Path) -> Path:
 
 
 def rows_in(table: Path) -> list[dict[str, Any]]:
-    """The rows of a table, with the present names of their arms."""
+    """The rows of a table, with the current names of their arms."""
     if not table.exists():
         return []
     with open(table, newline="") as file:

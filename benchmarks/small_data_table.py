@@ -1,4 +1,4 @@
-"""Makes results/small-data/summary.md and figure.svg of the tables that benchmarks/small_data.py wrote.
+"""Writes results/small-data/summary.md and figure.svg from the tables of benchmarks/small_data.py.
 
 python benchmarks/small_data_table.py
 """
@@ -40,7 +40,7 @@ def by_arm(rows: Rows) -> dict[str, Rows]:
 
 
 def table(rows: Rows) -> list[str]:
-    """Mean and standard deviation over seeds, in percent; speed at inference beside the teacher's."""
+    """Mean and standard deviation of top-1 over seeds in percent, and speed relative to the teacher."""
     first = rows[0]
     head = [
         f"{first['train_images']} training and {first['val_images']} validation images. "
@@ -59,7 +59,7 @@ def table(rows: Rows) -> list[str]:
 
 
 def speed(runs: Rows) -> str:
-    """How many times the teacher's images/s the student has, each on its own fastest backend; the median."""
+    """The student's inference speed over the teacher's, each on its fastest backend; the median."""
     ratios = [
         float(r["student_images_per_s"]) / float(r["teacher_images_per_s"])
         for r in runs
@@ -69,7 +69,7 @@ def speed(runs: Rows) -> str:
 
 
 def draw(tables: dict[str, Rows]) -> Figure:
-    """A panel a data set: a dot for each seed of each arm, of one colour in all; a line for the teacher."""
+    """One panel per data set: a dot per seed and arm, a line for the teacher; an arm has one colour."""
     known = dict.fromkeys(row["arm"] for rows in tables.values() for row in rows)
     colour = dict(zip(known, colormaps["tab20"].colors, strict=False))
     columns = min(len(tables), _COLUMNS)

@@ -1,20 +1,19 @@
-"""Teachers: how fast each backend runs them, and what students learn under them.
+"""Teachers: the speed of each backend, and the accuracy of students under them.
 
     python benchmarks/teachers.py speed [--models tf_efficientnet_lite0,resnet18,regnety_040] [--size 128]
         [--batch 32] [--device cpu] [--rounds 5] [--seconds 2] [--backends pytorch,openvino] [--out FILE]
     python benchmarks/teachers.py table --data FOLDER --out FILE "SPEC [section.key=value ...]" [...]
         [--epochs 10] [--seeds 0 1 2] [--set section.key=value ...]
 
-speed: random weights, since the time is the same. The baseline is timm's own model in PyTorch eager, as
-one would call it; beside it the backends that a teacher can have, which also give the two maps. Every side
-has a process of its own and the sides take turns. The chosen backend is what a training would take here.
+speed: random weights, since the time is the same. The reference is timm's model in eager PyTorch; the
+backends also return the two feature maps. Each side has its own process and the sides take turns. The
+chosen backend is the one that training would choose.
 
-table: one `deitkit.train` a teacher and seed in a process of its own, all else equal; the spec "none" is the
-student without a teacher. Settings beside a spec are that teacher's alone, those of --set are everybody's.
-FILE is written after each run, and one that is there already is not made again.
+table: one `deitkit.train` per teacher and seed, in its own process, with all else equal; the spec "none"
+is the baseline. Settings after a spec are for that teacher, those of --set for all. FILE is written after
+each run, and runs that are in it are not repeated.
 
-Run speed on a quiet machine, and table too where its seconds count. Tables go to stderr; the last line of
-stdout is JSON.
+Run it on a quiet machine if seconds matter. Tables go to stderr; the last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def teacher_of(name: str, size: int) -> Pretrained:
 
 
 def side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
-    """What `serve` wants: the passes of one side."""
+    """The calls for `serve`: forward passes of one side."""
     device, size = torch.device(spec["device"]), spec["size"]
     if spec["side"] == BASELINE:
         torch.manual_seed(0)
@@ -130,7 +129,7 @@ def one_training(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What was found so far, after each run."""
+    """Yields the results so far, after each run."""
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     held = dict(item.split("=", 1) for item in options.set) | {"train.epochs": options.epochs}
     facts = {"data": options.data.name, "epochs": options.epochs, "settings": held}

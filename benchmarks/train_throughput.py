@@ -1,18 +1,19 @@
-"""Images/s of the whole training loop, beside timm's own token distillation, on a CPU.
+"""Images/s of the training loop, deitkit's and timm's own token distillation, on a CPU.
 
     python benchmarks/train_throughput.py [--student nano] [--image-size 128] [--data FOLDER]
         [--batches 10] [--rounds 5] [--workers 2]
 
-The same student (patches of 16 pixels), teacher (EfficientNet-Lite0 at the student's image size),
-batch (64), optimizer, moving average, data and augmentation (crop, mirror, RandAugment 9/0.5, erasing,
-mixup, CutMix). timm's side is its loader, with workers that outlive an epoch, and its
-TokenDistillationTask; it decodes each image in each epoch, where deitkit decodes once before the first
-(`decode_seconds`, outside the figure). `memory_mb` is the most that a side's process and its workers held of
-their own, libraries included; the files of decoded pixels, which are mapped and can be given back, are not
-in it. The sides take turns, each round in a process of its own, so that
-no side's workers run in another's time; a round is `batches` steps after a warm-up. `stages` are
-images/s of each of deitkit's stages alone, one after the other. Run it on a quiet machine. The table goes
-to stderr; the last line of stdout is JSON, with medians, extremes and the ratio of the medians.
+Both have the same student (patches of 16 pixels), teacher (EfficientNet-Lite0 at the student's image
+size), batch (64), optimizer, EMA, data and augmentation (crop, flip, RandAugment 9/0.5, erasing, mixup,
+CutMix). timm's side is its loader with persistent workers and its TokenDistillationTask. It decodes each
+image in each epoch; deitkit decodes once before the first, in `decode_seconds`, which images/s do not
+include.
+
+`memory_mb` is the peak memory of a side's process and workers, with libraries but without the
+memory-mapped files of decoded pixels. The sides take turns, each round in its own process, so that no
+workers run in the other side's time; a round is `batches` steps after a warm-up. `stages` are images/s of
+each stage of deitkit alone. Run it on a quiet machine. The table goes to stderr; the last line of stdout
+is JSON, with medians, extremes and the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """What both sides train."""
+    """The training that both sides run."""
 
     student: str
     image_size: int
@@ -70,7 +71,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Side:
-    """One way to train: `steps(n)` runs n steps and returns how many images they took."""
+    """One side: `steps(n)` runs n steps and returns the number of images."""
 
     steps: Callable[[int], int]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class Side:
 
 
 def generated(folder: Path) -> Path:
-    """512 JPEGs of 256 x 256 in train/ and 8 in val/, four classes."""
+    """Writes 512 JPEGs of 256 x 256 to train/ and 8 to val/, in four classes."""
     rng = np.random.RandomState(0)
     for part, count in (("train", 128), ("val", 2)):
         for k in range(4):
@@ -95,7 +96,7 @@ def lite0(image_size: int) -> Pretrained:
 
 
 def ready_teacher(classes: tuple[str, ...], image_size: int, device: torch.device) -> Teacher:
-    """With a head that was not fitted: the time is the same."""
+    """A teacher with a random head: the time is the same."""
     model = lite0(image_size)
     backend = choose_backend(
         backend_builders(model, model.preprocessing, device), model.preprocessing, device, "auto"
@@ -136,7 +137,7 @@ def deitkit_side(setting: Setting, with_teacher: bool, feature_weight: float) ->
     session = open_session(config, partial(find_splits, setting.data))
     started = time.perf_counter()
     dataset = session.dataset
-    decoding = time.perf_counter() - started  # in the first round; later ones find it done
+    decoding = time.perf_counter() - started  # in the first round only
     images = len(dataset.train.images) + len(dataset.val.images)
     facts: dict[str, Any] = {"decode_seconds": round(decoding, 1), "decode_images": images}
     teacher = None
@@ -177,7 +178,7 @@ def deitkit_side(setting: Setting, with_teacher: bool, feature_weight: float) ->
 
 
 def timm_loader(data: Path, size: int, workers: int, *, light: bool = False) -> DataLoader:
-    """timm's loader of data/train under the published augmentation; light: crop, mirror and some colour."""
+    """timm's loader of data/train with the published augmentation; light: crop, flip and colour jitter."""
     return create_loader(
         create_dataset("", root=str(data), split="train"),
         input_size=(3, size, size),
@@ -202,7 +203,7 @@ def timm_mixup(classes: int) -> Mixup:
 
 
 def timm_student(name: str, classes: int, size: int) -> torch.nn.Module:
-    """timm's distilled student in patches of 16 pixels, with the shape of ours of that name."""
+    """timm's distilled student with patches of 16 pixels and the shape of deitkit's variant."""
     shape = VARIANTS[name]
     return timm.create_model(
         "deit_tiny_distilled_patch16_224",
@@ -274,7 +275,7 @@ SIDES: dict[str, Callable[[Setting], Side]] = {
 
 
 class OwnMemory(threading.Thread):
-    """Watches what this process and its workers hold that is no file's: `peak_mb`."""
+    """Measures the peak memory of this process and its workers, without mapped files: `peak_mb`."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -288,7 +289,7 @@ class OwnMemory(threading.Thread):
 
 
 def own_memory_mb(pid: int | None) -> float:
-    """Anonymous and shared memory, what several processes share divided among them (Linux)."""
+    """Anonymous and shared memory; shared memory is divided among its processes (Linux)."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has just ended
@@ -299,8 +300,8 @@ def own_memory_mb(pid: int | None) -> float:
 
 
 def measure(side: Side, batches: int, memory: OwnMemory) -> None:
-    """Prints one side's images/s and memory as JSON, and leaves without waiting for anybody's workers."""
-    side.steps(5)  # warms up, and uses up what a loader has decoded ahead
+    """Prints one side's images/s and memory as JSON, and exits without waiting for workers."""
+    side.steps(5)  # warms up, and uses up batches that the loader prefetched
     started = time.perf_counter()
     images = side.steps(batches)
     facts = {"images_per_s": images / (time.perf_counter() - started), "memory_mb": memory.peak_mb}
