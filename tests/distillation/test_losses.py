@@ -235,7 +235,7 @@ def test_multilabel_cross_entropy(pair):
     assert_agrees(losses.multilabel_cross_entropy(z, t), binary_entropy_loop(*numpy_of(z, t)))
 
 
-def test_an_image_without_labels_is_an_answer_of_several():
+def test_an_image_without_labels_is_a_multilabel_target():
     """Where one class an image is asked for, a row of zeros is no label, and asks nothing."""
     z, none = torch.full((1, 3), 2.0), torch.zeros(1, 3)
     assert losses.multilabel_cross_entropy(z, none).item() == pytest.approx(math.log(1 + math.exp(2)))

@@ -69,7 +69,7 @@ def test_results_hold_what_they_promise(run):
     assert set(student) >= {"name", "top1", "top1_class", "top1_distill", "top5", "interval"}
     assert set(student) >= {"params", "images_per_s", "bytes"}
     assert student["params"] == sum(t.numel() for t in load_file(run.folder / "model.safetensors").values())
-    assert student["top1_distill"] is None and found["teacher"] is None  # nobody taught
+    assert student["top1_distill"] is None and found["teacher"] is None  # no teacher
     assert found["val"]["images"] == 9 and np.sum(found["confusion"]) == 9
     assert student["top1"] == pytest.approx(100 * np.trace(found["confusion"]) / 9)
     assert student["interval"][0] <= student["top1"] <= student["interval"][1]

@@ -183,9 +183,9 @@ def test_unlabelled_images_leave_with_the_teacher(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.distill_until": 0.6}, num_unlabeled=4)
     assert run.steps_per_epoch == len(run.plan(0))
     batches = [batch for epoch in range(EPOCHS) for batch in run.plan(epoch)]
-    taught = round(0.6 * len(batches))
-    assert all((batch.indices >= 8).any() for batch in batches[:taught])
-    assert all((batch.indices < 8).all() for batch in batches[taught:])
+    distilled = round(0.6 * len(batches))
+    assert all((batch.indices >= 8).any() for batch in batches[:distilled])
+    assert all((batch.indices < 8).all() for batch in batches[distilled:])
     drawn = [len(batch.indices) for batch in batches]
     assert [run.views_before(step) for step in range(len(drawn) + 1)] == [0, *itertools.accumulate(drawn)]
     kept = np.concatenate([batch.indices for batch in batches[-run.steps_per_epoch :]])

@@ -1,4 +1,4 @@
-"""What the tests of stored labels share: images, a teacher, its labels, and students of both."""
+"""What the tests of soft labels share: images, a teacher, its soft labels, and students of both."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(job, "write_report", lambda folder: None)
 
 
-def taught(stage: Path) -> dict:
+def teacher_settings(stage: Path) -> dict:
     return {
         "teacher.spec": f"timm:test_efficientnet@{stage / 'teacher.safetensors'}",
         "teacher.image_size": 32,
@@ -73,11 +73,11 @@ def taught(stage: Path) -> dict:
 
 
 def label(stage: Path, out: Path, epochs: int = EPOCHS, **more):
-    return deitkit.label(stage / "images", out, epochs=epochs, **VIEWS, **taught(stage), **more)
+    return deitkit.label(stage / "images", out, epochs=epochs, **VIEWS, **teacher_settings(stage), **more)
 
 
 def train(stage: Path, out: Path, **settings) -> dict[str, torch.Tensor]:
-    """The weights after the last update, not the better of two."""
+    """The weights after the last step, whether raw or averaged ones were kept."""
     deitkit.train(stage / "images", out, **STUDENT | settings)
     last = sorted((out / "checkpoints").glob("*.safetensors"))[-1]
     return {k: v for k, v in load_file(last).items() if k.startswith("model.")}

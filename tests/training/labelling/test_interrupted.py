@@ -1,4 +1,4 @@
-"""Labelling that is killed, shared by processes, or out of space: no whole epoch is lost or made twice."""
+"""Labelling that is killed, shared by processes or out of space: no shard is lost or made twice."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 
 from deitkit import DeitkitError
 from deitkit import io as files
-from tests.training.labelling.conftest import EPOCHS, VIEWS, label, shards, taught
+from tests.training.labelling.conftest import EPOCHS, VIEWS, label, shards, teacher_settings
 
-# Labels as the command line does, slowly enough to share the epochs; dies at the write after so many.
+# Labels slowly, so that processes share the epochs; is killed at the write after a given number.
 CHILD = """
 import os, signal, sys, time, json
 import deitkit
@@ -37,12 +37,12 @@ deitkit.label(sys.argv[1], sys.argv[2], epochs=3, **json.loads(sys.argv[3]))
 
 
 def start(stage: Path, out: Path, whole_writes: int) -> subprocess.Popen[bytes]:
-    settings = json.dumps(VIEWS | taught(stage))
+    settings = json.dumps(VIEWS | teacher_settings(stage))
     command = [sys.executable, "-c", CHILD, str(stage / "images"), str(out), settings, str(whole_writes)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
 
 
-def test_killed_and_gone_on(stage, tmp_path, soft):
+def test_killed_and_resumed(stage, tmp_path, soft):
     assert start(stage, tmp_path / "killed", whole_writes=1).wait() == -signal.SIGKILL
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("epoch-*.safetensors")}
     assert len(kept) == 1
@@ -59,7 +59,7 @@ def test_processes_share_the_work(stage, tmp_path, soft):
 
 
 def test_killed_before_the_manifest(stage, tmp_path, soft):
-    """A teacher that was fitted under settings nobody knows any more is fitted again."""
+    """Without a manifest the teacher's settings are unknown, so it is fitted again."""
     out = tmp_path / "early"
     shutil.copytree(soft / "teacher", out / "teacher")
     (out / "teacher" / "teacher.json").write_text("{")
@@ -67,7 +67,7 @@ def test_killed_before_the_manifest(stage, tmp_path, soft):
     assert shards(out) == shards(soft)
 
 
-def test_full_disk_half_way(stage, tmp_path, soft, monkeypatch):
+def test_full_disk_halfway(stage, tmp_path, soft, monkeypatch):
     real, written = files.save_file, []
 
     def full(tensors, path, metadata):
@@ -85,7 +85,7 @@ def test_full_disk_half_way(stage, tmp_path, soft, monkeypatch):
     assert shards(tmp_path / "full") == shards(soft)
 
 
-def test_too_little_space_is_said_first(stage, tmp_path, soft, monkeypatch):
+def test_too_little_space_is_refused_first(stage, tmp_path, soft, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DeitkitError, match="are free"):

@@ -1,4 +1,4 @@
-"""One pass of a teacher: grown, never mixed, refused where it could serve nobody."""
+"""`deitkit label`: soft labels are appended to, never mixed, and refused if no run could use them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 
 import deitkit
 from deitkit import DeitkitError
-from tests.training.labelling.conftest import EPOCHS, VIEWS, label, shards, taught, train
+from tests.training.labelling.conftest import EPOCHS, VIEWS, label, shards, teacher_settings, train
 
 
-def test_appended_is_labelled_at_once(stage, tmp_path, soft):
+def test_appending_gives_the_same_soft_labels(stage, tmp_path, soft):
     label(stage, tmp_path / "grown", epochs=1)
-    deitkit.label(stage / "images", tmp_path / "grown", epochs=EPOCHS)  # all else is remembered
+    deitkit.label(stage / "images", tmp_path / "grown", epochs=EPOCHS)  # the other settings come from the manifest
     assert shards(tmp_path / "grown") == shards(soft)
 
 
@@ -24,7 +24,7 @@ def test_fewer_epochs_leave_all_there(stage, soft):
     assert shards(soft) == before
 
 
-def test_a_teacher_inside_out_is_not_written_over(stage, tmp_path):
+def test_a_teacher_inside_out_is_not_overwritten(stage, tmp_path):
     write = tmp_path / "work" / "teacher"
     write.mkdir(parents=True)
     (write / "teacher.json").write_text("{}")
@@ -33,24 +33,24 @@ def test_a_teacher_inside_out_is_not_written_over(stage, tmp_path):
     assert (write / "teacher.json").exists()
 
 
-def test_labels_that_no_epoch_would_read_are_not_made(stage, tmp_path):
+def test_soft_labels_that_no_epoch_would_use_are_refused(stage, tmp_path):
     with pytest.raises(DeitkitError, match="no answer would ever be read"):
         label(stage, tmp_path / "labels", **{"distillation.distill_until": 0})
 
 
-def test_the_same_command_again_is_no_other_setting(stage, tmp_path):
+def test_the_same_command_may_be_given_again(stage, tmp_path):
     as_typed = VIEWS | {"train.batch_size": 1024, "student.image_size": "auto"}
     for _ in range(2):
-        store = deitkit.label(stage / "images", tmp_path / "labels", epochs=1, **as_typed | taught(stage))
+        store = deitkit.label(stage / "images", tmp_path / "labels", epochs=1, **as_typed | teacher_settings(stage))
     assert store.epochs() == 1 and store.manifest.config.train.batch_size < 1024
 
 
-def test_smaller_views_at_first_need_a_live_teacher(stage, tmp_path, soft):
+def test_start_size_needs_a_live_teacher(stage, tmp_path, soft):
     settings = VIEWS | {"train.start_size": 8, "student.patch_size": 8}
     with pytest.raises(DeitkitError, match=r"train\.start_size needs a live teacher"):
         train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(soft), "train.start_size": 8})
     with pytest.raises(DeitkitError, match=r"train\.start_size needs a live teacher"):
-        deitkit.label(stage / "images", tmp_path / "labels", epochs=1, **settings | taught(stage))
+        deitkit.label(stage / "images", tmp_path / "labels", epochs=1, **settings | teacher_settings(stage))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_labels_need_a_teacher(stage, tmp_path):
             deitkit.label(stage / "images", tmp_path / "labels", epochs=1, **settings)
 
 
-def test_a_folder_with_other_things_is_left_alone(stage, tmp_path):
+def test_a_folder_with_other_files_is_left_alone(stage, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(DeitkitError, match="is not empty"):
         label(stage, tmp_path)

@@ -1,4 +1,4 @@
-"""Students of stored labels: the same weights as under the live teacher, or a refusal."""
+"""Training from soft labels: the same weights as with the live teacher, or an error."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from deitkit import DeitkitError
 from deitkit.errors import Interrupted
 from deitkit.training import trainer as loop
 from tests.conftest import write_images
-from tests.training.labelling.conftest import EPOCHS, STUDENT, VIEWS, label, taught, train
+from tests.training.labelling.conftest import EPOCHS, STUDENT, VIEWS, label, teacher_settings, train
 
 
 def live(stage: Path, out: Path, mode: str) -> dict[str, torch.Tensor]:
-    settings = VIEWS | taught(stage) | {"distillation.mode": mode, "distillation.feature_weight": 0}
+    settings = VIEWS | teacher_settings(stage) | {"distillation.mode": mode, "distillation.feature_weight": 0}
     return train(stage, out, **settings, **{"train.epochs": EPOCHS})
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_hard_distillation_ends_in_the_live_teachers_weights(stage, tmp_path, hard, soft, kind):
+def test_hard_distillation_gives_the_weights_of_the_live_teacher(stage, tmp_path, hard, soft, kind):
     expected = live(stage, tmp_path / "live", "hard")
     labels = {"teacher.soft_labels": str(hard if kind == "hard" else soft), "distillation.mode": "hard"}
     found = train(stage, tmp_path / "stored", **labels)
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 
 
-def test_labels_serve_as_many_epochs_as_read_them(stage, tmp_path, soft):
+def test_soft_labels_suffice_for_the_epochs_that_use_them(stage, tmp_path, soft):
     settings = {"distillation.mode": "hard", "distillation.distill_until": 0.5, "train.epochs": 2 * EPOCHS}
     expected = train(
-        stage, tmp_path / "live", **VIEWS | taught(stage) | settings, **{"distillation.feature_weight": 0}
+        stage, tmp_path / "live", **VIEWS | teacher_settings(stage) | settings, **{"distillation.feature_weight": 0}
     )
     stored = {"teacher.soft_labels": str(soft)}
     found = train(stage, tmp_path / "stored", **stored | settings)
@@ -48,7 +48,7 @@ def test_unlabelled_images_are_labelled_too(stage, tmp_path):
     unlabeled = {"data.unlabeled": str(tmp_path / "more")}
     label(stage, tmp_path / "labels", epochs=1, hard=True, **unlabeled)
     settings = (
-        VIEWS | taught(stage) | unlabeled | {"distillation.mode": "hard", "distillation.feature_weight": 0}
+        VIEWS | teacher_settings(stage) | unlabeled | {"distillation.mode": "hard", "distillation.feature_weight": 0}
     )
     expected = train(stage, tmp_path / "live", **settings, **{"train.epochs": 1})
     found = train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(tmp_path / "labels")})
@@ -58,7 +58,7 @@ def test_unlabelled_images_are_labelled_too(stage, tmp_path):
         train(stage, tmp_path / "other", **{"teacher.soft_labels": str(tmp_path / "labels")})
 
 
-def test_soft_distillation_comes_as_near_as_the_levels_allow(stage, tmp_path, soft):
+def test_soft_distillation_comes_as_near_as_quantisation_allows(stage, tmp_path, soft):
     expected = live(stage, tmp_path / "live", "soft")
     found = train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(soft)})
     start = train(stage, tmp_path / "start", **{"teacher.soft_labels": str(soft), "optim.lr": 0.0})
@@ -66,12 +66,12 @@ def test_soft_distillation_comes_as_near_as_the_levels_allow(stage, tmp_path, so
     def distance(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
         return sum(float((weights[k] - others[k]).double().square().sum()) for k in weights) ** 0.5
 
-    # Of the way that training went, rounding the answers moves its end by less than a thousandth.
+    # Quantised teacher outputs move the final weights by less than a thousandth of the way from the start.
     print(distance(found, expected), distance(start, expected))
     assert distance(found, expected) < 1e-3 * distance(start, expected)
 
 
-def test_a_run_from_labels_says_so(stage, tmp_path, soft, capsys):
+def test_a_run_from_soft_labels_records_them(stage, tmp_path, soft, capsys):
     train(stage, tmp_path / "run", **{"teacher.soft_labels": str(soft)})
     assert "feature distillation is off" in capsys.readouterr().err
     described = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -83,7 +83,7 @@ def test_a_run_from_labels_says_so(stage, tmp_path, soft, capsys):
     assert kept == soft / "teacher" and deitkit.load_teacher(kept).image_size == (16, 16)
 
 
-def test_another_recipe_and_student_learn_from_the_same_labels(stage, tmp_path, soft, capsys):
+def test_another_recipe_and_student_learn_from_the_same_soft_labels(stage, tmp_path, soft, capsys):
     settings = {"teacher.soft_labels": str(soft), "student.name": "tiny", "train.epochs": 1}
     deitkit.train(stage / "images", tmp_path / "run", recipe="deit-distilled", **STUDENT, **settings)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
@@ -92,7 +92,7 @@ def test_another_recipe_and_student_learn_from_the_same_labels(stage, tmp_path, 
 
 
 @pytest.mark.parametrize(("until", "epochs"), [(1.0, EPOCHS), (0.5, 2 * EPOCHS)])
-def test_a_budget_takes_no_more_epochs_than_the_stored_serve(stage, tmp_path, soft, until, epochs):
+def test_a_budget_takes_no_more_epochs_than_stored(stage, tmp_path, soft, until, epochs):
     settings = {"teacher.soft_labels": str(soft), "train.budget_s": 300, "distillation.distill_until": until}
     run = deitkit.train(stage / "images", tmp_path / "run", **STUDENT | settings)
     assert run.results["train"]["epochs"] == epochs
@@ -129,20 +129,20 @@ def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):
         ({"distillation.mode": "none"}, "uses no soft labels"),
     ],
 )
-def test_what_the_labels_cannot_serve_is_refused(stage, tmp_path, soft, settings, words):
+def test_settings_that_contradict_the_soft_labels_are_refused(stage, tmp_path, soft, settings, words):
     with pytest.raises(DeitkitError, match=words):
         train(stage, tmp_path / "run", **{"teacher.soft_labels": str(soft)}, **settings)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_table_is_no_stored_answers(stage, tmp_path):
+def test_a_table_is_no_store_of_soft_labels(stage, tmp_path):
     (tmp_path / "labels.csv").write_text("path,labels\n")
     for path in (tmp_path, tmp_path / "labels.csv"):
         with pytest.raises(DeitkitError, match="found by itself"):
             train(stage, tmp_path / "run", **{"teacher.soft_labels": str(path)})
 
 
-def test_labels_of_no_whole_epoch_say_how_to_append(stage, tmp_path, soft):
+def test_an_incomplete_store_says_how_to_append(stage, tmp_path, soft):
     shutil.copytree(soft, tmp_path / "labels")
     for shard in (tmp_path / "labels").glob("epoch-*"):
         shard.unlink()
