@@ -79,12 +79,12 @@ def seeded() -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
 
 
 @pytest.fixture
-def random_run(tmp_path: Path, pictures: Path) -> Path:
+def random_run(tmp_path: Path, image_folder: Path) -> Path:
     """A run folder as far as it is needed to use it: a random model, its settings, its images."""
     import torch
     from safetensors.torch import save_file
@@ -107,7 +107,7 @@ def random_run(tmp_path: Path, pictures: Path) -> Path:
         "classes": ["cat", "dog"],
         "preprocessing": preprocessing | {"interpolation": "bicubic", "crop": 0.9},
         "student": {"name": "nano"} | {k: list(v) for k, v in sizes.items()} | shape,
-        "data": {"root": str(pictures)},
+        "data": {"root": str(image_folder)},
     }
     (folder / "config.json").write_text(json.dumps(saved))
     return folder

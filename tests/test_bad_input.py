@@ -108,9 +108,9 @@ def test_out_among_the_classes(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("split", ["stratified", "blocks"])
-def test_nothing_held_out(pictures, tmp_path, capsys, split):
+def test_nothing_held_out(image_folder, tmp_path, capsys, split):
     more = ["--set", "data.val_fraction=0", "--set", f"data.split={split}"]
-    assert "data.val_fraction is 0" in train(capsys, pictures, tmp_path / "run", *more)
+    assert "data.val_fraction is 0" in train(capsys, image_folder, tmp_path / "run", *more)
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +166,9 @@ def broken_files(folder: Path) -> dict[str, str]:
     return {"zero.png": "not an image", "text.jpg": "not an image", "cut.png": "broken", "huge.png": "too"}
 
 
-def test_many_unreadable_images_are_refused(pictures, tmp_path, capsys):
-    broken_files(pictures / "cat")
-    sentence = train(capsys, pictures, tmp_path / "run")
+def test_many_unreadable_images_are_refused(image_folder, tmp_path, capsys):
+    broken_files(image_folder / "cat")
+    sentence = train(capsys, image_folder, tmp_path / "run")
     assert "cannot be read" in sentence and "4 of 28 images" in sentence and "more than 5 %" in sentence
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
@@ -189,19 +189,19 @@ def test_one_unreadable_image_in_a_hundred_and_twenty_is_no_reason_to_stop(tmp_p
     assert len(json.loads((tmp_path / "run" / "skipped.json").read_text())) == 1
 
 
-def test_a_refused_folder_can_be_used_again(pictures, tmp_path, capsys):
-    whole = [(pictures / "cat" / f"{i}.png").read_bytes() for i in range(4)]
+def test_a_refused_folder_can_be_used_again(image_folder, tmp_path, capsys):
+    whole = [(image_folder / "cat" / f"{i}.png").read_bytes() for i in range(4)]
     for i in range(4):
-        (pictures / "cat" / f"{i}.png").write_bytes(b"")
-    assert "cannot be read" in train(capsys, pictures, tmp_path / "run")
+        (image_folder / "cat" / f"{i}.png").write_bytes(b"")
+    assert "cannot be read" in train(capsys, image_folder, tmp_path / "run")
     for i in range(4):
-        (pictures / "cat" / f"{i}.png").write_bytes(whole[i])
-    main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--seed=3"])
+        (image_folder / "cat" / f"{i}.png").write_bytes(whole[i])
+    main(["train", str(image_folder), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--seed=3"])
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["train"]["seed"] == 3
 
 
-def test_a_misspelt_teacher_leaves_no_folder(pictures, tmp_path, capsys):
-    train(capsys, pictures, tmp_path / "run", "--teacher=timm:resnet81")
+def test_a_misspelt_teacher_leaves_no_folder(image_folder, tmp_path, capsys):
+    train(capsys, image_folder, tmp_path / "run", "--teacher=timm:resnet81")
     assert not (tmp_path / "run").exists()
 
 
@@ -227,27 +227,27 @@ def test_odd_names_train_and_predict(tmp_path, capsys):
     assert row["label"] in classes
 
 
-def test_output_under_a_file(pictures, tmp_path, capsys):
+def test_output_under_a_file(image_folder, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
-    assert "cannot write" in train(capsys, pictures, tmp_path / "file" / "run")
+    assert "cannot write" in train(capsys, image_folder, tmp_path / "file" / "run")
 
 
-def test_output_in_a_foreign_folder(pictures, tmp_path, capsys):
+def test_output_in_a_foreign_folder(image_folder, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep")
-    assert "not empty" in train(capsys, pictures, tmp_path / "mine")
+    assert "not empty" in train(capsys, image_folder, tmp_path / "mine")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep"
 
 
-def test_full_disk_while_decoding(pictures, tmp_path, capsys, monkeypatch):
+def test_full_disk_while_decoding(image_folder, tmp_path, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert "DEITKIT_CACHE" in train(capsys, pictures, tmp_path / "run")
+    assert "DEITKIT_CACHE" in train(capsys, image_folder, tmp_path / "run")
 
 
-def test_full_disk_at_a_checkpoint(pictures, tmp_path, capsys, monkeypatch):
+def test_full_disk_at_a_checkpoint(image_folder, tmp_path, capsys, monkeypatch):
     from deitkit import io as files
 
     calls = []
@@ -261,10 +261,10 @@ def test_full_disk_at_a_checkpoint(pictures, tmp_path, capsys, monkeypatch):
 
     real = files.save_file
     monkeypatch.setattr(files, "save_file", full)
-    assert "No space left" in train(capsys, pictures, tmp_path / "run")
+    assert "No space left" in train(capsys, image_folder, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
     monkeypatch.setattr(files, "save_file", real)
-    main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY, "--resume"])
+    main(["train", str(image_folder), "--out", str(tmp_path / "run"), *TINY, "--resume"])
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -283,43 +283,49 @@ def test_a_write_past_a_limit_is_an_os_error(tmp_path):
 
 
 @pytest.fixture
-def finished(pictures, tmp_path):
-    main(["train", str(pictures), "--out", str(tmp_path / "run"), *TINY])
+def finished(image_folder, tmp_path):
+    main(["train", str(image_folder), "--out", str(tmp_path / "run"), *TINY])
     return tmp_path / "run"
 
 
-def test_run_is_not_overwritten(finished, pictures, capsys):
-    assert "already holds a run" in train(capsys, pictures, finished)
+def test_run_is_not_overwritten(finished, image_folder, capsys):
+    assert "already holds a run" in train(capsys, image_folder, finished)
 
 
-def test_resume_with_other_settings(finished, pictures, capsys):
-    assert "train.seed was 0 and is now 5" in train(capsys, pictures, finished, "--resume", "--seed=5")
+def test_resume_with_other_settings(finished, image_folder, capsys):
+    assert "train.seed was 0 and is now 5" in train(capsys, image_folder, finished, "--resume", "--seed=5")
 
 
-def test_cut_checkpoint_is_passed_over(finished, pictures, capsys):
+def test_cut_checkpoint_is_passed_over(finished, image_folder, capsys):
     before = (finished / "model.safetensors").read_bytes()
     newest = sorted((finished / "checkpoints").glob("*.safetensors"))[-1]
     newest.write_bytes(newest.read_bytes()[:5000])
-    main(["train", str(pictures), "--out", str(finished), *TINY, "--resume"])
+    main(["train", str(image_folder), "--out", str(finished), *TINY, "--resume"])
     assert (finished / "model.safetensors").read_bytes() == before
 
 
-def test_all_checkpoints_cut(finished, pictures, capsys):
+def test_all_checkpoints_cut(finished, image_folder, capsys):
     for path in (finished / "checkpoints").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:5000])
-    assert "no checkpoint" in train(capsys, pictures, finished, "--resume")
+    assert "no checkpoint" in train(capsys, image_folder, finished, "--resume")
 
 
-def test_cut_model(finished, pictures, capsys):
+def test_cut_model(finished, image_folder, capsys):
     (finished / "model.safetensors").write_bytes(b"half")
-    assert "cannot be read" in refusal(capsys, "predict", finished, pictures)
+    assert "cannot be read" in refusal(capsys, "predict", finished, image_folder)
 
 
-def test_unreadable_image_in_predict(finished, pictures, capsys):
-    (pictures / "bad.png").write_bytes(b"")
+def test_unreadable_image_in_predict(finished, image_folder, capsys):
+    (image_folder / "bad.png").write_bytes(b"")
     with pytest.raises(SystemExit) as stop:
         command_line(
-            ["predict", str(finished), str(pictures / "bad.png"), str(pictures / "cat" / "0.png"), "--json"]
+            [
+                "predict",
+                str(finished),
+                str(image_folder / "bad.png"),
+                str(image_folder / "cat" / "0.png"),
+                "--json",
+            ]
         )
     assert stop.value.code == 1
     bad, good = json.loads(capsys.readouterr().out)
@@ -352,20 +358,20 @@ def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
         (["--distillation", "medium"], "cannot be 'medium'"),
     ],
 )
-def test_wrong_settings(pictures, tmp_path, capsys, more, word):
-    assert word in train(capsys, pictures, tmp_path / "run", *more)
+def test_wrong_settings(image_folder, tmp_path, capsys, more, word):
+    assert word in train(capsys, image_folder, tmp_path / "run", *more)
 
 
-def test_invalid_duration(pictures, tmp_path, capsys):
-    sentence = refusal(capsys, "train", pictures, "--out", tmp_path / "run", "--budget", "soon")
+def test_invalid_duration(image_folder, tmp_path, capsys):
+    sentence = refusal(capsys, "train", image_folder, "--out", tmp_path / "run", "--budget", "soon")
     assert "invalid duration" in sentence
 
 
-def test_not_finite_loss_names_the_files(pictures, tmp_path, capsys):
-    sentence = train(capsys, pictures, tmp_path / "run", "--set", "optim.lr=1e30", "--epochs=20")
+def test_not_finite_loss_names_the_files(image_folder, tmp_path, capsys):
+    sentence = train(capsys, image_folder, tmp_path / "run", "--set", "optim.lr=1e30", "--epochs=20")
     assert "not a finite number" in sentence
     listed = json.loads((tmp_path / "run" / "not-finite.json").read_text())
-    assert all((pictures / name).exists() for name in listed)
+    assert all((image_folder / name).exists() for name in listed)
 
 
 def test_images_of_every_kind(finished, tmp_path, capsys):

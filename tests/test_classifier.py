@@ -40,8 +40,8 @@ def same(found, expected) -> None:
         assert list(a.probabilities.values()) == pytest.approx(list(b.probabilities.values()), abs=1e-6)
 
 
-def test_one_image_in_every_form(classifier, pictures):
-    path = pictures / "cat" / "0.png"
+def test_one_image_in_every_form(classifier, image_folder):
+    path = image_folder / "cat" / "0.png"
     [expected] = classifier.predict([path])
     assert expected.source == str(path)
     image = Image.open(path)
@@ -57,11 +57,11 @@ def test_one_image_in_every_form(classifier, pictures):
     assert classifier.predict(pixels)[0].source == "image"
 
 
-def test_many_images_in_every_form(classifier, pictures):
-    paths = sorted((pictures / "cat").iterdir())
+def test_many_images_in_every_form(classifier, image_folder):
+    paths = sorted((image_folder / "cat").iterdir())
     expected = classifier.predict(paths)
-    same(classifier.predict(pictures / "cat"), expected)
-    same(classifier.predict(f"{pictures}/cat/*.png"), expected)
+    same(classifier.predict(image_folder / "cat"), expected)
+    same(classifier.predict(f"{image_folder}/cat/*.png"), expected)
     same(classifier.predict(path for path in paths), expected)
     square = [Image.open(path).resize((24, 24)) for path in paths]
     batch = np.stack([np.asarray(image) for image in square])
@@ -101,8 +101,8 @@ def test_what_is_no_image_is_refused(classifier, wrong, words):
         classifier.predict(wrong)
 
 
-def test_bytes_that_are_no_image_keep_their_place(classifier, pictures):
-    path = pictures / "cat" / "0.png"
+def test_bytes_that_are_no_image_keep_their_place(classifier, image_folder):
+    path = image_folder / "cat" / "0.png"
     found = list(classifier.predict_all([path, b"nothing", path]))
     assert isinstance(found[1], UnreadableImage) and found[0].label == found[2].label
     with pytest.raises(UnreadableImage, match="image: not an image"):
@@ -117,8 +117,8 @@ def command(capsys, *arguments) -> tuple[str, str]:
     return printed.out, printed.err
 
 
-def test_predict_reads_stdin(random_run, pictures, capsys, monkeypatch):
-    path = pictures / "dog" / "1.png"
+def test_predict_reads_stdin(random_run, image_folder, capsys, monkeypatch):
+    path = image_folder / "dog" / "1.png"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
     out, _ = command(capsys, "predict", random_run, "-", path, "--device=cpu", "--json")
     from_stdin, from_file = json.loads(out)

@@ -55,10 +55,10 @@ def test_the_command_line_tells_two_recipes_apart(capsys):
     assert '"layer_scale": 0.0001' in capsys.readouterr().out
 
 
-def test_deit3_trains_and_ships_a_plain_deit(pictures, tmp_path):
+def test_deit3_trains_and_ships_a_plain_deit(image_folder, tmp_path):
     """LAMB, BCE and 3-Augment at work, and no trace of LayerScale in what is written."""
     run = deitkit.train(
-        pictures,
+        image_folder,
         tmp_path / "run",
         recipe="deit3",
         student__name="nano",
@@ -71,4 +71,4 @@ def test_deit3_trains_and_ships_a_plain_deit(pictures, tmp_path):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert 0 < lines[-1]["train"]["loss"] < 1  # two classes: BCE starts at log 2
     assert not any("gamma" in key for key in load_file(run.folder / "model.safetensors"))
-    assert deitkit.load(run.folder).predict([pictures / "cat" / "0.png"])[0].label in ("cat", "dog")
+    assert deitkit.load(run.folder).predict([image_folder / "cat" / "0.png"])[0].label in ("cat", "dog")

@@ -98,7 +98,7 @@ def test_a_missing_openvino_is_told_before_the_calibration(random_run, tmp_path,
         export_run(random_run, "openvino", tmp_path / "a.xml", int8=True)
 
 
-def test_int8_without_images_says_what_to_do(random_run, tmp_path, pictures):
-    pictures.rename(tmp_path / "moved")
+def test_int8_without_images_says_what_to_do(random_run, tmp_path, image_folder):
+    image_folder.rename(tmp_path / "moved")
     with pytest.raises(DeitkitError, match=r"no longer in .*--data"):
         export_run(random_run, "onnx", tmp_path / "a.onnx", int8=True)

@@ -51,9 +51,9 @@ def test_always_naming_the_largest_class_is_not_praised(says_dog, uneven, capsys
     assert "no better than always naming one class (50.0 %)" in " ".join(text.split())
 
 
-def test_tables_csv_and_json(random_run, pictures, tmp_path, capsys):
+def test_tables_csv_and_json(random_run, image_folder, tmp_path, capsys):
     file = tmp_path / "found.csv"
-    out = shown(capsys, "eval", random_run, pictures, "--device=cpu", "--json", "--csv", file)
+    out = shown(capsys, "eval", random_run, image_folder, "--device=cpu", "--json", "--csv", file)
     found = json.loads(out)
     low, high = found["interval"]
     assert (low, high) == pytest.approx(wilson_interval(found["top1"] / 100, 24))
@@ -69,7 +69,7 @@ def test_tables_csv_and_json(random_run, pictures, tmp_path, capsys):
     with open(file, newline="") as opened:
         rows = list(csv.DictReader(opened))
     assert len(rows) == 24 and sum(r["label"] == r["prediction"] for r in rows) == table.trace()
-    text = shown(capsys, "eval", random_run, pictures, "--device=cpu")
+    text = shown(capsys, "eval", random_run, image_folder, "--device=cpu")
     for words in ("24 images, 2 classes", "top-1, %", "95 % interval", "distillation head", "precision, %"):
         assert words in text
     assert f"{low:.1f} to {high:.1f}" in text and "predicted" in text

@@ -64,13 +64,13 @@ def refused(capsys, *arguments) -> str:
     return capsys.readouterr().err
 
 
-def test_fit_eval_and_train_under_the_fitted_one(tmp_path, pictures, capsys):
+def test_fit_eval_and_train_under_the_fitted_one(tmp_path, image_folder, capsys):
     folder = tmp_path / "teacher"
-    arguments = ["teacher", "fit", CALL, pictures, "--out", folder, "--device=cpu", *SIZES]
+    arguments = ["teacher", "fit", CALL, image_folder, "--out", folder, "--device=cpu", *SIZES]
     said = run(capsys, *arguments, stream="both")
     assert "linear probe over 1 views" in said and f"--teacher {folder}" in said
     assert (folder / "teacher.json").exists()
-    evaluate = ["teacher", "eval", folder, pictures, "--device=cpu", f"--set=teacher.code={CALL}"]
+    evaluate = ["teacher", "eval", folder, image_folder, "--device=cpu", f"--set=teacher.code={CALL}"]
     found = json.loads(run(capsys, *evaluate, "--json"))
     assert found["top1"] > 90 and found["images"] == 24 and found["backend"] == "python"
     low, high = found["interval"]
@@ -80,7 +80,7 @@ def test_fit_eval_and_train_under_the_fitted_one(tmp_path, pictures, capsys):
     run(
         capsys,
         "train",
-        pictures,
+        image_folder,
         "--out",
         tmp_path / "run",
         "--teacher",
@@ -92,14 +92,14 @@ def test_fit_eval_and_train_under_the_fitted_one(tmp_path, pictures, capsys):
     assert results["teacher"]["how"].startswith("linear probe") and results["teacher"]["top1"] > 80
     labels = ["--teacher", folder, "--epochs=2", "--out", tmp_path / "labels", "--batch-size=8", "--hard"]
     labels.append(f"--set=teacher.code={CALL}")
-    said = run(capsys, "label", pictures, *labels, "--device=cpu", "--set=student.image_size=16")
+    said = run(capsys, "label", image_folder, *labels, "--device=cpu", "--set=student.image_size=16")
     assert "a run of 2 epochs reads the first 1 of them, one of --epochs 4 all" in said
     manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
     assert manifest["teacher"]["how"].startswith("linear probe")
 
 
 @pytest.mark.parametrize("source", ["timm", "hf", "onnx", "run", "python", "ensemble"])
-def test_every_source_teaches(tmp_path, pictures, random_run, capsys, source):
+def test_every_source_teaches(tmp_path, image_folder, random_run, capsys, source):
     if source == "hf":
         saved_by_transformers("vit", tmp_path / "vit")
     specs = {
@@ -113,7 +113,7 @@ def test_every_source_teaches(tmp_path, pictures, random_run, capsys, source):
     spec = specs[source]()
     more = ["--set=teacher.image_size=32", "--set=teacher.backend=pytorch"] if source == "timm" else []
     out = tmp_path / "taught"
-    arguments = ["train", pictures, "--out", out, "--teacher", spec, *TRAIN, *more]
+    arguments = ["train", image_folder, "--out", out, "--teacher", spec, *TRAIN, *more]
     said = run(capsys, *arguments, stream="err")
     results = json.loads((out / "results.json").read_text())
     assert results["student"]["top1_distill"] is not None and results["teacher"]["images_per_s"] > 0
@@ -124,7 +124,7 @@ def test_every_source_teaches(tmp_path, pictures, random_run, capsys, source):
     assert "% on validation" in said
 
 
-def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pictures, capsys, monkeypatch):
+def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, image_folder, capsys, monkeypatch):
     """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
     from deitkit.distillation.objective import Objective
     from deitkit.teachers.saved import read_teacher
@@ -146,7 +146,7 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
     monkeypatch.setattr(TeacherMember, "__call__", watched)
     out = tmp_path / "run"
     more = ["--set=teacher.image_size=32", "--set=distillation.distill_until=1"]  # in every update
-    run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)
+    run(capsys, "train", image_folder, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN, *more)
     monkeypatch.undo()
     alone = read_teacher(out / "teacher", device=torch.device("cpu"), backend="pytorch")
     assert len(learnt) >= 2 and not torch.equal(learnt[0], learnt[1])
@@ -157,24 +157,24 @@ def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, pict
         assert torch.equal(alone(views).logits, logits)
 
 
-def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
+def test_a_run_s_teacher_can_be_put_to_use(tmp_path, image_folder, capsys):
     out = tmp_path / "run"
-    run(capsys, "train", pictures, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN)
+    run(capsys, "train", image_folder, "--out", out, "--teacher", timm_file(tmp_path), *TRAIN)
     with open(out / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    paths = [pictures / row["path"] for row in rows]
+    paths = [image_folder / row["path"] for row in rows]
     found = json.loads(run(capsys, "predict", out / "teacher", *paths, "--json"))
     assert [answer["label"] for answer in found] == [row["teacher_prediction"] for row in rows]
     assert all(answer["distill_label"] is None for answer in found)
-    seen = json.loads(run(capsys, "teacher", "eval", out / "teacher", pictures, "--device=cpu", "--json"))
+    seen = json.loads(run(capsys, "teacher", "eval", out / "teacher", image_folder, "--device=cpu", "--json"))
     assert seen["images"] == len(paths) and "trained on are left out" in seen["notes"][0]
-    verb = ["train", pictures, "--out", tmp_path / "next", "--init", out / "teacher", *TRAIN]
+    verb = ["train", image_folder, "--out", tmp_path / "next", "--init", out / "teacher", *TRAIN]
     assert "holds a fitted teacher" in refused(capsys, *verb)
-    run(capsys, "teacher", "fit", timm_file(tmp_path), pictures, "--out", tmp_path / "teacher", *SIZES)
+    run(capsys, "teacher", "fit", timm_file(tmp_path), image_folder, "--out", tmp_path / "teacher", *SIZES)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')  # no run's, and not about the teacher
     alone = deitkit.load_teacher(tmp_path / "teacher", device="cpu")
     warned = json.loads(
-        run(capsys, "teacher", "eval", tmp_path / "teacher", pictures, "--device=cpu", "--json")
+        run(capsys, "teacher", "eval", tmp_path / "teacher", image_folder, "--device=cpu", "--json")
     )
     assert "may have been fitted on some of these" in warned["notes"][0]
     assert alone.classes == ("cat", "dog") and alone.predict(paths[:2])[1].label in alone.classes
@@ -185,14 +185,14 @@ def test_a_run_s_teacher_can_be_put_to_use(tmp_path, pictures, capsys):
         deitkit.load_teacher(out)
 
 
-def test_a_map_as_a_setting_of_train(tmp_path, pictures, capsys):
+def test_a_map_as_a_setting_of_train(tmp_path, image_folder, capsys):
     (tmp_path / "map.csv").write_text("cat,1\ndog,0\n")  # dogs are redder
     out = tmp_path / "run"
     classes = f"--set=teacher.classes={tmp_path / 'map.csv'}"
-    run(capsys, "train", pictures, "--out", out, "--teacher", CALL, classes, *TRAIN)
+    run(capsys, "train", image_folder, "--out", out, "--teacher", CALL, classes, *TRAIN)
     card = json.loads((out / "teacher" / "teacher.json").read_text())
     assert card["members"][0]["columns"] == [1, 0]
-    arguments = ["teacher", "eval", CALL, pictures, "--device=cpu", "--json"]
+    arguments = ["teacher", "eval", CALL, image_folder, "--device=cpu", "--json"]
     found = json.loads(run(capsys, *arguments, "--classes", tmp_path / "map.csv"))
     assert found["outputs"] == 6 and found["top1"] == 100
     (tmp_path / "other.csv").write_text("cat,5\ndog,4\n")  # deviations, which are smaller than the means
@@ -224,15 +224,15 @@ def test_eval_takes_the_validation_images_where_training_does(tmp_path):
         assert evaluate_teacher(CALL, tmp_path / data, **settings)["images"] == 4
 
 
-def test_mistakes_at_the_verbs(tmp_path, pictures, capsys):
+def test_mistakes_at_the_verbs(tmp_path, image_folder, capsys):
     full = tmp_path / "full"
     full.mkdir()
     (full / "x").touch()
-    assert "is not empty" in refused(capsys, "teacher", "fit", CALL, pictures, "--out", full)
+    assert "is not empty" in refused(capsys, "teacher", "fit", CALL, image_folder, "--out", full)
     out = tmp_path / "out"
-    assert "did you mean" in refused(capsys, "teacher", "fit", "timm:resnet81", pictures, "--out", out)
-    assert "cannot be 'most'" in refused(capsys, "teacher", "fit", CALL, pictures, "--out", out, "--fit=most")
-    assert "does not know the classes cat, dog" in refused(capsys, "teacher", "eval", CALL, pictures)
+    assert "did you mean" in refused(capsys, "teacher", "fit", "timm:resnet81", image_folder, "--out", out)
+    assert "cannot be 'most'" in refused(capsys, "teacher", "fit", CALL, image_folder, "--out", out, "--fit=most")
+    assert "does not know the classes cat, dog" in refused(capsys, "teacher", "eval", CALL, image_folder)
     assert "there is no folder" in refused(capsys, "teacher", "eval", CALL, tmp_path / "gone")
     assert not out.exists()
 
@@ -256,8 +256,8 @@ def test_what_is_suggested_can_be_named():
         check_spec(one.spec)
 
 
-def test_a_teacher_no_better_than_the_largest_class_draws_a_warning(tmp_path, pictures, capsys):
+def test_a_teacher_no_better_than_the_largest_class_draws_a_warning(tmp_path, image_folder, capsys):
     (tmp_path / "map.csv").write_text("cat,0\ndog,1\n")  # the wrong way round
     classes = f"--set=teacher.classes={tmp_path / 'map.csv'}"
-    arguments = ["train", pictures, "--out", tmp_path / "run", "--teacher", CALL, classes, *TRAIN]
+    arguments = ["train", image_folder, "--out", tmp_path / "run", "--teacher", CALL, classes, *TRAIN]
     assert "warning: the teacher is no better than always" in run(capsys, *arguments, stream="err")

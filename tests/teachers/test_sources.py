@@ -34,7 +34,7 @@ def answer(model, images):
     return model.head(pooled) if model.head is not None else pooled, maps
 
 
-def pictures(size: int = SIZE, seed: int = 0) -> torch.Tensor:
+def random_images(size: int = SIZE, seed: int = 0) -> torch.Tensor:
     return torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -61,8 +61,8 @@ def test_timm(tmp_path, name):
     view = model.preprocessing
     assert (view.image_size, view.mean, view.std) == ((SIZE, SIZE), config["mean"], config["std"])
     assert (view.crop, view.interpolation) == (config["crop_pct"], config["interpolation"])
-    logits, maps = answer(model, pictures())
-    torch.testing.assert_close(logits, reference(normalised(pictures(), view)), rtol=1e-4, atol=1e-5)
+    logits, maps = answer(model, random_images())
+    torch.testing.assert_close(logits, reference(normalised(random_images(), view)), rtol=1e-4, atol=1e-5)
     assert len(maps) == 2 and len(model.outputs) == 1000
     expected = [SIZE // 16, SIZE // 16] if "vit" in name else [SIZE // 8, SIZE // 16]
     assert [m.shape[-1] for m in maps] == expected
@@ -85,8 +85,8 @@ def test_torchvision(tmp_path, name, maps):
     reference = torchvision.models.get_model(name, weights=None).eval()
     save_file(reference.state_dict(), tmp_path / "w.safetensors")
     model = opened(f"torchvision:{name}@{tmp_path / 'w.safetensors'}", 64)
-    logits, found = answer(model, pictures(64))
-    expected = reference(normalised(pictures(64), model.preprocessing))
+    logits, found = answer(model, random_images(64))
+    expected = reference(normalised(random_images(64), model.preprocessing))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     if maps is not None:
         assert [m.shape[-1] for m in found] == [8, 4]
@@ -98,7 +98,7 @@ def test_a_torchvision_vit_has_token_maps(tmp_path):
     reference = torchvision.models.VisionTransformer(224, 16, 2, 2, 32, 64).eval()
     from deitkit.teachers.sources.torchvision_model import TorchvisionBackbone
 
-    pooled, *maps = TorchvisionBackbone(reference, (224, 224))(pictures(224))
+    pooled, *maps = TorchvisionBackbone(reference, (224, 224))(random_images(224))
     assert pooled.shape == (3, 1000) and [tuple(m.shape) for m in maps] == [(3, 32, 14, 14)] * 2
 
 
@@ -145,8 +145,8 @@ def test_transformers(tmp_path, name):
     model = opened(f"hf:{tmp_path / 'm'}")
     view = model.preprocessing
     assert (view.image_size, view.mean, view.std) == ((SIZE, SIZE), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    found, maps = answer(model, pictures())
-    images = normalised(pictures(), view)
+    found, maps = answer(model, random_images())
+    images = normalised(random_images(), view)
     if name == "clip":
         reference = reference.vision_model
     said = reference(pixel_values=images)
@@ -195,15 +195,15 @@ def test_a_transformers_vit_at_another_size(tmp_path):
     saved_by_transformers("vit", tmp_path / "m")
     model = opened(f"hf:{tmp_path / 'm'}", 48)
     assert model.preprocessing.image_size == (48, 48)
-    assert answer(model, pictures(48))[1][0].shape[-1] == 6
+    assert answer(model, random_images(48))[1][0].shape[-1] == 6
 
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_onnx(tmp_path, softmax):
     model = opened(f"onnx:{onnx_file(tmp_path / 'a.onnx', softmax=softmax)}")
     weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    logits = normalised(pictures(), model.preprocessing).mean((2, 3)) @ weight
-    found, maps = answer(model, pictures())
+    logits = normalised(random_images(), model.preprocessing).mean((2, 3)) @ weight
+    found, maps = answer(model, random_images())
     torch.testing.assert_close(found, logits.log_softmax(1) if softmax else logits, rtol=1e-4, atol=1e-5)
     assert maps == [] and model.outputs is None
 
@@ -237,6 +237,6 @@ def test_a_run_answers_with_both_heads(random_run):
 def test_a_callable_sees_the_students_views_as_they_are():
     model = opened("python:tests.teachers.models:mean_colour", None)
     assert model.outputs == ("red", "green", "blue") and model.preprocessing.image_size == (SIZE, SIZE)
-    found, maps = answer(model, pictures())
-    torch.testing.assert_close(found, pictures().mean((2, 3)))
+    found, maps = answer(model, random_images())
+    torch.testing.assert_close(found, random_images().mean((2, 3)))
     assert maps == []

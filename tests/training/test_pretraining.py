@@ -53,9 +53,9 @@ def test_it_lists_its_images_and_those_left_out(start):
     assert path in split["train"] and path.endswith("broken.png") and reason
 
 
-def test_a_student_starts_from_it(start, pictures, tmp_path):
+def test_a_student_starts_from_it(start, image_folder, tmp_path):
     settings = TINY | {"teacher.spec": "none", "student.initial_weights": str(start.folder)}
-    run = deitkit.train(pictures, tmp_path / "run", **settings)
+    run = deitkit.train(image_folder, tmp_path / "run", **settings)
     assert run.results["student"]["top1"] > 0
     begun = weights.read(start.folder)
     trained = weights.read(run.folder)
@@ -63,7 +63,7 @@ def test_a_student_starts_from_it(start, pictures, tmp_path):
     assert torch.nn.functional.cosine_similarity(begun[key].flatten(), trained[key].flatten(), dim=0) > 0.99
 
 
-def test_mistakes_are_refused(pictures, tmp_path):
+def test_mistakes_are_refused(image_folder, tmp_path):
     for changes, words in (
         ({"teacher.spec": "none"}, "need a teacher"),
         ({"teacher.spec": "timm:resnet81"}, "did you mean"),
@@ -80,7 +80,7 @@ def test_mistakes_are_refused(pictures, tmp_path):
         ({"teacher.probe_views": 2}, "does not use teacher.probe_views"),
     ):
         with pytest.raises(DeitkitError, match=words):
-            deitkit.pretrain([pictures], tmp_path / "out", **TINY | changes)
+            deitkit.pretrain([image_folder], tmp_path / "out", **TINY | changes)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DeitkitError, match="holds no images"):
         deitkit.pretrain([tmp_path / "empty"], tmp_path / "out", **TINY)

@@ -56,9 +56,9 @@ def test_a_cpus_student_has_64_patches_at_any_size(side, image, patch, monkeypat
     assert f"nano at {image}x{image}" in config.reasons and f"about {side} pixels" in config.reasons
 
 
-def test_a_share_of_the_training_images_leaves_validation_alone(pictures):
-    whole = find_splits(pictures, DataConfig())
-    fewer = find_splits(pictures, DataConfig(train_fraction=0.5))
+def test_a_share_of_the_training_images_leaves_validation_alone(image_folder):
+    whole = find_splits(image_folder, DataConfig())
+    fewer = find_splits(image_folder, DataConfig(train_fraction=0.5))
     assert fewer.val.paths == whole.val.paths
     assert set(fewer.train.paths) < set(whole.train.paths)
     assert fewer.train.counts().tolist() == [4, 4] and whole.train.counts().tolist() == [9, 9]
@@ -82,16 +82,16 @@ def test_a_share_of_the_validation_images_leaves_training_and_test_alone(tmp_pat
         ({"train.start_size": 16, "train.start_share": 1.0}, "train.start_share is 1"),
     ],
 )
-def test_impossible_start_sizes_are_refused(pictures, settings, message):
+def test_impossible_start_sizes_are_refused(image_folder, settings, message):
     config = Config().override({"student.image_size": "32,24", "student.patch_size": 8} | settings)
-    splits = find_splits(pictures, config.data)
+    splits = find_splits(image_folder, config.data)
     with pytest.raises(DeitkitError, match=message):
         resolve(config, splits, CPU)
 
 
-def test_a_gpus_patch_follows_the_size_that_is_asked_for(pictures):
+def test_a_gpus_patch_follows_the_size_that_is_asked_for(image_folder):
     config = Config().override({"student.image_size": 224})
-    resolved = resolve(config, find_splits(pictures, config.data), torch.device("cuda"))
+    resolved = resolve(config, find_splits(image_folder, config.data), torch.device("cuda"))
     assert resolved.student.patch_size == (16, 16)
 
 
@@ -104,15 +104,15 @@ def test_a_gpu_takes_a_large_batch_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [8, "32,16", "8,24"])
-def test_possible_start_sizes_are_kept(pictures, size):
+def test_possible_start_sizes_are_kept(image_folder, size):
     sizes = {"student.image_size": "32,24", "student.patch_size": 8, "train.start_size": size}
     config = Config().override(sizes)
-    resolved = resolve(config, find_splits(pictures, config.data), CPU)
+    resolved = resolve(config, find_splits(image_folder, config.data), CPU)
     assert resolved.train.start_size == config.train.start_size
 
 
 @pytest.mark.parametrize("key", ["data.train_fraction", "data.eval_fraction"])
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
-def test_shares_outside_their_range(pictures, key, share):
+def test_shares_outside_their_range(image_folder, key, share):
     with pytest.raises(DeitkitError, match=key):
-        open_session(Config().override({key: share}), partial(find_splits, pictures))
+        open_session(Config().override({key: share}), partial(find_splits, image_folder))

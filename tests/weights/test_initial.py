@@ -125,10 +125,10 @@ def test_published_names_are_timms(name):
         )
 
 
-def test_auto_is_resolved_once_and_a_resumed_run_keeps_it(pictures, tmp_path, monkeypatch):
+def test_auto_is_resolved_once_and_a_resumed_run_keeps_it(image_folder, tmp_path, monkeypatch):
     """By the second call there could be weights; the run goes on with what it began with."""
     asked = recipes.get("small-data").override({"student.name": "nano"})
-    config = resolve(asked, find_splits(pictures, asked.data), torch.device("cpu"))
+    config = resolve(asked, find_splits(image_folder, asked.data), torch.device("cpu"))
     begun = resolve_initial_weights(config, None)
     assert begun.student.initial_weights == "deitkit:nano"
     monkeypatch.setattr("deitkit.training.resolve.find_initial", lambda name: pytest.fail("asked again"))
@@ -144,5 +144,5 @@ def test_auto_is_resolved_once_and_a_resumed_run_keeps_it(pictures, tmp_path, mo
         "train__device": "cpu",
     }
     with pytest.raises(DeitkitError, match="cannot resume") as refused:
-        deitkit.train(pictures, out, resume=True, train__seed=5, **settings)
+        deitkit.train(image_folder, out, resume=True, train__seed=5, **settings)
     assert "student.initial_weights" not in str(refused.value)

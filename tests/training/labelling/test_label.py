@@ -14,7 +14,9 @@ from tests.training.labelling.conftest import EPOCHS, VIEWS, label, shards, teac
 
 def test_appending_gives_the_same_soft_labels(stage, tmp_path, soft):
     label(stage, tmp_path / "grown", epochs=1)
-    deitkit.label(stage / "images", tmp_path / "grown", epochs=EPOCHS)  # the other settings come from the manifest
+    deitkit.label(
+        stage / "images", tmp_path / "grown", epochs=EPOCHS
+    )  # the other settings come from the manifest
     assert shards(tmp_path / "grown") == shards(soft)
 
 
@@ -41,7 +43,9 @@ def test_soft_labels_that_no_epoch_would_use_are_refused(stage, tmp_path):
 def test_the_same_command_may_be_given_again(stage, tmp_path):
     as_typed = VIEWS | {"train.batch_size": 1024, "student.image_size": "auto"}
     for _ in range(2):
-        store = deitkit.label(stage / "images", tmp_path / "labels", epochs=1, **as_typed | teacher_settings(stage))
+        store = deitkit.label(
+            stage / "images", tmp_path / "labels", epochs=1, **as_typed | teacher_settings(stage)
+        )
     assert store.epochs() == 1 and store.manifest.config.train.batch_size < 1024
 
 

@@ -34,7 +34,10 @@ def test_hard_distillation_gives_the_weights_of_the_live_teacher(stage, tmp_path
 def test_soft_labels_suffice_for_the_epochs_that_use_them(stage, tmp_path, soft):
     settings = {"distillation.mode": "hard", "distillation.distill_until": 0.5, "train.epochs": 2 * EPOCHS}
     expected = train(
-        stage, tmp_path / "live", **VIEWS | teacher_settings(stage) | settings, **{"distillation.feature_weight": 0}
+        stage,
+        tmp_path / "live",
+        **VIEWS | teacher_settings(stage) | settings,
+        **{"distillation.feature_weight": 0},
     )
     stored = {"teacher.soft_labels": str(soft)}
     found = train(stage, tmp_path / "stored", **stored | settings)
@@ -48,7 +51,10 @@ def test_unlabelled_images_are_labelled_too(stage, tmp_path):
     unlabeled = {"data.unlabeled": str(tmp_path / "more")}
     label(stage, tmp_path / "labels", epochs=1, hard=True, **unlabeled)
     settings = (
-        VIEWS | teacher_settings(stage) | unlabeled | {"distillation.mode": "hard", "distillation.feature_weight": 0}
+        VIEWS
+        | teacher_settings(stage)
+        | unlabeled
+        | {"distillation.mode": "hard", "distillation.feature_weight": 0}
     )
     expected = train(stage, tmp_path / "live", **settings, **{"train.epochs": 1})
     found = train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(tmp_path / "labels")})
