@@ -124,7 +124,9 @@ def test_every_source_teaches(tmp_path, image_folder, random_run, capsys, source
     assert "% on validation" in said
 
 
-def test_inside_training_the_answer_is_the_one_to_the_same_pixels(tmp_path, image_folder, capsys, monkeypatch):
+def test_inside_training_the_answer_is_the_one_to_the_same_pixels(
+    tmp_path, image_folder, capsys, monkeypatch
+):
     """Every batch that the loop shows is answered as the teacher, read back, answers it alone."""
     from deitkit.distillation.objective import Objective
     from deitkit.teachers.saved import read_teacher
@@ -231,7 +233,9 @@ def test_mistakes_at_the_verbs(tmp_path, image_folder, capsys):
     assert "is not empty" in refused(capsys, "teacher", "fit", CALL, image_folder, "--out", full)
     out = tmp_path / "out"
     assert "did you mean" in refused(capsys, "teacher", "fit", "timm:resnet81", image_folder, "--out", out)
-    assert "cannot be 'most'" in refused(capsys, "teacher", "fit", CALL, image_folder, "--out", out, "--fit=most")
+    assert "cannot be 'most'" in refused(
+        capsys, "teacher", "fit", CALL, image_folder, "--out", out, "--fit=most"
+    )
     assert "does not know the classes cat, dog" in refused(capsys, "teacher", "eval", CALL, image_folder)
     assert "there is no folder" in refused(capsys, "teacher", "eval", CALL, tmp_path / "gone")
     assert not out.exists()
