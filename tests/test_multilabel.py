@@ -236,7 +236,7 @@ def test_multiclass_settings_are_refused(tmp_path, capsys, more, message):
 def test_multiclass_verbs_say_so(stage, tmp_path, capsys):
     needed = "needs one class per image"
     assert needed in refusal(capsys, "label", stage / "data", "--epochs", 1, "--out", tmp_path / "labels")
-    assert "needs one class an image" in refusal(capsys, "analyze", stage / "run", stage / "data")
+    assert needed in refusal(capsys, "analyze", stage / "run", stage / "data")
     folders = write_images(tmp_path / "folders", LABELS)
     assert "has no labels.csv" in refusal(capsys, "eval", stage / "run", folders)
     study = ("study", "distillation", stage / "data", "--out", tmp_path / "study")

@@ -195,12 +195,29 @@ def test_report_shows_balanced_accuracy_of_uneven_classes_and_what_is_recommende
     assert page.index("Teacher: lite0 (recommended)") < page.index("Student: DeiT nano")
 
 
+def test_report_shows_the_classes_of_a_recommended_teacher(run):
+    with open(run / "predictions.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["path", "label", "prediction", "probability", "teacher_prediction", "teacher_probability"]
+        )
+        writer.writerow(["0.png", "cat", "cat", "0.61", "bird", "0.77"])
+        writer.writerow(["1.png", "bird", "cat", "0.99", "bird", "0.88"])
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"recommended": "teacher"}))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "By the teacher, which is recommended." in page and "--model teacher" in page
+    mistakes = page[page.index("The worst mistakes") :]
+    assert "predicted <b>bird</b> (77 %)" in mistakes and "labelled cat" in mistakes
+    assert "0.png" in mistakes and "1.png" not in mistakes  # the student's mistake
+
+
 def test_report_of_version_0_1_has_its_control(run):
     results = json.loads((run / "results.json").read_text())
     results |= {"task": "classes", "control": model(top1=70.0)}
     (run / "results.json").write_text(json.dumps({k: v for k, v in results.items() if k != "baseline"}))
     (run / "control").mkdir()
-    line = {"epoch": 1, "val": {"top1": 60.0}, "val_ema": {"top1": 70.0}}
+    line = {"epoch": 1, "train": {"loss": 1.0}, "val": {"top1": 60.0}, "val_ema": {"top1": 70.0}}
     (run / "control" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     page = write_report(run).read_text(encoding="utf-8")
     assert "Baseline: no teacher" in page and "70.0" in page and ">baseline<" in page

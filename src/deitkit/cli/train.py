@@ -79,33 +79,35 @@ def train(
 
     with resumable(resume):
         run = job.train(data, out, recipe=recipe, resume=resume, **settings)
-    _print_summary(run.results, run.report)
+    _print_summary(run.folder)
 
 
-def _print_summary(results: dict[str, Any], report: Path) -> None:
-    """The small table at the end of a training."""
+def _print_summary(run: Path) -> None:
+    """The models of a run as a table, and its verdict."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from ..report.tables import is_uneven, model_rows
+    from ..run_folder import REPORT, read_results
     from ..tasks import SCORES
 
-    score = SCORES[results["task"]]
-    table = Table("", score.column, "parameters", "images/s")
-
-    def row(name: str, facts: dict[str, Any], head: str = "") -> None:
-        speed = f"{facts['images_per_s']:.0f}"
-        table.add_row(name, f"{facts[score.key + head]:.1f}", f"{facts['params'] / 1e6:.1f} M", speed)
-
-    student = results["student"]
-    if results["teacher"]:
-        row(f"teacher, {results['teacher']['name']}", results["teacher"])
-    row(f"student {student['name']}, joint", student)
-    if student[f"{score.key}_distill"] is not None:
-        row("  class head", student, "_class")
-        row("  distillation head", student, "_distill")
-    if results["baseline"]:
-        row("baseline, no teacher", results["baseline"])
+    results = read_results(run)
+    balanced = ("balanced, %", "macro-F1, %") if is_uneven(results) else ()
+    table = Table("", SCORES[results.task].column, *balanced, "parameters", "images/s")
+    for row in model_rows(results):
+        chosen = row.role is not None and row.role == results.recommended
+        scores = [row.score]
+        if balanced:
+            of = row.result.scores if row.result else {}
+            scores += [of.get("balanced_accuracy"), of.get("macro_f1")]
+        cost = ["", ""]
+        if row.result is not None:
+            cost = [f"{row.result.params / 1e6:.1f} M", f"{row.result.images_per_s:.0f}"]
+        name = escape(row.name if row.role else f"  {row.name}")
+        cells = ["" if value is None else f"{value:.1f}" for value in scores]
+        table.add_row(name, *cells, *cost, style="bold" if chosen else None)
     console = Console()
     console.print(table)
-    console.print(results["verdict"], markup=False)
-    console.print(f"report: {report}", markup=False, soft_wrap=True)
+    console.print(results.verdict, markup=False)
+    console.print(f"report: {run / REPORT}", markup=False, soft_wrap=True)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .. import log
 from ..classifier import ModelChoice, load, model_folder
-from ..data.cache import refuse_many_unreadable
 from ..data.image_set import ImageSet
 from ..inference.backends import BackendName
 from ..models import DeiTOutput, joint_probabilities, probabilities_of
@@ -114,7 +113,6 @@ def evaluate_folder(
     with log.progress_bar("evaluating", len(images)) as advance:
         files = FileBatches[np.ndarray](images, classifier.pixels, batch_size, advance)
         predictions = evaluate(predict, stacked(files), advance)
-    refuse_many_unreadable(files.skipped, len(images))
     skipped = [path for path, _ in files.skipped]
     if csv_file is not None:
         read = [i for i, path in enumerate(images.paths) if path not in set(skipped)]
@@ -165,8 +163,11 @@ def write_predictions(path: Path, images: ImageSet, output: DeiTOutput, by_teach
     heads = (joint, output.class_logits, output.distill_logits, by_teacher)
     predicted = [_names(p if p is None or p is joint else probabilities_of(p, task), images) for p in heads]
     if task == "multiclass":
-        columns = ["probability"]
-        shown = [[f"{p:.4f}"] for p in joint.max(1).values.tolist()]
+        columns = ["probability", "teacher_probability"]
+        shown = [[f"{p:.4f}", ""] for p in joint.max(1).values.tolist()]
+        if by_teacher is not None:
+            confidence = probabilities_of(by_teacher, task).max(1).values.tolist()
+            shown = [[row[0], f"{p:.4f}"] for row, p in zip(shown, confidence, strict=True)]
     else:
         columns = [probability_column(name) for name in images.classes]
         shown = [[f"{p:.4f}" for p in row] for row in joint.tolist()]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..config import DataConfig
+from ..data.cache import refuse_many_unreadable
 from ..data.decode import UnreadableImage
 from ..data.folder import scan_as
 from ..data.image_set import ImageSet, evenly_spread
@@ -131,11 +132,11 @@ def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, l
 
 
 class FileBatches(Generic[Decoded]):
-    """Batches of image files, decoded when they are needed; unreadable files are left out.
+    """Batches of image files, decoded when they are needed; a few unreadable files are left out.
 
     Iterating yields (decoded images of a batch, their labels). Afterwards `skipped` holds (path, reason) of
-    the unreadable files. decode: path -> image; raises UnreadableImage. advance: called with the number of
-    unreadable files of each batch.
+    the unreadable files; too many of them raise DataError. decode: path -> image; raises UnreadableImage.
+    advance: called with the number of unreadable files of each batch.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class FileBatches(Generic[Decoded]):
             self.advance(len(chosen) - len(read))
             if decoded:
                 yield decoded, torch.from_numpy(self.images.labels[read])
+        refuse_many_unreadable(self.skipped, len(self.images))
 
 
 def stacked(batches: Iterable[tuple[list[NDArray[np.uint8]], Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

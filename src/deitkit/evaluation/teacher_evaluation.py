@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .. import log
 from ..config import Config, dotted
-from ..data.cache import refuse_many_unreadable
 from ..data.decode import center_crop, open_rgb
 from ..data.image_set import ImageSet
 from ..data.splits import eval_images
@@ -57,7 +56,6 @@ def evaluate_teacher(
     with log.progress_bar("evaluating", len(images)) as advance:
         files = FileBatches(images, open_rgb, batch_size, advance)
         found = evaluate(_predictor(teacher, where), files, advance)
-    refuse_many_unreadable(files.skipped, len(images))
     n, whole = len(found.labels), found.outputs.get("all_outputs")
     top1 = top_k(found.outputs["logits"], found.labels, 1)
     return {

@@ -3,111 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
 from ..data.table import image_root
-from ..evaluation.metrics import per_class, uneven
-from ..io import read_json, read_json_lines, write_text
-from ..run_folder import baseline_folder, read_predictions, read_results, read_skipped
-from ..run_schema import ModelResult, Role, RunResults, probability_column
+from ..io import write_text
+from ..run_folder import (
+    REPORT,
+    baseline_folder,
+    read_info,
+    read_metrics,
+    read_predictions,
+    read_results,
+    read_skipped,
+    refuse_untrained,
+)
+from ..run_schema import Role, RunResults, probability_column
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
+from .tables import Counts, class_rows, confusion_of, is_uneven, model_rows, shown_role
 
 _WORST = 24  # mistakes shown as images
 _LABELLED = 30  # classes up to which the confusion matrix names its rows
 
 
-@dataclass(frozen=True)
-class ModelRow:
-    """A row of the table of models. result: None for one head of the student."""
-
-    name: str
-    score: float | None
-    role: Role | None = None
-    result: ModelResult | None = None
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """A row of the table of classes; in percent, None if it is not defined."""
-
-    name: str
-    images: int
-    score: float | None  # recall, or average precision if multilabel
-    precision: float | None
-    recall: float | None
-    f1: float | None
-
-
 def write_report(run: Path) -> Path:
     """Reads the run folder and writes its `report.html`; returns the path."""
-    results = read_results(run)
-    settings = read_json(run / "config.json")
-    rows = read_predictions(run)
-    task, classes = results.task, settings["classes"]
-    mistakes = _mistakes(rows) if task == "multiclass" else _mistaken_labels(rows, classes)
-    root = image_root(Path(settings["data"]["root"]))
-    class_rows, confusion = _class_rows(results, classes), results.confusion
+    results, info, rows = read_results(run), read_info(run), read_predictions(run)
+    refuse_untrained(run, info)
+    assert info.data is not None
+    task, score = results.task, SCORES[results.task]
+    role = shown_role(results, rows)
+    counts = confusion_of(role, results, rows, info.classes)
+    mistakes = _mistakes(rows, role) if task == "multiclass" else _mistaken_labels(rows, info.classes)
+    root = image_root(Path(info.data.root or ""))
     content = page.render(
         "report.html.j2",
         name=run.name,
+        run=run,
         results=results,
-        settings=settings,
+        info=info,
+        settings=info.config.to_dict() if info.config is not None else {},
         task=task,
-        score=SCORES[task],
-        models=_model_rows(results),
-        uneven=confusion is not None and uneven([row.images for row in class_rows]),
-        accuracy=page.svg(_accuracy_curve(run, results, SCORES[task])),
+        score=score,
+        models=model_rows(results),
+        uneven=is_uneven(results),
+        shown=role,
+        accuracy=page.svg(_accuracy_curve(run, results, score)),
         loss=page.svg(_loss_curve(run)),
-        confusion=page.svg(_confusion(confusion, classes)) if confusion is not None else None,
-        classes=class_rows,
+        confusion=page.svg(_confusion_figure(counts, info.classes)) if counts is not None else None,
+        classes=class_rows(results, counts, info.classes),
         mistakes=[m | {"thumbnail": _thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
         skipped=read_skipped(run),
     )
-    path = run / "report.html"
+    path = run / REPORT
     write_text(path, content)
     return path
-
-
-def _model_rows(results: RunResults) -> list[ModelRow]:
-    key = SCORES[results.task].key
-    student, teacher, baseline = results.student, results.teacher, results.baseline
-    rows = []
-    if teacher is not None:
-        rows.append(ModelRow(f"Teacher: {teacher.name}", teacher.scores[key], "teacher", teacher))
-    rows.append(ModelRow(f"Student: DeiT {student.name}", student.scores[key], "student", student))
-    if student.scores.get(f"{key}_distill") is not None:
-        rows.append(ModelRow("class head alone", student.scores[f"{key}_class"]))
-        rows.append(ModelRow("distillation head alone", student.scores[f"{key}_distill"]))
-    if baseline is not None:
-        rows.append(ModelRow("Baseline: no teacher", baseline.scores[key], "baseline", baseline))
-    return rows
 
 
 def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.add_subplot(xlabel="epoch", ylabel=f"{score.name} on validation, %")
-    lines = [line for line in read_json_lines(run / "metrics.jsonl") if "val" in line]
-    key = "val_ema" if results.weights == "ema" else "val"
-    epochs = [line["epoch"] for line in lines]
+    averaged = results.weights == "ema"
+    lines = [(line.epoch, line.val_ema if averaged else line.val) for line in read_metrics(run)]
+    measured = [(epoch, scores) for epoch, scores in lines if scores is not None]
+    epochs = [epoch for epoch, _ in measured]
     for label, head, style in (
         ("joint", "", "-"),
         ("class head", "_class", ":"),
         ("distillation head", "_distill", "--"),
     ):
-        values = [line[key][score.key + head] for line in lines]
-        if all(v is not None for v in values):
+        values = [v for _, scores in measured if (v := scores.get(score.key + head)) is not None]
+        if len(values) == len(epochs):
             axes.plot(epochs, values, style, label=label, marker="." if len(epochs) == 1 else None)
-    baseline = [line for line in read_json_lines(baseline_folder(run) / "metrics.jsonl") if "val" in line]
-    if baseline:
-        values = [max(line["val"][score.key], line["val_ema"][score.key]) for line in baseline]
-        axes.plot([line["epoch"] for line in baseline], values, color="0.5", label="baseline")
+    best = []
+    for line in read_metrics(baseline_folder(run)):
+        if line.val is not None and line.val_ema is not None:
+            best.append((line.epoch, max(line.val[score.key] or 0.0, line.val_ema[score.key] or 0.0)))
+    if best:
+        axes.plot(*zip(*best, strict=True), color="0.5", label="baseline")
     if results.teacher is not None:
         axes.axhline(results.teacher.scores[score.key] or 0.0, color="tab:red", lw=1, label="teacher")
     axes.legend(frameon=False)
@@ -117,16 +94,16 @@ def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
 def _loss_curve(run: Path) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.add_subplot(xlabel="epoch", ylabel="training loss", yscale="log")
-    lines = read_json_lines(run / "metrics.jsonl")
-    for part in lines[0]["train"] if lines else ():
-        having = [line for line in lines if part in line["train"]]  # distillation may end before the run
+    lines = read_metrics(run)
+    for part in lines[0].train if lines else ():
+        having = [line for line in lines if part in line.train]  # distillation may end before the run
         label = "total" if part == "loss" else part
-        axes.plot([line["epoch"] for line in having], [line["train"][part] for line in having], label=label)
+        axes.plot([line.epoch for line in having], [line.train[part] for line in having], label=label)
     axes.legend(frameon=False)
     return figure
 
 
-def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+def _confusion_figure(counts: Counts, classes: Sequence[str]) -> Figure:
     side = min(9.0, 2.6 + 0.28 * len(classes))
     figure = Figure(figsize=(side + 0.6, side))
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
@@ -150,28 +127,18 @@ def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figur
     return figure
 
 
-def _class_rows(results: RunResults, classes: Sequence[str]) -> list[ClassRow]:
-    """The classes, worst first; those that no image shows come last."""
-    if results.confusion is not None:
-        found = zip(classes, per_class(torch.tensor(results.confusion)), strict=True)
-        rows = [ClassRow(name, c.images, c.recall, c.precision, c.recall, c.f1) for name, c in found]
-    else:
-        rows = [
-            ClassRow(
-                name, int(c["images"] or 0), *(c.get(key) for key in ("ap", "precision", "recall", "f1"))
-            )
-            for name, c in zip(classes, results.per_class or (), strict=True)
-        ]
-    return sorted(rows, key=lambda row: (row.score is None, row.score or 0.0))
+def _mistakes(rows: list[dict[str, str]], role: Role) -> list[dict[str, Any]]:
+    """The wrong predictions of a model, the most confident first."""
+    of = "teacher_" if role == "teacher" else ""
+    wrong: list[dict[str, Any]] = [
+        {**row, "prediction": row[f"{of}prediction"], "probability": row.get(f"{of}probability") or None}
+        for row in rows
+        if row["label"] != row[f"{of}prediction"]
+    ]
+    return sorted(wrong, key=lambda row: -float(row["probability"] or 0.0))
 
 
-def _mistakes(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The wrong predictions, the most confident first."""
-    wrong = [row for row in rows if row["label"] != row["prediction"]]
-    return sorted(wrong, key=lambda row: -float(row["probability"]))
-
-
-def _mistaken_labels(rows: list[dict[str, str]], classes: list[str]) -> list[dict[str, Any]]:
+def _mistaken_labels(rows: list[dict[str, str]], classes: Sequence[str]) -> list[dict[str, Any]]:
     """The images with a wrong label, each with its worst label and the probability of that, worst first."""
     wrong = []
     for row in rows:
