@@ -93,7 +93,7 @@ def test_fit_eval_and_train_under_the_fitted_one(tmp_path, image_folder, capsys)
     labels = ["--teacher", folder, "--epochs=2", "--out", tmp_path / "labels", "--batch-size=8", "--hard"]
     labels.append(f"--set=teacher.code={CALL}")
     said = run(capsys, "label", image_folder, *labels, "--device=cpu", "--set=student.image_size=16")
-    assert "a run of 2 epochs reads the first 1 of them, one of --epochs 4 all" in said
+    assert "a run of 2 epochs uses the first 1 of them; --epochs 4 uses all" in said
     manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
     assert manifest["teacher"]["how"].startswith("linear probe")
 

@@ -36,7 +36,7 @@ def test_a_teacher_inside_out_is_not_overwritten(stage, tmp_path):
 
 
 def test_soft_labels_that_no_epoch_would_use_are_refused(stage, tmp_path):
-    with pytest.raises(DeitkitError, match="no answer would ever be read"):
+    with pytest.raises(DeitkitError, match="no soft label would be read"):
         label(stage, tmp_path / "labels", **{"distillation.distill_until": 0})
 
 
@@ -62,8 +62,8 @@ def test_start_size_needs_a_live_teacher(stage, tmp_path, soft):
     [
         ({"train.seed": 1}, "train.seed 0, and 1"),
         ({"recipe": "deit-distilled", "student.image_size": 16}, "augment.crop_scale"),
-        ({"hard": True}, "top-3 labels, and hard"),
-        ({"top_k": 2}, "top-3 labels, and top-2"),
+        ({"hard": True}, "top-3 soft labels, and hard"),
+        ({"top_k": 2}, "top-3 soft labels, and top-2"),
         ({"top_k": 2, "hard": True}, "give one of them"),
         ({"teacher.spec": "none"}, "teacher.spec timm:.*, and none"),
     ],
