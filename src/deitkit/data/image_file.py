@@ -15,6 +15,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import math
 import os
 import stat
 import struct
@@ -23,25 +24,38 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import DataError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-_TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
+_FIRST_BYTES = {  # by Pillow's names of the formats; see also `_identify`
+    "JPEG": (b"\xff\xd8\xff",),  # and MPO, which begins with a JPEG
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+    "PPM": (b"P4", b"P5", b"P6", b"Pf"),
+    "TIFF": (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"),
+}
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 
 MAX_PIXELS = 100_000_000  # width times height of one image
 MAX_SIDE = 65_535
 MAX_FILE_BYTES = 512 * 2**20
-_MAX_BYTES_HELD = 128 * 2**20  # of files that are held in memory as a whole while they are decoded
+_HELD = ("WEBP", "AVIF", "HEIF")  # formats that their decoders read into memory as a whole
+_MAX_BYTES_HELD = 128 * 2**20
 _BYTES_PER_PIXEL = 12  # an image may take this many times `max_pixels` bytes while it is decoded
 
-_MAX_HEADER_READS = 100_000
-_MAX_HEADER_BYTES = 16 * 2**20  # of formats that do not read the whole file with the header
-_MAX_CPU_S = 60.0
+_MAX_HEADER_BYTES = {"PPM": 64 * 2**10, "TIFF": math.inf, **dict.fromkeys(_HELD, math.inf)}
+_MAX_OTHER_HEADER_BYTES = 16 * 2**20
+_MAX_HEADER_CPU_S, _MAX_CPU_S = 2.0, 60.0  # of the thread that decodes
+_READS_PER_LOOK = 8
+_START_OF_SCAN = b"\xff\xda"  # a JPEG's marker
 _MAX_SCANS = 2_000
 _MAX_SCANNED_PIXELS = 5_000_000_000  # scans of a JPEG times its pixels: about 5 s
 _MAX_SCALED_PIXELS = 4_000_000  # of a PPM that Pillow scales in Python, about 1 s per million
@@ -64,12 +78,15 @@ def opened(source: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Im
     Raises UnreadableImage if the file cannot be read as an image, whether that shows here or in the caller's
     block, where it is decoded.
     """
+    meter = _Meter()
     try:
-        with _metered(source) as file, _pillow_settings.within(max_pixels):
+        with _open(source, meter) as file, _PillowSettings(max_pixels):
             formats = _identify(file, max_pixels)
+            _load_decoders(formats)
+            meter.start_header(_MAX_HEADER_BYTES.get(formats[0], _MAX_OTHER_HEADER_BYTES))
             with Image.open(file, formats=formats) as image:
                 _check_header(image, max_pixels)
-                file.start_decoding(image)
+                meter.start_decoding(image)
                 yield image
     except _Refused as refused:
         raise UnreadableImage(source, str(refused)) from None
@@ -98,70 +115,118 @@ class _Refused(Exception):
     """Why a file is not decoded."""
 
 
-class _MeteredFile(io.BufferedReader):
-    """A file that ends Pillow's loops over it: each of them reads.
+class _Meter:
+    """Ends loops over a file, all of which read it: its header and its pixels take bounded time."""
 
-    Parsing the header may take `_MAX_HEADER_READS` reads, decoding `_MAX_CPU_S` of the thread's time.
-    """
-
-    def __init__(self, raw: io.RawIOBase):
-        super().__init__(raw)
+    def __init__(self) -> None:
         self._in_header = True
-        self._reads = 0
-        self._header_bytes_left: float = _MAX_HEADER_BYTES
-        self._cpu_limit = time.thread_time() + _MAX_CPU_S
-        self._scans_left: float | None = None  # of a JPEG that is decoded
+        self._header_bytes_left = math.inf
+        self._reads, self._began = 0, math.inf
+        self._read_ahead = b""  # the last bytes that were read for the header; some belong to the pixels
+        self._scans_left: float | None = None  # of a JPEG with more than one
 
-    def allow_long_header(self) -> None:
-        """The format's header may be as long as the file."""
-        self._header_bytes_left = float("inf")
+    def start_header(self, max_bytes: float) -> None:
+        """From now on a parser reads the header."""
+        self._header_bytes_left = max_bytes
+        self._reads, self._began = 0, math.inf
 
-    def hold(self) -> None:
-        """The decoder reads the whole file at once."""
-        self.allow_long_header()
-        size = self.seek(0, io.SEEK_END)
-        if size > _MAX_BYTES_HELD:
-            raise _Refused(f"too large: {size:,} bytes, of at most {_MAX_BYTES_HELD:,}")
-
-    def start_decoding(self, image: Image.Image) -> None:
+    def start_decoding(self, image: ImageFile.ImageFile) -> None:
         """The header is parsed; what is read from now on are pixels."""
         self._in_header = False
-        if image.format in ("JPEG", "MPO"):
+        self._reads, self._began = 0, math.inf
+        if image.format in ("JPEG", "MPO") and not _has_one_scan(image):
             self._scans_left = min(_MAX_SCANS, _MAX_SCANNED_PIXELS / (image.width * image.height))
+            self._count_scans(self._read_ahead)
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
+    def count(self, data: memoryview) -> None:
+        """Counts what was read."""
         if self._in_header:
-            self._reads += 1
+            self._read_ahead = bytes(data)
             self._header_bytes_left -= len(data)
-            if self._reads > _MAX_HEADER_READS or self._header_bytes_left < 0:
+            if self._header_bytes_left < 0 or self._lasts(_MAX_HEADER_CPU_S):
                 raise _Refused("broken: its header does not end")
-        elif time.thread_time() > self._cpu_limit:
+        elif self._lasts(_MAX_CPU_S):
             raise _Refused(f"decoding takes longer than {_MAX_CPU_S:.0f} s")
         elif self._scans_left is not None:
-            # A decoder of JPEGs runs over all pixels in each scan, and a scan may have 30 bytes.
-            self._scans_left -= data.count(b"\xff\xda")
-            if self._scans_left < 0:
-                raise _Refused("broken: a JPEG of too many scans")
-        return data
+            self._count_scans(bytes(data))
+
+    def _lasts(self, seconds: float) -> bool:
+        """Whether the thread has worked for longer than that."""
+        self._reads += 1
+        if self._reads % _READS_PER_LOOK:  # a look at the clock can take as long as a small read
+            return False
+        now = time.thread_time()
+        self._began = min(self._began, now)
+        return now - self._began > seconds
+
+    def _count_scans(self, data: bytes) -> None:
+        # The decoder runs over all pixels in each scan, and a scan may have 30 bytes.
+        assert self._scans_left is not None
+        self._scans_left -= data.count(_START_OF_SCAN)
+        if self._scans_left < 0:
+            raise _Refused("broken: a JPEG of too many scans")
 
 
-@contextlib.contextmanager
-def _metered(source: Path | BinaryIO) -> Iterator[_MeteredFile]:
-    """Opens `source` for reading; a binary stream is left open."""
-    if isinstance(source, str | os.PathLike):
-        with _MeteredFile(io.FileIO(_open_regular(source))) as file:
-            yield file
-    else:
-        source.seek(0)
-        file = _MeteredFile(source)  # type: ignore[arg-type]  # all it needs is readinto
-        try:
-            yield file
-        finally:
-            file.detach()
+def _has_one_scan(image: ImageFile.ImageFile) -> bool:
+    """Whether a JPEG is sequential with all components in its first scan: its decoder reads no other one.
+
+    Pillow has just parsed the header of that scan. ITU-T T.81, section B.2.3: marker (2 bytes), length (2),
+    number of components n (1), components (2 n), spectral selection and approximation (3).
+    """
+    if image.format != "JPEG" or image.info.get("progressive") or image.fp is None:
+        return False
+    components = len(image.getbands())
+    end = image.fp.tell()
+    image.fp.seek(max(0, end - 8 - 2 * components))
+    header = image.fp.read(5)
+    image.fp.seek(end)
+    return header == _START_OF_SCAN + bytes([0, 6 + 2 * components, components])
 
 
-def _open_regular(path: str | os.PathLike[str]) -> int:
+class _MeteredFile(io.FileIO):
+    def __init__(self, descriptor: int, meter: _Meter) -> None:
+        super().__init__(descriptor)
+        self._meter = meter
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        size = super().readinto(buffer) or 0
+        self._meter.count(memoryview(buffer)[:size])
+        return size
+
+
+class _MeteredStream(io.RawIOBase):
+    def __init__(self, stream: BinaryIO, meter: _Meter) -> None:
+        self._stream, self._meter = stream, meter
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._stream.seek(offset, whence)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        data = self._stream.read(len(target))
+        target[: len(data)] = data
+        self._meter.count(memoryview(data))
+        return len(data)
+
+
+def _open(source: Path | BinaryIO, meter: _Meter) -> io.BufferedReader[io.RawIOBase]:
+    """Opens `source` for reading. A stream is read from its start, and closing the result leaves it open."""
+    if isinstance(source, Path | str):
+        return io.BufferedReader(_MeteredFile(_open_regular(source), meter))
+    source.seek(0)
+    return io.BufferedReader(_MeteredStream(source, meter))
+
+
+_OPEN_FLAGS = sum(getattr(os, f"O_{name}", 0) for name in ("NONBLOCK", "BINARY", "CLOEXEC", "NOINHERIT"))
+
+
+def _open_regular(path: Path | str) -> int:
     """A file descriptor of a regular file; anything else could block, or never end."""
     # Before it is opened, because opening a device or a FIFO can have an effect.
     found = os.stat(path)
@@ -171,8 +236,7 @@ def _open_regular(path: str | os.PathLike[str]) -> int:
         raise _Refused("not an image: the file is empty")
     if found.st_size > MAX_FILE_BYTES:
         raise _Refused(f"too large: {found.st_size:,} bytes, of at most {MAX_FILE_BYTES:,}")
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    return os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0))
+    return os.open(path, _OPEN_FLAGS)
 
 
 @functools.cache
@@ -181,71 +245,57 @@ def system_devices() -> frozenset[int]:
     return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.ismount(folder))
 
 
-def _identify(file: _MeteredFile, max_pixels: int) -> tuple[str, ...]:
+def _identify(file: io.BufferedReader[io.RawIOBase], max_pixels: int) -> tuple[str, ...]:
     """Pillow's names of the formats that the first bytes allow; no other decoder sees the file.
 
     Pillow knows more formats: of them EPS would start Ghostscript, and PCX files can decode for minutes.
     """
     prefix = file.read(16)
-    formats: tuple[str, ...] = ()
-    if prefix.startswith(b"\xff\xd8\xff"):
-        formats = ("JPEG",)  # and MPO, which begins with a JPEG
-    elif prefix.startswith(b"\x89PNG\r\n\x1a\n"):
-        formats = ("PNG",)
-    elif prefix.startswith((b"GIF87a", b"GIF89a")):
-        formats = ("GIF",)
-    elif prefix.startswith(b"BM"):
-        formats = ("BMP",)
-    elif prefix.startswith((b"P4", b"P5", b"P6", b"Pf")):
-        formats = ("PPM",)
-    elif prefix.startswith((b"P1", b"P2", b"P3")):
+    formats = tuple(name for name, starts in _FIRST_BYTES.items() if prefix.startswith(starts))
+    if prefix.startswith((b"P1", b"P2", b"P3")):
         raise _Refused("a PPM in plain text; save it in binary form")
-    elif prefix.startswith(_TIFF):
-        _check_tiff(file, prefix, max_pixels)
-        file.allow_long_header()
-        formats = ("TIFF",)
-    elif prefix[:4] == b"RIFF" and prefix[8:12] == b"WEBP":
-        file.hold()
+    if prefix[:4] == b"RIFF" and prefix[8:12] == b"WEBP":
         formats = ("WEBP",)
     elif prefix[4:8] == b"ftyp":
-        file.hold()
         formats = _formats_of_brand(prefix[8:12])
     if not formats:
         raise _Refused("not an image, or of an unknown format")
+    if formats == ("TIFF",):
+        _check_tiff(file, prefix, max_pixels)
+    if formats[0] in _HELD:
+        size = file.seek(0, io.SEEK_END)
+        if size > _MAX_BYTES_HELD:
+            raise _Refused(f"too large: {size:,} bytes, of at most {_MAX_BYTES_HELD:,}")
     file.seek(0)
     return formats
 
 
 def _formats_of_brand(brand: bytes) -> tuple[str, ...]:
     """AVIF and HEIF share a container, and some files only say that they are of either."""
-    if brand in _HEIF_BRANDS:
-        _register_heif()
-        return ("HEIF",)
-    if "AVIF" not in Image.OPEN:
-        Image.init()
-    formats: tuple[str, ...] = ("AVIF",) if "AVIF" in Image.OPEN else ()
     if brand in (b"avif", b"avis"):
-        if not formats:
-            raise _Refused("AVIF images need Pillow 11.3; pip install --upgrade pillow")
-        return formats
+        return ("AVIF",)
     if brand in (b"mif1", b"msf1"):
-        with contextlib.suppress(_Refused):
-            _register_heif()
-            formats += ("HEIF",)
-        return formats
-    return ()
+        return ("AVIF", "HEIF") if reads_heif() else ("AVIF",)
+    return ("HEIF",) if brand in _HEIF_BRANDS else ()
 
 
-def _register_heif() -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        raise _Refused('HEIC images need pillow-heif; pip install "deitkit[heif]"') from None
-    if "HEIF" not in Image.OPEN:
+def _load_decoders(formats: tuple[str, ...]) -> None:
+    """Imports Pillow's plugins for `formats`."""
+    if "HEIF" in formats and "HEIF" not in Image.OPEN:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise _Refused('HEIC images need pillow-heif; pip install "deitkit[heif]"') from None
         register_heif_opener(thumbnails=False)
+    if any(name not in Image.OPEN for name in formats):
+        Image.preinit()
+    if any(name not in Image.OPEN for name in formats):
+        Image.init()
+    if "AVIF" in formats and "AVIF" not in Image.OPEN:
+        raise _Refused("this Pillow reads no AVIF; pip install --upgrade pillow")
 
 
-def _check_tiff(file: _MeteredFile, prefix: bytes, max_pixels: int) -> None:
+def _check_tiff(file: io.BufferedReader[io.RawIOBase], prefix: bytes, max_pixels: int) -> None:
     """Refuses a first directory that Pillow would build large tables of.
 
     TIFF 6.0, section 2: a directory is a list of entries (tag, type, count, value or offset).
@@ -338,31 +388,32 @@ class _PillowSettings:
     """Sets Pillow's limit on pixels and silences its warnings while any thread is inside.
 
     Both belong to the process: threads that saved and restored them one by one would restore what another
-    thread had set. So the first thread in sets them and the last one out restores them.
+    thread had set. So the first thread in sets them and the last one out restores them. Pillow's own check,
+    at twice its limit, is for what it allocates before `_check_header`.
     """
 
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
+    _lock, _inside = threading.Lock(), 0
+    _filters: warnings.catch_warnings[None]
+    _limit: int | None
 
-    @contextlib.contextmanager
-    def within(self, max_pixels: int) -> Iterator[None]:
-        """Pillow's own limit, twice its setting, is for what it allocates before `_check_header`."""
-        with self._lock:
-            if self._inside == 0:
-                self._filters, self._limit = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
-                self._filters.__enter__()
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+
+    def __enter__(self) -> None:
+        shared = _PillowSettings
+        with shared._lock:
+            if shared._inside == 0:
+                shared._filters, shared._limit = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
+                shared._filters.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; the size is checked here
-                Image.MAX_IMAGE_PIXELS = max_pixels
-            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    self._filters.__exit__(None, None, None)
-                    Image.MAX_IMAGE_PIXELS = self._limit
+                Image.MAX_IMAGE_PIXELS = self._max_pixels
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self._max_pixels)
+            shared._inside += 1
 
-
-_pillow_settings = _PillowSettings()
+    def __exit__(self, *error: object) -> None:
+        shared = _PillowSettings
+        with shared._lock:
+            shared._inside -= 1
+            if shared._inside == 0:
+                shared._filters.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = shared._limit

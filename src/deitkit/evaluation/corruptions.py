@@ -64,7 +64,7 @@ def _contrast(x: Array, share: float, seed: int) -> Array:
 def _jpeg(x: Array, quality: float, seed: int) -> Array:
     buffer = io.BytesIO()
     _picture(x).save(buffer, "JPEG", quality=int(quality))
-    return np.asarray(Image.open(buffer)) / 255.0
+    return np.asarray(Image.open(buffer, formats=("JPEG",))) / 255.0
 
 
 def _pixelate(x: Array, share: float, seed: int) -> Array:
