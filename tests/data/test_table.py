@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deitkit.classifier import load
 from deitkit.data import table
 from deitkit.data.image_set import ImageSet, targets_of
 from deitkit.data.splits import load_splits
@@ -358,5 +359,5 @@ def test_a_run_is_trained_and_evaluated_by_a_table(tmp_path, capsys):
         main(["eval", str(run), str(place), "--json"])
         found = json.loads(capsys.readouterr().out)
         assert found["notes"] == ["12 images that the run was trained on are left out."]
-    assert len(run_splits(run, None).val) == 4
+    assert len(run_splits(run, load(run), None).val) == 4
     assert (run / "report.html").exists()
