@@ -78,7 +78,7 @@ def test_full_disk_halfway(stage, tmp_path, soft, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "save_file", full)
-        with pytest.raises(DeitkitError, match=r"the 1 finished epochs there are safe.*run the command again"):
+        with pytest.raises(DeitkitError, match=r"the 1 finished epochs there are safe.*command again"):
             label(stage, tmp_path / "full")
     assert shards(tmp_path / "full").items() < shards(soft).items()
     label(stage, tmp_path / "full")
