@@ -85,7 +85,6 @@ def train(
 def _print_summary(run: Path) -> None:
     """The models of a run as a table, and its verdict."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from ..report.tables import is_uneven, model_rows
@@ -93,7 +92,7 @@ def _print_summary(run: Path) -> None:
     from ..tasks import SCORES
 
     results = read_results(run)
-    balanced = ("balanced, %", "macro-F1, %") if is_uneven(results) else ()
+    balanced = ("balanced", "macro-F1") if is_uneven(results) else ()
     table = Table("", SCORES[results.task].column, *balanced, "parameters", "images/s")
     for row in model_rows(results):
         chosen = row.role is not None and row.role == results.recommended
@@ -104,7 +103,7 @@ def _print_summary(run: Path) -> None:
         cost = ["", ""]
         if row.result is not None:
             cost = [f"{row.result.params / 1e6:.1f} M", f"{row.result.images_per_s:.0f}"]
-        name = escape(row.name if row.role else f"  {row.name}")
+        name = row.role.capitalize() if row.role else f"  {row.name}"  # the models' names are in the report
         cells = ["" if value is None else f"{value:.1f}" for value in scores]
         table.add_row(name, *cells, *cost, style="bold" if chosen else None)
     console = Console()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import log
 from ..classifier import Classifier, ModelChoice, TeacherClassifier, load, model_folder
-from ..errors import SettingError
+from ..errors import DependencyError, SettingError
 from ..evaluation.evaluate import evaluate_backends
 from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
 from ..inference.backends import (
@@ -171,7 +171,7 @@ def _check(backend: Backend, classifier: Classifier, out: Path) -> None:
         expected, found = eager(views), backend(views)
         if not agrees(expected, found, STUDENT_TOLERANCE):
             difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
-            raise SettingError(
+            raise DependencyError(
                 f"{out} was not written: its outputs differ from PyTorch's by {difference:.2g}; "
                 "use another --to, or convert the weights instead"
             )

@@ -1,6 +1,6 @@
-"""Which classifiers decide alike (arXiv 2012.12877, table 4), and what a student takes from its teacher.
+"""How often classifiers agree (arXiv 2012.12877, table 4), and what a student takes from its teacher.
 
-Decisions are predicted classes (n,), of several classifiers on the same images.
+Decisions are predicted classes (n,) of several classifiers on the same images.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def disagreement(decisions: Sequence[Tensor]) -> list[list[float]]:
-    """Percent of images on which two classifiers decide differently, for every pair; symmetric.
+    """Percent of images on which two classifiers disagree, for every pair; symmetric.
 
-    With the labels as one of the "classifiers", its row holds the others' error rates, as the
-    paper's table has it.
+    If the labels are one of the "classifiers", their row holds the others' error rates, as in the paper's
+    table.
     """
     table = torch.stack(list(decisions))  # (classifiers, n)
     return [[100 * (a != b).double().mean().item() for b in table] for a in table]
@@ -24,11 +24,11 @@ def disagreement(decisions: Sequence[Tensor]) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class TeacherAgreement:
-    """How often a student decides as its teacher; in percent, None where there is no such image.
+    """How often a student agrees with its teacher; in percent, None without such an image.
 
-    where_right, where_wrong: of the images that the teacher classifies right and wrong.
-    corrects: of those that the teacher has wrong, the share that the student has right.
-    breaks: of those that the teacher has right, the share that the student has wrong.
+    where_right, where_wrong: on the images that the teacher classifies right, and wrong. corrects: share of
+    the teacher's mistakes that the student gets right. breaks: share of the teacher's right predictions that
+    the student gets wrong.
     """
 
     overall: float | None
@@ -39,7 +39,7 @@ class TeacherAgreement:
 
 
 def agreement_with_teacher(student: Tensor, teacher: Tensor, labels: Tensor) -> TeacherAgreement:
-    """Compares decisions (n,) of student and teacher, beside the labels (n,)."""
+    """Compares decisions (n,) of student and teacher, given the labels (n,)."""
     same, teacher_right = student == teacher, teacher == labels
     return TeacherAgreement(
         overall=_percent(same, torch.ones_like(same)),

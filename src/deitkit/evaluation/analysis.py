@@ -1,4 +1,4 @@
-"""What an analysis finds: accuracy, calibration, agreement, tokens, attention, robustness."""
+"""The analyses of `deitkit analyze`: accuracy, calibration, agreement, tokens, attention, robustness."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..classifier import StudentClassifier
 from ..data.cache import PixelStore
 from ..data.dataset import Split
 from ..data.image_set import evenly_spread
-from ..io import read_json_lines
 from ..models.deit import joint_probabilities
+from ..run_folder import read_metrics
 from ..teachers.teacher import Teacher
 from .agreement import agreement_with_teacher, disagreement
 from .attention import layers, mean_distance, patch_distances, patch_maps, rollout, token_cosines
@@ -29,7 +29,7 @@ from .evaluate import evaluate
 from .metrics import top_k, wilson_interval
 
 _BATCH = 32
-# Images, spread evenly over the set: means over more of them would cost time and change little.
+# Images, evenly spread over the set: means over more of them take longer and change little.
 _LOOKED_INSIDE, _CORRUPTED, _SHOWN = 256, 1000, 8
 
 Probabilities = dict[str, Tensor]  # (n, K) of each classifier, by name
@@ -73,10 +73,10 @@ class AnalysedModels:
 
 @dataclass(frozen=True)
 class AttentionImage:
-    """One image with what the student's tokens attend to.
+    """One image and what the student's tokens attend to.
 
-    pixels: (3, H, W) uint8, the very view that the model saw. decisions: the class that each
-    classifier gives. maps: (h, w) weights over the patches, by title.
+    pixels: (3, H, W) uint8, the model's view. decisions: the predicted class, by classifier. maps: (h, w)
+    weights over the patches, by title.
     """
 
     path: str
@@ -111,7 +111,10 @@ def measure(
 
 
 def compare(probabilities: Probabilities, part: Split, main: str = "joint") -> dict[str, Any]:
-    """Accuracy, calibration, disagreement, agreement with the teacher; in percent throughout."""
+    """Accuracy, calibration, disagreement and agreement with the teacher, in percent.
+
+    main: the classifier whose worst classes come first.
+    """
     n, labels = len(part.images), part.labels
     top1 = {name: top_k(p, labels, 1) for name, p in probabilities.items()}
     decided = {name: p.argmax(-1) for name, p in probabilities.items()}
@@ -183,18 +186,18 @@ def look_inside(run: Path, student: StudentClassifier, store: PixelStore) -> dic
 
 
 def _cosines_while_training(run: Path) -> list[dict[str, float]]:
-    """The embeddings' cosine after each epoch, as training logged it; empty for a run from before."""
+    """The embeddings' cosine after each epoch, as training logged it."""
     return [
-        {"epoch": line["epoch"], "cosine": line["token_cosine"]}
-        for line in read_json_lines(run / "metrics.jsonl")
-        if line.get("token_cosine") is not None
+        {"epoch": line.epoch, "cosine": line.token_cosine}
+        for line in read_metrics(run)
+        if line.token_cosine is not None
     ]
 
 
 def measure_corrupted(models: AnalysedModels, part: Split, probabilities: Probabilities) -> dict[str, Any]:
     """Top-1 of each classifier under each corruption at each severity.
 
-    probabilities: those of the images as they are, to compare with.
+    probabilities: of the uncorrupted images, to compare with.
     """
     indices = evenly_spread(len(part.images), _CORRUPTED)
     labels = part.labels[indices]

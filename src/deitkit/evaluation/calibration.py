@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence falls into one interval; both means in percent, 0 where there is none."""
+    """The images whose confidence is in one interval; both means in percent, 0 without an image."""
 
     images: int
     confidence: float
@@ -19,9 +19,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected calibration error, mean confidence and accuracy, in percent, and the bins behind it.
+    """Expected calibration error, mean confidence and accuracy in percent, and the bins.
 
-    A confidence above the accuracy means that the classifier is too sure of itself.
+    A confidence above the accuracy means an overconfident classifier.
     """
 
     ece: float
@@ -33,9 +33,9 @@ class Calibration:
 def calibration(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> Calibration:
     """Calibration of probabilities (n, K) against labels (n,), n at least 1.
 
-    Guo et al., arXiv 1706.04599, equation 3: images are put into `num_bins` intervals (low, high] of
-    equal width by the probability of the predicted class; the error is the mean over images of the
-    gap between a bin's mean confidence and its accuracy.
+    Guo et al., arXiv 1706.04599, equation 3: images are binned by the probability of the predicted class into
+    `num_bins` intervals (low, high] of equal width. The error is the gap between a bin's mean confidence and
+    its accuracy, averaged over images.
     """
     confidence, predicted = probabilities.double().max(-1)
     right = (predicted == labels).double()

@@ -1,9 +1,9 @@
-"""Common corruptions: images as bad light, bad optics and bad storage leave them.
+"""Common corruptions: noise, blur, brightness, contrast, JPEG compression and pixelation.
 
-Six of the corruptions of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261) with its strengths
-at severities 1, 3 and 5. As there, they are applied to the view that the model sees, after cropping
-and resizing. Each is a pure function of (pixels, seed). The blur, which ImageNet-C gives in pixels
-of a 224-pixel image, is scaled to the view's shorter side; JPEG keeps its own 8 x 8 blocks.
+Six of the corruptions of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261) at its severities 1, 3 and
+5. As there, they are applied to the model's view, after cropping and resizing. Each is a pure function of
+(pixels, seed). The blur, given in pixels of a 224-pixel image, is scaled to the view's shorter side; JPEG
+keeps its blocks of 8 x 8.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SEVERITIES = (1, 3, 5)
 def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> NDArray[np.uint8]:
     """One image (3, H, W) uint8 under the corruption `name` at `severity`, one of SEVERITIES.
 
-    The same arguments give the same pixels; `seed` matters to the noise only, whose pattern is the
-    same at every severity.
+    The same arguments give the same pixels. Only the noise depends on `seed`; its pattern is the same at
+    every severity.
     """
     change, strengths = CORRUPTIONS[name]
     strength = strengths[SEVERITIES.index(severity)]
@@ -50,7 +50,7 @@ def _gaussian_blur(x: Array, sigma: float, seed: int) -> Array:
 
 
 def _brightness(x: Array, shift: float, seed: int) -> Array:
-    """Raises the value of HSV, the largest channel; hue and saturation stay."""
+    """Raises HSV's value, the largest channel; keeps hue and saturation."""
     value = x.max(-1, keepdims=True)
     raised = np.minimum(value + shift, 1.0)
     return np.asarray(np.where(value > 0, x * raised / np.where(value > 0, value, 1.0), raised))
@@ -63,18 +63,18 @@ def _contrast(x: Array, share: float, seed: int) -> Array:
 
 def _jpeg(x: Array, quality: float, seed: int) -> Array:
     buffer = io.BytesIO()
-    _picture(x).save(buffer, "JPEG", quality=int(quality))
+    _image(x).save(buffer, "JPEG", quality=int(quality))
     return np.asarray(Image.open(buffer, formats=("JPEG",))) / 255.0
 
 
 def _pixelate(x: Array, share: float, seed: int) -> Array:
     height, width = x.shape[:2]
     small = (max(1, int(width * share)), max(1, int(height * share)))
-    coarse = _picture(x).resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
+    coarse = _image(x).resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
     return np.asarray(coarse) / 255.0
 
 
-def _picture(x: Array) -> Image.Image:
+def _image(x: Array) -> Image.Image:
     return Image.fromarray(np.round(255.0 * x).astype(np.uint8))
 
 

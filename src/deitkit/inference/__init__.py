@@ -1,5 +1,5 @@
 """A frozen network run fast: as one graph, through PyTorch, ONNX Runtime or OpenVINO.
 
-`graph` makes a trained student one graph, `backends` runs any frozen network, `onnx_graph` writes ONNX,
-`quantise` makes it int8, `choose` picks a backend, `device` says where it runs.
+`joint_classifier` is a trained student as one graph. `backends` is the registry of what runs a network,
+`selection` chooses among them. `onnx_graph` converts to ONNX, `int8` quantises, `device` is where it runs.
 """

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import DependencyError
+from ..errors import DataError
 from .onnx_graph import require_onnx
 
 
 def quantise(model: Any, views: Iterable[Tensor]) -> Any:
     """A static int8 copy of an onnx.ModelProto (QDQ form), calibrated on views (B, 3, H, W) in [0, 1].
 
-    Matrix products with weights become int8: per channel for the weights, per tensor for what flows
-    in, by the smallest and largest value that the views give. Attention's own products, softmax and
-    norms stay in float. Raises DeitkitError where there are no views or a package is missing.
+    Matrix products with weights become int8: weights per channel, activations per tensor, between the
+    smallest and the largest value on the views. Attention's own products, softmax and norms stay float.
+    Raises DataError without views, DependencyError if a package is missing.
     """
     require_onnx()
     import onnx
@@ -33,15 +33,15 @@ def quantise(model: Any, views: Iterable[Tensor]) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             plain, quantised = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
             onnx.save(model, plain)
-            # Without ONNX Runtime's preparation: the exporter has folded the constants already, and its
-            # symbolic shapes trip over merged tokens.
+            # Without ONNX Runtime's preparation: the exporter has folded the constants already, and
+            # symbolic shape inference fails on merged tokens.
             quantize_static(
                 plain,
                 quantised,
                 _reader(views),
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
-                # Seven-bit weights: CPUs without VNNI add products in 16 bits, which would saturate.
+                # 7-bit weights: CPUs without VNNI add products in 16 bits, which would saturate.
                 reduce_range=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -68,7 +68,7 @@ def _reader(views: Iterable[Tensor]) -> Any:
             batch = next(self.batches, None)
             if batch is None:
                 if self.count == 0:
-                    raise DependencyError("there are no images to calibrate int8 on; give --data with some")
+                    raise DataError("there are no images to calibrate int8 on; give --data with some")
                 return None
             self.count += len(batch)
             return {"views": np.ascontiguousarray(batch.numpy())}

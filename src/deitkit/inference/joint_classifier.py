@@ -1,4 +1,4 @@
-"""A trained student as one graph: plain pixels in, probabilities and both heads' logits out."""
+"""A trained student as one graph: views in [0, 1] in, probabilities and both heads' logits out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..models.deit import DeiTOutput, joint_probabilities
+from ..models import DeiTOutput, joint_probabilities
 from ..tasks import Task
 
 
@@ -18,12 +18,11 @@ class ClassifierGraph(nn.Module):
 
 
 class JointClassifier(ClassifierGraph):
-    """The joint classifier with its normalisation inside.
+    """A student with its normalisation inside; see `ClassifierGraph`.
 
-    network: normalised images (B, 3, H, W) -> DeiTOutput, with `distilled` saying whether that has a second
-    head's logits. mean, std: of the three channels, in [0, 1].
-    task: whether probabilities are over classes (softmax) or each label's own (sigmoid).
-    The input is views (B, 3, H, W), float in [0, 1]; the outputs are `output_names`, each (B, K).
+    network: normalised images (B, 3, H, W) -> DeiTOutput; its `distilled` says whether there is a second
+    head. mean, std: of the three channels, in [0, 1]. task: multiclass probabilities are a softmax,
+    multilabel ones a sigmoid each.
     """
 
     mean: Tensor
@@ -50,6 +49,6 @@ class JointClassifier(ClassifierGraph):
         return tuple(t for t in (joint_probabilities(output, self.task), *output[:2]) if t is not None)
 
 
-def as_output(answer: Sequence[Tensor]) -> DeiTOutput:
-    """What the graph's outputs say, as the model itself says it."""
-    return DeiTOutput(answer[1], answer[2] if len(answer) == 3 else None)
+def as_output(outputs: Sequence[Tensor]) -> DeiTOutput:
+    """A graph's outputs as the model's own output: the logits of its one or two heads."""
+    return DeiTOutput(outputs[1], outputs[2] if len(outputs) == 3 else None)

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ _OPSET = 18
 
 
 def missing_for_onnx() -> str | None:
-    """The first package that ONNX needs and that is not installed; None where all are."""
+    """The first package that ONNX needs and that is not installed; None if all are."""
     return next((name for name in _NEEDED if importlib.util.find_spec(name) is None), None)
 
 
 def require_onnx() -> None:
-    """Raises DeitkitError where a package that ONNX needs is missing."""
+    """Raises DependencyError if a package that ONNX needs is missing."""
     missing = missing_for_onnx()
     if missing is not None:
         raise DependencyError(
@@ -48,8 +48,8 @@ def to_onnx(
     require_onnx()
     example = torch.zeros(2, 3, *view_size)
     batch = torch.export.Dim("batch", min=1)
-    # ONNX gets attention in its plain form; traced as the fused kernel, whose memory layout is another,
-    # masked attention cannot be written.
+    # Plain attention instead of the fused kernel, whose memory layout differs: masked attention could not be
+    # exported from it.
     with warnings.catch_warnings(), _silent(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -70,8 +70,8 @@ def to_onnx(
 
 
 @contextlib.contextmanager
-def _silent() -> Any:
-    """Keeps the exporter's progress and advice, which is for its developers, from the user."""
+def _silent() -> Iterator[None]:
+    """Hides the exporter's progress and its advice, which is for its developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Pages that carry everything inside them: the template, its figures, its images."""
+"""HTML pages with everything inside them: template, figures, images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ matplotlib.rcParams.update({"svg.hashsalt": "deitkit", "svg.fonttype": "none", "
 
 
 def render(template: str, **content: object) -> str:
-    """The page that `template`, a file of this folder, makes of `content`; text is escaped."""
+    """Renders `template`, a file of this folder, with `content`; text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deitkit", "report"),
         autoescape=True,
@@ -26,7 +26,7 @@ def render(template: str, **content: object) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an element of the page."""
+    """A figure as an `svg` element."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the browser has the fonts that are missing here
@@ -37,13 +37,13 @@ def svg(figure: Figure) -> str:
 
 
 def plain(name: str) -> str:
-    """A class name that matplotlib can draw and will not read as a formula, cut to a tick's length."""
-    name = name.encode("utf-8", "backslashreplace").decode()  # of a folder's name that is no UTF-8
+    """A class name for a figure: without formulas, and cut to the length of a tick label."""
+    name = name.encode("utf-8", "backslashreplace").decode()  # a folder's name may be no UTF-8
     return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
 
 
 def data_uri(image: Image.Image) -> str:
-    """A small image as the text of an `img` element's source."""
+    """A small image as a data URI for an `img` element."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
