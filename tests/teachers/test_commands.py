@@ -223,7 +223,7 @@ def test_eval_takes_the_validation_images_where_training_does(tmp_path):
     for data, classes in (("d", ("cat", "dog")), ("flat", ("valid", "invalid"))):
         (tmp_path / "map.csv").write_text(f"{classes[0]},1\n{classes[1]},0\n")
         settings = {"teacher__classes": str(tmp_path / "map.csv"), "device": "cpu"}
-        assert evaluate_teacher(CALL, tmp_path / data, **settings)["images"] == 4
+        assert evaluate_teacher(CALL, tmp_path / data, **settings).images == 4
 
 
 def test_mistakes_at_the_verbs(tmp_path, image_folder, capsys):

@@ -23,7 +23,7 @@ def export(
     from ..deploy.exporter import export_run
 
     chosen = flags.parse_model(model)
-    exported = export_run(run, to, out, model=chosen, int8=int8, data=data, merge=merge)  # type: ignore[arg-type]
+    exported = export_run(run, to, out, model=chosen, int8=int8, data=data, merge=merge)
     for file in exported.files:
         print(file)
     if exported.int8 is not None and exported.fp32 is not None:

@@ -79,16 +79,16 @@ def evaluate(
 
     found = evaluate_teacher(spec, data, device=device or "auto", **settings)
     if json_:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found.to_dict(), indent=1))
         return
-    low, high = found["interval"]
+    low, high = found.interval
     print(
-        f"{found['teacher']} ({found['how']}): {found['top1']:.1f} % of {found['images']} images "
-        f"(95 %: {low:.1f} to {high:.1f}) over {found['classes']} classes, "
-        f"{found['images_per_s']:.0f} images/s with {found['backend']}"
+        f"{found.teacher} ({found.how}): {found.top1:.1f} % of {found.images} images "
+        f"(95 %: {low:.1f} to {high:.1f}) over {found.classes} classes, "
+        f"{found.images_per_s:.0f} images/s with {found.backend}"
     )
-    if found["outputs"] is not None and found["outputs"] > found["classes"]:
-        print(f"over all of its {found['outputs']} outputs: {found['top1_of_all_outputs']:.1f} %")
+    if found.outputs is not None and found.outputs > found.classes:
+        print(f"over all of its {found.outputs} outputs: {found.top1_of_all_outputs:.1f} %")
 
 
 @app.command("list")

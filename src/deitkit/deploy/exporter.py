@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +28,8 @@ from ..inference.backends import (
     to_openvino,
 )
 from ..inference.int8 import quantise
-from ..inference.onnx_graph import to_onnx
+from ..inference.onnx_graph import require_onnx, to_onnx
 from ..inference.selection import STUDENT_TOLERANCE, agrees
-
-Target = Literal["onnx", "openvino"]
-_SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Exported:
 
 def export_run(
     run: str | Path,
-    to: Target,
+    to: str,
     out: str | Path,
     *,
     model: ModelChoice = "student",
@@ -54,7 +52,7 @@ def export_run(
     data: Path | None = None,
     merge: int = 0,
 ) -> Exported:
-    """Writes a model of `run`, or the fitted teacher in it, as ONNX or OpenVINO; see `export`.
+    """Writes a model of `run`, or the fitted teacher in that folder, in the format `to`; see `export`.
 
     int8: calibrated on training images of the run, or of the folder `data`, and measured on the validation
     images beside the float model. merge: patch tokens to merge in each block. Raises a DeitkitError for
@@ -79,7 +77,7 @@ def export_run(
 
 
 def export(
-    classifier: Classifier, to: Target, out: Path, calibration: Iterable[Tensor] | None = None
+    classifier: Classifier, to: str, out: Path, calibration: Iterable[Tensor] | None = None
 ) -> tuple[Backend, list[Path]]:
     """Writes a classifier as one graph. Returns a backend that runs the written file, and the files.
 
@@ -88,40 +86,36 @@ def export(
     `distill_logits`, each (B, K). JSON in the metadata: `classes`, `preprocessing` and `task`, where
     "multilabel" means that each probability is a label's own.
 
-    to: "onnx" (out ends in .onnx), or "openvino" (out ends in .xml, with a .bin beside it). calibration:
-    views to quantise the graph to int8 by; None keeps it float, and then its outputs are compared with
-    PyTorch's before it is written.
+    to: a name of FORMATS, whose suffix `out` has. calibration: views to quantise the graph to int8 by; None
+    keeps it float, and then its outputs are compared with PyTorch's before it is written.
 
     Raises SettingError if `out` ends otherwise, DependencyError if a package is missing, the model cannot be
     converted, or the outputs differ.
     """
     check_target(to, out)
+    target = FORMATS[to]
     with tempfile.TemporaryDirectory(dir=_folder(out)) as folder:
         written = Path(folder) / out.name
-        model = _convert(classifier, to, calibration)
-        if to == "onnx":
-            written.write_bytes(model.SerializeToString())
-        else:
-            import_openvino().save_model(model, written, compress_to_fp16=False)
-        runtime = "onnxruntime" if to == "onnx" else "openvino"
+        target.write(classifier, calibration, written)
         if calibration is None:
-            _check(open_file(runtime, written), classifier, out)
+            _check(open_file(target.runtime, written), classifier, out)
         # The .bin before the .xml that names it.
         files = [f.replace(out.parent / f.name) for f in sorted(Path(folder).iterdir())]
-    return open_file(runtime, out), files
+    return open_file(target.runtime, out), files
 
 
 def check_target(to: str, out: Path) -> None:
-    """Raises SettingError for an unknown target or a file name that does not fit it, DependencyError for a
+    """Raises SettingError for an unknown format or a file name that does not fit it, DependencyError for a
     missing package."""
-    if to not in get_args(Target):
-        raise SettingError(f"cannot export to {to!r}; choose one of {', '.join(get_args(Target))}")
-    if out.suffix != _SUFFIX[to]:
+    if to not in FORMATS:
+        raise SettingError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
+    target = FORMATS[to]
+    if out.suffix != target.suffix:
         raise SettingError(
-            f"a file for {to} ends in {_SUFFIX[to]}, and {out} does not; give --out {out.stem}{_SUFFIX[to]}"
+            f"a file for {to} ends in {target.suffix}, and {out} does not; "
+            f"give --out {out.stem}{target.suffix}"
         )
-    if to == "openvino":  # before calibrating; `to_onnx` checks for its own packages
-        require(to)
+    target.require()
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:
@@ -143,23 +137,53 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     }
 
 
-def _convert(classifier: Classifier, to: Target, calibration: Iterable[Tensor] | None) -> Any:
-    graph, size, facts = classifier.as_graph(), classifier.image_size, metadata(classifier)
-    if to == "openvino" and calibration is None:
-        model = to_openvino(graph, size)
+def _onnx_model(classifier: Classifier, calibration: Iterable[Tensor] | None) -> Any:
+    """An onnx.ModelProto, in int8 if there are views to calibrate on."""
+    graph = classifier.as_graph()
+    model = to_onnx(graph, classifier.image_size, graph.output_names, metadata(classifier))
+    return model if calibration is None else quantise(model, calibration)
+
+
+def _write_onnx(classifier: Classifier, calibration: Iterable[Tensor] | None, file: Path) -> None:
+    file.write_bytes(_onnx_model(classifier, calibration).SerializeToString())
+
+
+def _write_openvino(classifier: Classifier, calibration: Iterable[Tensor] | None, file: Path) -> None:
+    """Writes an .xml file with a .bin beside it. Int8 is quantised as ONNX, which OpenVINO then reads."""
+    openvino = import_openvino()
+    if calibration is None:
+        graph = classifier.as_graph()
+        model = to_openvino(graph, classifier.image_size)
         for output, name in zip(model.outputs, graph.output_names, strict=True):
             output.get_tensor().set_names({name})
         model.input(0).get_tensor().set_names({"views"})
     else:
-        model = to_onnx(graph, size, graph.output_names, facts)
-        model = model if calibration is None else quantise(model, calibration)
-        if to == "onnx":
-            return model
-        # OpenVINO reads the quantised ONNX and runs it in int8 itself.
-        model = import_openvino().Core().read_model(io.BytesIO(model.SerializeToString()))
-    for key, value in facts.items():
+        model = openvino.Core().read_model(
+            io.BytesIO(_onnx_model(classifier, calibration).SerializeToString())
+        )
+    for key, value in metadata(classifier).items():
         model.set_rt_info(value, ["deitkit", key])
-    return model
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """An entry of FORMATS.
+
+    suffix: of the file. runtime: the inference backend that runs it. require: raises DependencyError if a
+    package is missing. write: classifier, views to calibrate int8 on or None for float, file.
+    """
+
+    suffix: str
+    runtime: str
+    require: Callable[[], None]
+    write: Callable[[Classifier, Iterable[Tensor] | None, Path], None]
+
+
+FORMATS: Mapping[str, ExportFormat] = {
+    "onnx": ExportFormat(".onnx", "onnxruntime", require_onnx, _write_onnx),
+    "openvino": ExportFormat(".xml", "openvino", partial(require, "openvino"), _write_openvino),
+}
 
 
 def _check(backend: Backend, classifier: Classifier, out: Path) -> None:

@@ -89,7 +89,7 @@ def evaluate_student(model: Student, split: Split, device: torch.device) -> Pred
     return evaluate(lambda views: heads_of(model(normalise(views))), views_of(split, device))
 
 
-def evaluate_teacher(teacher: Teacher, split: Split, device: torch.device) -> Tensor:
+def teacher_logits(teacher: Teacher, split: Split, device: torch.device) -> Tensor:
     """The teacher's logits (n, K) over a split, on the views that the student sees."""
     found = evaluate(lambda views: {"logits": teacher(views).logits}, views_of(split, device))
     return found.outputs["logits"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,50 @@ from ..data.image_set import ImageSet
 from ..data.splits import eval_images
 from ..errors import DataError
 from ..inference.device import resolve_device
+from ..preprocessing import Preprocessing
 from ..teachers.fit import pretrained_head_teacher
 from ..teachers.spec import check_spec, parse
 from ..teachers.teacher import Teacher, TeacherMember
 from .evaluate import Outputs, evaluate
-from .metrics import top_k, wilson_interval
+from .metrics import Interval, top_k, wilson_interval
 from .run_images import FileBatches, without_training_images
 from .speed import images_per_s
 
 _SPEED_BATCH = 32
 
 
+@dataclass(frozen=True)
+class TeacherEvaluation:
+    """A teacher on labelled images.
+
+    top1, interval: in percent, over the classes. top1_of_all_outputs, outputs: over all outputs of its head,
+    and how many there are; None for an ensemble. preprocessing: of each member. skipped: files that could not
+    be read.
+    """
+
+    teacher: str
+    how: str
+    images: int
+    classes: int
+    top1: float
+    interval: Interval
+    top1_of_all_outputs: float | None
+    outputs: int | None
+    images_per_s: float
+    backend: str
+    params: int
+    preprocessing: tuple[Preprocessing, ...]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `deitkit teacher eval --json`."""
+        return dataclasses.asdict(self)
+
+
 def evaluate_teacher(
     spec: str, data: str | Path, *, device: str = "auto", batch_size: int = 32, **settings: Any
-) -> dict[str, Any]:
+) -> TeacherEvaluation:
     """Top-1 of a teacher with its pretrained or fitted head on whole images, at its own size and crop.
 
     data: a folder with one sub-folder per class, or val/ (or valid/, validation/) with these. settings: as
@@ -45,7 +77,7 @@ def evaluate_teacher(
     labelled = eval_images(folder)
     if labelled.task == "multilabel":
         raise DataError(
-            f"teacher eval needs one class an image, and {folder} has several labels; "
+            f"teacher eval needs one class per image, and {folder} is multilabel; "
             "deitkit teacher fit measures a teacher on such images"
         )
     images, notes = _unseen(labelled, config.spec)
@@ -58,22 +90,22 @@ def evaluate_teacher(
         found = evaluate(_predictor(teacher, where), files, advance)
     n, whole = len(found.labels), found.outputs.get("all_outputs")
     top1 = top_k(found.outputs["logits"], found.labels, 1)
-    return {
-        "teacher": teacher.card.name,
-        "how": teacher.card.how,
-        "images": n,
-        "classes": len(images.classes),
-        "top1": top1,
-        "interval": wilson_interval(top1 / 100, n),
-        "top1_of_all_outputs": None if whole is None else _top1_of_all(teacher, whole, found.labels),
-        "outputs": None if whole is None else whole.shape[1],
-        "images_per_s": _speed(teacher, where),
-        "backend": teacher.backend,
-        "params": teacher.card.params,
-        "preprocessing": [vars(member.preprocessing) for member in teacher.card.members],
-        "skipped": [path for path, _ in files.skipped],
-        "notes": notes,
-    }
+    return TeacherEvaluation(
+        teacher=teacher.card.name,
+        how=teacher.card.how,
+        images=n,
+        classes=len(images.classes),
+        top1=top1,
+        interval=wilson_interval(top1 / 100, n),
+        top1_of_all_outputs=None if whole is None else _top1_of_all(teacher, whole, found.labels),
+        outputs=None if whole is None else whole.shape[1],
+        images_per_s=_speed(teacher, where),
+        backend=teacher.backend,
+        params=teacher.card.params,
+        preprocessing=tuple(member.preprocessing for member in teacher.card.members),
+        skipped=tuple(path for path, _ in files.skipped),
+        notes=tuple(notes),
+    )
 
 
 def _unseen(images: ImageSet, spec: str) -> tuple[ImageSet, list[str]]:

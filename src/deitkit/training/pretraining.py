@@ -18,7 +18,7 @@ from ..data.folder import find_unlabeled
 from ..data.image_set import ImageSet
 from ..data.splits import Splits
 from ..errors import SettingError
-from ..evaluation.evaluate import evaluate_teacher
+from ..evaluation.evaluate import teacher_logits
 from ..io import write_json
 from ..run_folder import TEACHER_FOLDER, results_to_json
 from ..teachers.fit import pretrained_head_teacher
@@ -127,7 +127,7 @@ def _split(folders: Sequence[Path], config: DataConfig) -> Splits:
 
 def _labelled_by(teacher: Teacher, opened: Dataset, device: torch.device) -> Dataset:
     """The dataset with the teacher's classes, and its predictions as labels of the held-out images."""
-    predicted = evaluate_teacher(teacher, opened.val, device).argmax(1).numpy()
+    predicted = teacher_logits(teacher, opened.val, device).argmax(1).numpy()
     classes = teacher.card.classes
 
     def named(images: ImageSet, labels: np.ndarray) -> ImageSet:

@@ -17,7 +17,7 @@ from .. import log
 from ..data.dataset import Dataset, Split
 from ..data.image_set import has_label
 from ..evaluation.comparison import compare, learned, metric_of, scored, unpaired_difference
-from ..evaluation.evaluate import evaluate_student, evaluate_teacher, views_of
+from ..evaluation.evaluate import evaluate_student, teacher_logits, views_of
 from ..evaluation.metrics import (
     balanced_accuracy,
     balanced_accuracy_interval,
@@ -85,7 +85,7 @@ class TrainedStudent:
 
 def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple[Measured, Tensor]:
     """Accuracy on validation in percent, speed at batch 32, size; and the logits (n, K)."""
-    logits = evaluate_teacher(teacher, val, device)
+    logits = teacher_logits(teacher, val, device)
     probabilities, task = probabilities_of(logits, val.images.task), val.images.task
     score, interval = score_and_interval(probabilities, val.labels)
     scores: dict[str, float | None] = {SCORES[task].key: score}
