@@ -89,10 +89,10 @@ def max_pixel_value(source: Path, max_pixels: int = MAX_PIXELS) -> int | None:
 
 def _lies_on_its_side(image: Image.Image) -> bool:
     exif = image.getexif()
+    if exif.get(ExifTags.Base.Orientation) not in (5, 6, 7, 8):
+        return False
     as_stored = (exif.get(ExifTags.Base.ImageWidth), exif.get(ExifTags.Base.ImageLength))
-    if image.format == "TIFF" and image.size != as_stored:
-        return False  # Pillow gives the upright size of these itself
-    return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return image.format != "TIFF" or image.size == as_stored  # else Pillow gives their upright size itself
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
