@@ -100,7 +100,7 @@ def test_another_budget_after_one_that_was_too_short(data, tmp_path, monkeypatch
 
 def test_one_class_can_be_evaluated(run, data, tmp_path):
     shutil.copytree(data / "cat", tmp_path / "some" / "cat")
-    assert evaluate_folder(run.folder, tmp_path / "some")["images"] == 12
+    assert evaluate_folder(run.folder, tmp_path / "some").to_dict()["images"] == 12
 
 
 def test_the_student_learns(run):
@@ -147,14 +147,14 @@ def test_eval_on_the_validation_images_agrees(run, data, tmp_path):
     for name in json.loads((run.folder / "split.json").read_text())["val"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((data / name).read_bytes())
-    measured = evaluate_folder(run.folder, tmp_path)
+    measured = evaluate_folder(run.folder, tmp_path).to_dict()
     assert measured["images"] == 9
     for key in ("top1", "top1_class", "top1_distill", "top5"):
         assert measured[key] == run.results["student"][key]
 
 
 def test_eval_of_the_run_s_own_folder_leaves_the_training_images_out(run, data, tmp_path):
-    measured = evaluate_folder(run.folder, data)
+    measured = evaluate_folder(run.folder, data).to_dict()
     assert measured["images"] == 9 and measured["top1"] == run.results["student"]["top1"]
     assert measured["notes"] == ["27 images that the run was trained on are left out."]
     (tmp_path / "link").symlink_to(data)
@@ -164,10 +164,10 @@ def test_eval_of_the_run_s_own_folder_leaves_the_training_images_out(run, data, 
         for file in label.iterdir():
             (tmp_path / "links" / label.name / file.name).symlink_to(file)
     for elsewhere in ("link", "links"):
-        assert evaluate_folder(run.folder, tmp_path / elsewhere)["images"] == 9
+        assert evaluate_folder(run.folder, tmp_path / elsewhere).to_dict()["images"] == 9
     shutil.copytree(data / "cat", tmp_path / "train" / "cat")
     shutil.copytree(data / "dog", tmp_path / "Val" / "dog")
-    assert evaluate_folder(run.folder, tmp_path)["images"] == 12  # of train/ and val/, val/
+    assert evaluate_folder(run.folder, tmp_path).to_dict()["images"] == 12  # of train/ and val/, val/
 
 
 def test_what_was_trained_is_written_down(run):
@@ -188,7 +188,7 @@ def test_a_finished_run_without_checkpoints_is_left_alone(run, data, tmp_path):
 
 def test_eval_of_weights_alone_measures_every_image(run, data, tmp_path):
     convert(str(run.folder), tmp_path / "weights", "deitkit")
-    measured = evaluate_folder(tmp_path / "weights", data)
+    measured = evaluate_folder(tmp_path / "weights", data).to_dict()
     assert measured["images"] == 36 and "may be among them" in measured["notes"][0]
 
 
@@ -218,10 +218,12 @@ def test_images_added_later_are_not_evaluated_on(run, data, tmp_path, monkeypatc
         shutil.copy(data / "cat" / "0.png", tmp_path / "images" / "cat" / f"a{i}.png")
     split = json.loads((run.folder / "split.json").read_text())
     for folder in (tmp_path / "run", tmp_path / "run" / "baseline"):
-        splits = run_splits(folder, None)
+        splits = run_splits(folder, deitkit.load(folder), None)
         assert list(splits.val.paths) == split["val"] and list(splits.train.paths) == split["train"]
     (tmp_path / "images" / split["val"][0]).unlink()
-    assert list(run_splits(tmp_path / "run", None).val.paths) == split["val"][1:]
+    assert (
+        list(run_splits(tmp_path / "run", deitkit.load(tmp_path / "run"), None).val.paths) == split["val"][1:]
+    )
 
 
 def test_report_is_one_page_by_itself(run):

@@ -26,7 +26,7 @@ def train(
     epochs: flags.Epochs = None,
     budget: flags.Budget = None,
     distillation: Annotated[
-        str | None, typer.Option(help="Distillation loss, or none; deitkit settings distillation.mode lists them.")
+        str | None, typer.Option(help="Distillation loss, or none; see deitkit settings distillation.mode.")
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="auto, none, or a teacher as deitkit teacher list shows.")
