@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/demo
 	$(BIN)/python examples/elpv.py
 
+# One process per core, one thread each.
 test: .venv/dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 check: .venv/dev
 	$(BIN)/ruff check src tests benchmarks examples
