@@ -182,6 +182,8 @@ def test_predict_uses_what_is_recommended_and_says_so(taught, capsys, monkeypatc
         expected = [p.probability for p in load(folder, "cpu").predict(images / "cat")]
         assert [row["probability"] for row in json.loads(out)] == pytest.approx(expected, abs=1e-5)
         assert (f"using {folder}" in err) == (role != "student")
+    out, err = command(capsys, "predict", run / "baseline", *arguments[2:])  # which has no verdict
+    assert [row["probability"] for row in json.loads(out)] == pytest.approx(expected, abs=1e-5)
     out, err = command(capsys, *arguments, "--model=student")
     expected = [p.probability for p in load(run, "cpu").predict(images / "cat")]
     assert [row["probability"] for row in json.loads(out)] == pytest.approx(expected, abs=1e-5)

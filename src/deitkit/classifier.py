@@ -261,7 +261,8 @@ def recommended_model(run: Path) -> Role:
 
     Warns if nothing was learnt, so that no model is recommended.
     """
-    if not (run / RESULTS).exists():
+    folder = run.resolve()  # "." has no parent
+    if baseline_folder(folder.parent) == folder or not (run / RESULTS).exists():
         return "student"
     results = read_results(run)
     if results.recommended is None and results.comparison is not None:
