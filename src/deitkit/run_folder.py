@@ -240,19 +240,6 @@ def read_student(run: Path) -> tuple[DeiT, RunInfo]:
     return model, info
 
 
-def read_run(run: Path) -> tuple[DeiT, dict[str, Any]]:
-    """`read_student` with `config.json` as a dict; for callers that are not typed yet."""
-    model, info = read_student(run)
-    return model, _as_dict(run, info)
-
-
-def read_settings(run: Path) -> dict[str, Any]:
-    """`config.json` as a dict, of a run that was trained on images; for callers that are not typed yet."""
-    info = read_info(run)
-    refuse_untrained(run, info)
-    return _as_dict(run, info)
-
-
 def refuse_untrained(run: Path, info: RunInfo) -> None:
     """Raises RunFolderError for a folder that holds weights only, as `deitkit convert` writes."""
     if info.data is None:
@@ -437,7 +424,3 @@ def _likeness(config: Mapping[str, Any]) -> str:
     if "pretrained_cfg" in config or "architecture" in config:
         return "looks like a model of timm"
     return "looks like a model of transformers" if "model_type" in config else "a model of another project"
-
-
-def _as_dict(run: Path, info: RunInfo) -> dict[str, Any]:
-    return _object(run / CONFIG) | {"task": info.task}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from deitkit.errors import DeitkitError
 from deitkit.models.deit import joint_probabilities
 from deitkit.preprocessing import InputSize
-from deitkit.run_folder import read_run
+from deitkit.run_folder import read_student
 from deitkit.teachers.pretrained import backend_builders
 from deitkit.teachers.spec import open_member, parse
 
@@ -225,12 +225,12 @@ def test_an_exported_student_brings_its_classes(tmp_path, random_run):
 @torch.no_grad()
 def test_a_run_answers_with_both_heads(random_run):
     model = opened(f"run:{random_run}", None)
-    student, saved = read_run(random_run)
+    student, saved = read_student(random_run)
     images = torch.rand(2, 3, 16, 24)
     found, maps = answer(model, images)
     joint = joint_probabilities(student.eval()(normalised(images, model.preprocessing)))
     torch.testing.assert_close(found.softmax(1), joint, rtol=1e-4, atol=1e-5)
-    assert model.outputs == tuple(saved["classes"]) and model.preprocessing.crop == 0.9
+    assert model.outputs == saved.classes and model.preprocessing.crop == 0.9
     assert [tuple(m.shape) for m in maps] == [(2, 16, 2, 3)] * 2
 
 

@@ -258,7 +258,12 @@ def test_running_out_of_memory_is_explained(tmp_path, monkeypatch):
         trainer(tmp_path / "run", {}).run([])
     timed = trainer(tmp_path / "timed", {})
     session = SimpleNamespace(config=Config().override({"train.budget_s": 60.0}), seconds=0.0)
-    training = SimpleNamespace(trainer=lambda epochs: timed, soft_labels=None, config=session.config)
+    training = SimpleNamespace(
+        trainer=lambda epochs: timed,
+        sampler=timed.data.sampler,
+        soft_labels=None,
+        config=session.config,
+    )
     with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
         planned_epochs(tmp_path, session, [training])
 

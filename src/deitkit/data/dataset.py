@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ class Dataset:
         """Unlabelled images, which come last in `pool`."""
         return len(self.pool.images) - len(self.train.images)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the training images' names, sizes, labels and classes, wherever the folder lies."""
         return self.pool.images.fingerprint(times=False)

@@ -61,11 +61,6 @@ class Objective:
             self.features = FeatureDistillation(student, self.teacher.card.map_channels).to(device)
         return self.features
 
-    @property
-    def distilled(self) -> bool:
-        """Whether the student has a teacher, live or stored."""
-        return self.teacher is not None or self.soft_labels is not None
-
     def phase(self, step: int, total_steps: int) -> Phase:
         """What step `step` (from 0) learns from: a pure function, so that a resumed run agrees."""
         distill = step < round(self.config.distill_until * total_steps)

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..data.sampler import Batch, plan_epoch
+from ..data.sampler import Batch, Sampler
 from ..errors import RunFolderError
 from ..io import write_tensors
 from ..teachers.teacher import TeacherOutput
@@ -29,12 +29,21 @@ Place = tuple[int, int]  # epoch, shard of that epoch
 
 
 class SoftLabelStore:
-    """Soft labels for the views that `plan_epoch` plans. Epochs, shards and positions count from 0."""
+    """Soft labels for the views that `Sampler` plans. Epochs, shards and positions count from 0."""
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
         self.codec = make_codec(len(manifest.classes), manifest.format)
         self.id = manifest.fingerprint()
+        config = manifest.config
+        self._sampler = Sampler(
+            manifest.images - manifest.unlabeled,
+            batch_size=config.train.batch_size,
+            repeats=config.data.repeats,
+            seed=config.train.seed,
+            num_unlabeled=manifest.unlabeled,
+            unlabeled_share=config.data.unlabeled_share,
+        )
         sizes = [len(batch.indices) for batch in self.plan(0)]  # the same in every epoch
         self.views_per_epoch = sum(sizes)
         self._first_row = [0, *itertools.accumulate(sizes)]
@@ -43,16 +52,7 @@ class SoftLabelStore:
 
     def plan(self, epoch: int) -> list[Batch]:
         """The batches of an epoch, as training plans them."""
-        config = self.manifest.config
-        return plan_epoch(
-            self.manifest.images - self.manifest.unlabeled,
-            batch_size=config.train.batch_size,
-            repeats=config.data.repeats,
-            seed=config.train.seed,
-            epoch=epoch,
-            num_unlabeled=self.manifest.unlabeled,
-            unlabeled_share=config.data.unlabeled_share,
-        )
+        return self._sampler.epoch(epoch)
 
     def path(self, place: Place) -> Path:
         return self.folder / f"epoch-{place[0]:05d}-{place[1]:03d}.safetensors"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .. import log
 from ..errors import SettingError
-from ..io import read_json, write_json
+from ..io import write_json
+from ..run_folder import read_plan
 from .session import Session
 from .student_training import StudentTraining
 from .trainer import Trainer
@@ -27,7 +28,7 @@ def planned_epochs(out: Path, session: Session, trainings: Sequence[StudentTrain
     """
     saved = out / "plan.json"
     if saved.exists():
-        return int(read_json(saved)["epochs"])
+        return read_plan(out).epochs
     epochs, budget = session.config.train.epochs, session.config.train.budget_s
     if budget is not None:
         per_epoch = sum(_seconds_per_epoch(each) for each in trainings)
@@ -52,8 +53,7 @@ def planned_epochs(out: Path, session: Session, trainings: Sequence[StudentTrain
 def _seconds_per_epoch(training: StudentTraining) -> float:
     """The expected time of an average epoch: the median step of each phase, weighted by its length."""
     # One epoch of a small folder has too few steps for phases that end halfway: time a run of many.
-    steps = training.trainer(1).steps_per_epoch
-    epochs = math.ceil(_STEPS_OF_A_RUN / steps)
+    epochs = math.ceil(_STEPS_OF_A_RUN / training.sampler.steps_per_epoch)
     if training.soft_labels is not None:
         epochs = min(epochs, training.soft_labels.epochs())
     trainer = training.trainer(epochs)

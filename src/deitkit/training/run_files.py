@@ -59,7 +59,7 @@ def describe_run(
         | {
             "root": str(root.resolve()),
             "how": data.splits.how,
-            "fingerprint": data.pool.images.fingerprint(times=False),
+            "fingerprint": data.fingerprint,
         },
         "plan": plan,
         "teacher": {"name": teacher.name, "how": teacher.how} if teacher else None,

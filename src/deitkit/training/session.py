@@ -23,8 +23,8 @@ from ..data.loader import TrainingViews
 from ..data.splits import Splits
 from ..errors import ResumeError, SettingError
 from ..inference.device import resolve_device
-from ..io import read_json, refuse_occupied, write_json
-from ..run_folder import TEACHER_FOLDER
+from ..io import refuse_occupied, write_json
+from ..run_folder import TEACHER_FOLDER, read_config, read_info
 from ..teachers.prepare import fit_to_dataset
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
@@ -123,7 +123,7 @@ def saved_config(out: Path, resume: bool) -> Config | None:
         raise ResumeError(f"{out} already holds a run; add --resume to continue it, or choose another --out")
     if (out / "results.json").exists() and not (out / "checkpoints").exists():
         raise ResumeError(f"the run in {out} is finished and has no checkpoints left to resume from")
-    return Config.from_dict(read_json(settings))
+    return read_config(out)
 
 
 def _claim(out: Path, config: ResolvedConfig, saved: Config | None) -> None:
@@ -152,7 +152,8 @@ def _claim(out: Path, config: ResolvedConfig, saved: Config | None) -> None:
 def refuse_other_images(out: Path, dataset: Dataset) -> None:
     """Raises ResumeError if the run in `out` was begun on other images or classes."""
     described = out / "config.json"
-    if described.exists() and read_json(described)["data"]["fingerprint"] != dataset.fingerprint:
+    data = read_info(out).data if described.exists() else None
+    if data is not None and data.fingerprint != dataset.fingerprint:
         raise ResumeError(
             f"cannot resume {out}: its images or classes have changed; give the images as they were, "
             "or choose another --out"

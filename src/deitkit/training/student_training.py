@@ -10,6 +10,7 @@ from typing import Any, Literal
 from .. import log
 from ..config import ResolvedConfig
 from ..data.dataset import Dataset
+from ..data.sampler import Sampler
 from ..distillation.objective import Objective
 from ..evaluation.evaluate import evaluate_student
 from ..io import read_json_lines, write_json
@@ -73,6 +74,12 @@ class StudentTraining:
         """The same student trained on labels alone."""
         return cls.of(session, session.dataset, folder, None)
 
+    @property
+    def sampler(self) -> Sampler:
+        """The batches of every epoch; with unlabelled images only if a teacher labels them."""
+        taught = self.teacher is not None or self.soft_labels is not None
+        return self.dataset.sampler(self.config.train, self.config.data, unlabeled=taught)
+
     def trainer(self, epochs: int) -> Trainer:
         """A new trainer of a new student, for so many epochs."""
         config, dataset = self.config, self.dataset
@@ -85,12 +92,11 @@ class StudentTraining:
             soft_labels=self.soft_labels,
         )
         views = self.session.views(dataset)
-        sampler = dataset.sampler(config.train, config.data, unlabeled=objective.distilled)
         val, device = dataset.val, self.session.device
         return Trainer(
             self.create().to(device),
             objective,
-            TrainingData(views, sampler, config.data.workers, dataset.pool.images.paths),
+            TrainingData(views, self.sampler, config.data.workers, dataset.pool.images.paths),
             Validation(lambda m: evaluate_student(m, val, device).metrics().to_dict(), len(val.images)),
             train=replace(config.train, epochs=epochs),
             optim=config.optim,
