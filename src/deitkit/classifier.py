@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from .run_folder import (
     RESULTS,
     TEACHER_FOLDER,
     baseline_folder,
+    candidate_folder,
     holds_teacher,
     read_info,
     read_results,
@@ -50,7 +50,8 @@ from .teachers.teacher import Teacher
 from .teachers.teacher_graph import TeacherGraph
 
 Normalisation = tuple[list[float], list[float]]  # mean and deviation of the three channels, in [0, 1]
-ModelChoice = Literal["student", "teacher", "baseline", "recommended"]
+# "student", "teacher", "baseline", "recommended", or a candidate of the run such as "teacher-224".
+ModelChoice = str
 
 
 @dataclass(frozen=True)
@@ -247,13 +248,15 @@ def model_folder(path: Path, model: ModelChoice) -> Path:
     Raises RunFolderError if the run has no such model.
     """
     if holds_teacher(path):
-        if model == "baseline":
-            raise RunFolderError(f"{path} holds a fitted teacher and no baseline; give the run's folder")
+        if model not in ("student", "teacher", "recommended"):
+            raise RunFolderError(f"{path} holds a fitted teacher and no {model}; give the run's folder")
         return path
     role = recommended_model(path) if model == "recommended" else model
     if role == "student":
         return path
-    return _teacher_of(path) if role == "teacher" else _baseline_of(path)
+    if role == "teacher":
+        return _teacher_of(path)
+    return _baseline_of(path) if role == "baseline" else candidate_folder(path, role)
 
 
 def recommended_model(run: Path) -> Role:
@@ -302,8 +305,8 @@ def load_teacher(
 ) -> TeacherClassifier:
     """The fitted teacher in `folder` as a classifier of images.
 
-    A teacher of a run or of stored soft labels sees images as in the validation there; another one has its
-    own input size and crop (an ensemble, the first member's). code: python:MODULE:FUNCTION that the teacher
+    The teacher of a run or of stored soft labels sees images as in the validation there; another one, such as
+    a run's candidate, has its own input size and crop (an ensemble, the first member's). code: python:MODULE:FUNCTION that the teacher
     may run; a teacher that needs other code is refused. Raises RunFolderError if there is no teacher.
     """
     folder = Path(folder).resolve()  # "." and links have another parent
@@ -374,7 +377,7 @@ def _validated_view(folder: Path) -> tuple[tuple[int, int], float] | None:
         config = read_manifest(keeper).config
         return config.student.image_size, config.data.eval_crop
     run = run_of_teacher(folder)
-    if run is None:
+    if run is None or folder.name != TEACHER_FOLDER:
         return None
     view = read_info(run).preprocessing
     return view.image_size, view.crop

@@ -130,6 +130,12 @@ class TeacherConfig(Section):
         None, "Outputs of the pretrained head to use: imagenet, or a file; none: match by name."
     )
     image_size: int | Auto = setting(AUTO, "Input size in pixels; auto: by the student's.", at_least(1))
+    deploy_sizes: tuple[int, ...] | Auto | None = setting(
+        AUTO,
+        "Sizes in pixels at which the teacher itself may be deployed; auto: 96, 128, 160 and 224 for up to "
+        "20,000 images; none: as the student's teacher only.",
+        at_least(32),
+    )
     probe_views: int = setting(4, "Views of each training image that the probe is fitted on.", at_least(1))
     mean: tuple[float, float, float] | None = setting(None, "Channel means; none: the teacher's own.")
     std: tuple[float, float, float] | None = setting(
@@ -244,6 +250,11 @@ class TrainConfig(Section):
     patience: int | None = setting(
         None, "Stop after this many evaluations without a lower validation loss.", at_least(1)
     )
+    prefer: Literal["balanced", "accuracy", "speed"] = setting(
+        "balanced",
+        "What the recommended model is chosen for; balanced: a model of twice the speed may be a point less "
+        "accurate.",
+    )
     device: str = setting("auto", "auto, cpu, cuda or mps.")
     seed: int = setting(0, "Seed of initial weights, batches and augmentation.", SEED)
     baseline: bool = setting(False, "Also train a baseline: the same student without a teacher.")
@@ -326,9 +337,9 @@ class Config:
         return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
     def affects_results(self) -> dict[str, Any]:
-        """`to_dict` without the settings that change only how fast a run is."""
+        """`to_dict` without the settings that the student's training does not depend on."""
         saved = self.to_dict()
-        for section, name in SPEED_ONLY:
+        for section, name in NOT_OF_TRAINING:
             del saved[section][name]
         return saved
 
@@ -443,8 +454,13 @@ def resized_side(side: int, crop: float) -> int:
 # Settings that let code run. They hold for the call that names them; files neither keep nor set them.
 OF_THIS_CALL = ("teacher.code", "teacher.trust_remote_code")
 
-# A run may be resumed with other values of these.
-SPEED_ONLY = (("data", "workers"), ("data", "cache_gb"))
+# The student's training does not depend on these: a run may be resumed with other values.
+NOT_OF_TRAINING = (
+    ("data", "workers"),
+    ("data", "cache_gb"),
+    ("teacher", "deploy_sizes"),
+    ("train", "prefer"),
+)
 
 # Names that version 0.1 gave to settings.
 RENAMED = {

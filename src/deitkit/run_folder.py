@@ -12,6 +12,7 @@
     checkpoints/       state of an unfinished training
     baseline/          the same student trained without a teacher, a run folder itself
     teacher/           the fitted teacher (deitkit.teachers.saved)
+    candidates/        the teacher at other image sizes, a fitted teacher each
     report.html
 
 The readers raise RunFolderError for a file that is missing or damaged, and read folders of version 0.1.
@@ -59,6 +60,7 @@ REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 BASELINE_FOLDER = "baseline"
 TEACHER_FOLDER = "teacher"  # also in a soft-label folder
+CANDIDATES_FOLDER = "candidates"
 TEACHER_CARD = "teacher.json"  # of a fitted teacher
 
 # Names of version 0.1.
@@ -170,6 +172,11 @@ def read_results(run: Path) -> RunResults:
     for name in ("student", "teacher", "baseline"):
         if isinstance(raw.get(name), dict):
             raw[name] = raw[name] | {"scores": _scores(raw[name])}
+    if isinstance(raw.get("candidates"), dict):
+        raw["candidates"] = {
+            name: model | {"scores": _scores(model)} if isinstance(model, dict) else model
+            for name, model in raw["candidates"].items()
+        }
     results = _fields(RunResults, raw, path)
     if results.task == "multiclass" and results.confusion is not None:
         size = len(results.confusion)
@@ -183,15 +190,15 @@ def results_to_json(results: RunResults) -> dict[str, Any]:
     content: dict[str, Any] = _listed(asdict(results))
     for role in ("student", "teacher", "baseline"):
         if content[role] is not None:
-            content[role] = _without_none(content[role].pop("scores"), content[role])
+            content[role] = _flattened(content[role])
+    content["candidates"] = {name: _flattened(model) for name, model in content["candidates"].items()}
     by_class = ("confusion", "per_class")
     return {key: value for key, value in content.items() if key not in by_class or value is not None}
 
 
 def model_to_json(model: ModelResult) -> dict[str, Any]:
     """A model as `results.json` has it."""
-    content: dict[str, Any] = _listed(asdict(model))
-    return _without_none(content.pop("scores"), content)
+    return _flattened(_listed(asdict(model)))
 
 
 def model_from_json(raw: Any, path: Path) -> ModelResult:
@@ -207,10 +214,11 @@ def _listed(value: Any) -> Any:
     return [_listed(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _without_none(scores: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """One object of scores, of which None is kept, and of other entries, without those that say nothing."""
-    told = {key: value for key, value in others.items() if value is not None and value != ""}
-    return {"name": others["name"], **scores, **told}
+def _flattened(model: dict[str, Any]) -> dict[str, Any]:
+    """A model with its scores, of which None is kept, beside its other entries, if those say anything."""
+    scores = model.pop("scores")
+    told = {key: value for key, value in model.items() if value is not None and value != ""}
+    return {"name": told.pop("name"), **scores, **told}
 
 
 def read_student(run: Path) -> tuple[DeiT, RunInfo]:
@@ -255,6 +263,18 @@ def baseline_folder(run: Path) -> Path:
     return old if old.is_dir() and not (run / BASELINE_FOLDER).exists() else run / BASELINE_FOLDER
 
 
+def candidate_folder(run: Path, name: str) -> Path:
+    """The folder of a candidate of a run, such as "teacher-224". Raises RunFolderError if there is none."""
+    folder = run / CANDIDATES_FOLDER / name
+    # The name may come from a damaged or foreign results.json.
+    if Path(name).name != name or not holds_teacher(folder):
+        known = sorted(path.name for path in (run / CANDIDATES_FOLDER).glob("*") if holds_teacher(path))
+        raise RunFolderError(
+            f"{run} has no model {name!r}; choose {', '.join(['student', 'teacher', 'baseline', *known])}"
+        )
+    return folder
+
+
 def holds_teacher(folder: Path) -> bool:
     """Whether `folder` is a fitted teacher's: RUN/teacher, or what `deitkit teacher fit` wrote.
 
@@ -271,8 +291,14 @@ def run_of_teacher(folder: Path) -> Path | None:
     config.json is damaged.
     """
     folder = folder.resolve()  # "." and links have another parent
-    described = folder.parent / CONFIG
-    if folder.name != TEACHER_FOLDER or not described.is_file():
+    if folder.name == TEACHER_FOLDER:
+        run = folder.parent
+    elif folder.parent.name == CANDIDATES_FOLDER:
+        run = folder.parent.parent
+    else:
+        return None
+    described = run / CONFIG
+    if not described.is_file():
         return None
     try:
         saved = read_json(described)
@@ -280,7 +306,7 @@ def run_of_teacher(folder: Path) -> Path | None:
         raise RunFolderError(
             f"{described}, beside the teacher, cannot be read; move the teacher elsewhere"
         ) from None
-    return folder.parent if isinstance(saved, dict) and {"data", "student"} <= saved.keys() else None
+    return run if isinstance(saved, dict) and {"data", "student"} <= saved.keys() else None
 
 
 # Validation

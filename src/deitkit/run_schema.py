@@ -10,7 +10,8 @@ from .config import Config
 from .preprocessing import Preprocessing
 from .tasks import Task
 
-Role = Literal["student", "teacher", "baseline"]
+# A model of a run: "student", "teacher", "baseline", or a candidate such as "teacher-224".
+Role = str
 Metric = Literal["top1", "balanced_accuracy", "map"]
 
 _STEADY = 1.3  # most that a speedup may vary between rounds
@@ -128,7 +129,8 @@ class ModelResult:
 
     interval, balanced_interval: 95 % confidence intervals of the main score and of the balanced accuracy.
     images_per_s: at inference, batch 32; images_per_s_range: the slowest and the fastest round. folder: where
-    a teacher is if not in the run's folder. test, confusion, per_class: as in RunResults, of a baseline.
+    a teacher is if not in the run's folder. test, confusion, per_class: as in RunResults, of a baseline or a candidate. image_size:
+    height, width of what it sees, where that is not the run's.
     """
 
     name: str
@@ -141,6 +143,7 @@ class ModelResult:
     how: str = ""
     bytes: int | None = None
     folder: str | None = None
+    image_size: tuple[int, int] | None = None
     scores: dict[str, float | None] = field(default_factory=dict)
     test: dict[str, float | None] | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
@@ -230,7 +233,8 @@ class ValResult:
 class RunResults:
     """`results.json`: the accuracies, speeds and the verdict of a finished run.
 
-    recommended: the model to deploy; None if none learnt anything, and in files of version 0.1. confusion:
+    candidates: the teacher at other image sizes, by name. recommended: the model to deploy, chosen for
+    `prefer`; None if none learnt anything, and in files of version 0.1. confusion:
     counts by true class (row) and predicted class, multiclass only. per_class: scores of each label,
     multilabel only. test: scores on the test split. weights: which weights were saved.
     """
@@ -242,6 +246,8 @@ class RunResults:
     task: Task = "multiclass"
     teacher: ModelResult | None = None
     baseline: ModelResult | None = None
+    candidates: dict[str, ModelResult] = field(default_factory=dict)
+    prefer: Literal["balanced", "accuracy", "speed"] = "balanced"
     recommended: Role | None = None
     verdict: str = ""
     comparison: Comparison | None = None

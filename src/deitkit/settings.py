@@ -149,6 +149,8 @@ def _parsed(value: Any, hint: Any) -> Any:
     if origin is tuple:
         parts = value.lower().replace("x", ",").split(",") if isinstance(value, str) else value
         parts = [parts] if isinstance(parts, (int, float)) else list(parts)
+        if args[-1] is Ellipsis:
+            return tuple(_parsed(part, args[0]) for part in parts)
         parts = parts * len(args) if len(parts) == 1 else parts
         if len(parts) != len(args):
             raise ValueError(f"give {len(args)} numbers, such as 0.1,0.9")

@@ -29,7 +29,7 @@ def analyze(
 
     from ..report.analysis_run import analyze_run, default_out
 
-    found = analyze_run(run, data, out, model=flags.parse_model(model), code=teacher_code)
+    found = analyze_run(run, data, out, model=model, code=teacher_code)
     if json_:
         print(json.dumps(found, indent=1))
         return

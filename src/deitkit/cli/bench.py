@@ -37,7 +37,7 @@ def bench(
     chosen = None if backends == "all" else [name.strip() for name in backends.split(",")]
     rows = measure(
         run,
-        model=flags.parse_model(model),
+        model=model,
         data=data,
         batches=sizes,
         backends=chosen,

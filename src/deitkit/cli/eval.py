@@ -46,7 +46,7 @@ def evaluate(
     found = evaluate_folder(
         run,
         data,
-        model=flags.parse_model(model),
+        model=model,
         device=device or "auto",
         merge=merge,
         part=part,

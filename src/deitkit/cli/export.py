@@ -22,7 +22,7 @@ def export(
     """Write a run's classifier as one graph, with its preprocessing of views inside."""
     from ..deploy.exporter import export_run
 
-    chosen = flags.parse_model(model)
+    chosen = model
     exported = export_run(run, to, out, model=chosen, int8=int8, data=data, merge=merge)
     for file in exported.files:
         print(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -42,24 +42,16 @@ TrustRemoteCode = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Model = Annotated[
-    str, typer.Option("--model", help="Which model of a run: student, teacher, baseline or recommended.")
+    str,
+    typer.Option(
+        "--model",
+        help="Which model of a run: student, teacher, baseline, recommended, or one such as teacher-224.",
+    ),
 ]
 TeacherCode = Annotated[
     str | None, typer.Option(help="python:MODULE:FUNCTION that a fitted teacher may run.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-ModelChoice = Literal["student", "teacher", "baseline", "recommended"]
-
-
-def parse_model(text: str) -> ModelChoice:
-    """The value of --model; raises SettingError for an unknown one."""
-    for known in get_args(ModelChoice):
-        if text == known:
-            choice: ModelChoice = known
-            return choice
-    raise SettingError(f"there is no model {text!r} in a run; choose {', '.join(get_args(ModelChoice))}")
 
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}

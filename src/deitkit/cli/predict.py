@@ -36,9 +36,8 @@ def predict(
     images: list[str | Path | NamedImage] = []
     for path in paths:
         images += [NamedImage("-", sys.stdin.buffer.read())] if path == "-" else expand([path])
-    chosen = flags.parse_model(model)
-    folder = model_folder(run, chosen)
-    if chosen == "recommended" and folder != run:
+    folder = model_folder(run, model)
+    if model == "recommended" and folder != run:
         log.info(f"using {folder}, which {run} recommends; --model student uses the student")
     classifier = load(folder, device or "auto", code=teacher_code)
     predictions = list(classifier.predict_all(images))

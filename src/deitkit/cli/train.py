@@ -31,6 +31,14 @@ def train(
     teacher: Annotated[
         str | None, typer.Option(help="auto, none, or a teacher as deitkit teacher list shows.")
     ] = None,
+    teacher_size: Annotated[
+        int | None,
+        typer.Option(min=32, help="Size in pixels of what the teacher sees of the student's views."),
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(help="balanced, accuracy or speed: what the recommended model is chosen for."),
+    ] = None,
     unlabeled: Annotated[
         str | None, typer.Option(help="Folder of unlabelled images for the teacher to label.")
     ] = None,
@@ -63,6 +71,8 @@ def train(
         **parse_length(epochs, budget),
         "distillation.mode": distillation,
         "teacher.spec": teacher,
+        "teacher.image_size": teacher_size,
+        "train.prefer": prefer,
         "teacher.trust_remote_code": trust_remote_code or None,
         "data.unlabeled": unlabeled,
         "teacher.soft_labels": renamed_flag("--labels", labels, "--soft-labels", soft_labels),
@@ -103,7 +113,10 @@ def _print_summary(run: Path) -> None:
         cost = ["", ""]
         if row.result is not None:
             cost = [f"{row.result.params / 1e6:.1f} M", f"{row.result.images_per_s:.0f}"]
-        name = row.role.capitalize() if row.role else f"  {row.name}"  # the models' names are in the report
+        # The models' names are in the report.
+        name = row.role.replace("-", " ").capitalize() if row.role else f"  {row.name}"
+        if row.role in results.candidates:
+            name += " px"
         cells = ["" if value is None else f"{value:.1f}" for value in scores]
         table.add_row(name, *cells, *cost, style="bold" if chosen else None)
     console = Console()

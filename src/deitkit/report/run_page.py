@@ -14,6 +14,7 @@ from ..io import write_text
 from ..run_folder import (
     REPORT,
     baseline_folder,
+    candidate_folder,
     read_info,
     read_metrics,
     read_predictions,
@@ -38,6 +39,8 @@ def write_report(run: Path) -> Path:
     task, score = results.task, SCORES[results.task]
     role = shown_role(results, rows)
     counts = confusion_of(role, results, rows, info.classes)
+    if role in results.candidates:
+        rows = read_predictions(candidate_folder(run, role))
     mistakes = _mistakes(rows, role) if task == "multiclass" else _mistaken_labels(rows, info.classes)
     root = image_root(Path(info.data.root or ""))
     content = page.render(

@@ -37,12 +37,15 @@ class ClassRow:
 
 
 def model_rows(results: RunResults) -> list[ModelRow]:
-    """The teacher, the student with each of its heads, and the baseline."""
+    """The teacher, at each size, the student with each of its heads, and the baseline."""
     key = SCORES[results.task].key
     student, teacher, baseline = results.student, results.teacher, results.baseline
     rows = []
     if teacher is not None:
         rows.append(ModelRow(f"Teacher: {teacher.name}", teacher.scores.get(key), "teacher", teacher))
+    for role, model in results.candidates.items():
+        size = f"at {model.image_size[0]} px" if model.image_size else role
+        rows.append(ModelRow(f"Teacher {size}: {model.name}", model.scores.get(key), role, model))
     rows.append(ModelRow(f"Student: DeiT {student.name}", student.scores.get(key), "student", student))
     if student.scores.get(f"{key}_distill") is not None:
         rows.append(ModelRow("class head alone", student.scores.get(f"{key}_class")))
@@ -61,6 +64,9 @@ def shown_role(results: RunResults, rows: Sequence[Mapping[str, str]]) -> Role:
     """The model whose classes are shown: the recommended one, if its predictions are known."""
     if results.recommended == "teacher" and results.task == "multiclass":
         return "teacher" if rows and all(row.get("teacher_prediction") for row in rows) else "student"
+    candidate = results.candidates.get(results.recommended or "")
+    if candidate is not None and candidate.confusion is not None:
+        return results.recommended or ""
     known = results.recommended == "baseline" and results.baseline is not None
     return "baseline" if known and results.baseline and results.baseline.confusion else "student"
 
@@ -73,6 +79,8 @@ def confusion_of(
         return results.baseline.confusion if results.baseline else None
     if role == "student":
         return results.confusion
+    if role in results.candidates:
+        return results.candidates[role].confusion
     place = {name: k for k, name in enumerate(classes)}
     known = [row for row in rows if row["label"] in place and row["teacher_prediction"] in place]
     labels = torch.tensor([place[row["label"]] for row in known])

@@ -1,22 +1,26 @@
 """Which model of a run to deploy, and the sentences that say why.
 
 1. A model that does not tell the classes apart better than chance is never recommended.
-2. The baseline replaces the student if it is more accurate beyond chance: it costs the same.
-3. Of student (or baseline) and teacher, the one that is clearly more accurate is recommended. If the student
-   is at most a point below, it is the student, unless it is slower. If the images do not suffice to tell, it
-   is the more accurate one, and the verdict says about how many images would settle it.
+2. The baseline stands in for the student if it is more accurate beyond chance: it costs the same.
+3. The most accurate model is recommended, unless a faster one is worth more. Each doubling of speed may cost so
+   many points of accuracy: 0 for `accuracy`, 1 for `balanced`, 3 for `speed`. For `balanced` the images have to
+   show it: the 95 % interval of the difference must not go further down. Of several such models, the one with
+   the largest sum of accuracy and points for speed is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ..evaluation.metrics import Interval
-from ..run_folder import TEACHER_FOLDER
-from ..run_schema import Comparison, Difference, Metric, Role, Speedup
+from ..run_folder import BASELINE_FOLDER, CANDIDATES_FOLDER, TEACHER_FOLDER
+from ..run_schema import Difference, Metric, Role, Speedup
 
-_NEGLIGIBLE = 1.0  # points: a smaller model may be this much less accurate
+Preference = Literal["balanced", "accuracy", "speed"]
+POINTS_PER_DOUBLING: Mapping[Preference, float] = {"accuracy": 0.0, "balanced": 1.0, "speed": 3.0}
 _NAMES: Mapping[Metric, str] = {"top1": "", "balanced_accuracy": "balanced accuracy ", "map": "mAP "}
 
 
@@ -25,7 +29,7 @@ class Candidate:
     """A model that may be deployed.
 
     score, interval: in percent, by the metric that the models are compared by. learned: whether it beats
-    chance. folder: where a teacher lies if not in the run's folder.
+    chance. images_per_s: None if unknown. folder: where a teacher lies if not in the run's folder.
     """
 
     role: Role
@@ -33,7 +37,20 @@ class Candidate:
     interval: Interval
     learned: bool
     params: int
+    images_per_s: float | None = None
     folder: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as "the student" or "the teacher at 224 px"."""
+        kind, _, size = self.role.partition("-")
+        return f"the {kind} at {size} px" if size else f"the {kind}"
+
+    def speedup_over(self, other: Candidate) -> float | None:
+        """How many times as fast as `other` it is; None if a speed is unknown."""
+        if not self.images_per_s or not other.images_per_s:
+            return None
+        return self.images_per_s / other.images_per_s
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,20 @@ class Rarest:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """What the models were compared on.
+
+    compare: the first model's score minus the second's. speedup: of the student over the teacher, with its
+    spread, which tells whether the machine was busy.
+    """
+
+    metric: Metric
+    images: int
+    compare: Callable[[Role, Role], Difference]
+    speedup: Speedup | None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The model to deploy, None for none, and why."""
 
@@ -53,164 +84,197 @@ class Verdict:
 
 
 def verdict(
-    candidates: Mapping[Role, Candidate], comparison: Comparison, val_images: int, rarest: Rarest
+    candidates: Mapping[Role, Candidate],
+    measured: Measurement,
+    rarest: Rarest,
+    prefer: Preference = "balanced",
 ) -> Verdict:
-    """Weighs accuracy, speed and size. candidates: the student, and what else there is, by role."""
-    words = _Words(comparison, val_images)
-    student, teacher = candidates["student"], candidates.get("teacher")
-    baseline = candidates.get("baseline")
-    learned = [c for c in candidates.values() if c.learned]
-    if not learned:
-        return Verdict(None, words.nothing_learned(list(candidates.values()), rarest))
-    compact = _compact(student, baseline, comparison)
-    if compact is None:
-        assert teacher is not None
-        return Verdict("teacher", words.student_learned_nothing(student, teacher, rarest))
-    if teacher is None or not teacher.learned:
-        return Verdict(compact.role, words.without_rival(compact, teacher))
-    difference = comparison.differences[f"{compact.role}-teacher"]
-    slower = comparison.speedup is not None and comparison.speedup.value < 1
-    if _prefers_teacher(difference, slower):
-        return Verdict("teacher", words.teacher(compact, teacher, baseline, difference))
-    return Verdict(compact.role, words.compact(compact, teacher, difference))
+    """Weighs accuracy and speed. candidates: the student, and what else there is, by role."""
+    words = _Words(measured, rarest)
+    rivals = _rivals(candidates, measured)
+    if not rivals:
+        return Verdict(None, words.nothing_learned(list(candidates.values())))
+    best = max(rivals, key=lambda c: (c.score, c.images_per_s or 0.0))
+    chosen = max(
+        (c for c in rivals if c is best or _may_replace(c, best, measured, prefer)),
+        key=lambda c: _worth(c, best, prefer),
+    )
+    return Verdict(chosen.role, words.deploy(chosen, best, candidates, rivals))
 
 
-def _compact(student: Candidate, baseline: Candidate | None, comparison: Comparison) -> Candidate | None:
-    """The student, or the baseline of the same size if it is more accurate beyond chance."""
-    if baseline is None or not baseline.learned:
-        return student if student.learned else None
-    if not student.learned or comparison.differences["student-baseline"].high < 0:
-        return baseline
-    return student
+def _rivals(candidates: Mapping[Role, Candidate], measured: Measurement) -> list[Candidate]:
+    """The models that learnt something, with the student or its baseline and not both."""
+    learned = {role: c for role, c in candidates.items() if c.learned}
+    if "student" in learned and "baseline" in learned:
+        better = measured.compare("student", "baseline").high < 0
+        del learned["student" if better else "baseline"]
+    return list(learned.values())
 
 
-def _prefers_teacher(difference: Difference, slower: bool) -> bool:
-    """Whether the teacher is recommended; `difference`: of the smaller model's score minus its own."""
-    if difference.low > -_NEGLIGIBLE:
-        return slower and difference.value <= 0
-    return difference.value < 0 or (difference.value == 0 and slower)
+def _may_replace(model: Candidate, best: Candidate, measured: Measurement, prefer: Preference) -> bool:
+    """Whether `model` is fast enough for what it loses to the most accurate one."""
+    speedup = model.speedup_over(best)
+    if speedup is None or speedup <= 1:
+        return False
+    allowed = POINTS_PER_DOUBLING[prefer] * math.log2(speedup)
+    lost = measured.compare(model.role, best.role)
+    return (lost.value if prefer == "speed" else lost.low) >= -allowed
+
+
+def _worth(model: Candidate, best: Candidate, prefer: Preference) -> float:
+    """Accuracy in points, and points for the speed over that of `best`."""
+    return model.score + POINTS_PER_DOUBLING[prefer] * math.log2(model.speedup_over(best) or 1.0)
+
+
+def front(models: list[Candidate]) -> list[Candidate]:
+    """Those than which no other is both faster and more accurate, the most accurate first."""
+    kept: list[Candidate] = []
+    for model in sorted(models, key=lambda c: (-c.score, -(c.images_per_s or 0.0))):
+        if not kept or (model.images_per_s or 0.0) > (kept[-1].images_per_s or 0.0):
+            kept.append(model)
+    return kept
 
 
 class _Words:
     """The sentences of a verdict."""
 
-    def __init__(self, comparison: Comparison, val_images: int):
-        self.comparison, self.images = comparison, val_images
-        self.metric = _NAMES[comparison.metric]
+    def __init__(self, measured: Measurement, rarest: Rarest):
+        self.measured, self.rarest = measured, rarest
+        self.metric = _NAMES[measured.metric]
 
-    def score(self, value: float) -> str:
-        return f"{self.metric}{value:.1f} %"
+    def score(self, model: Candidate) -> str:
+        return f"{self.metric}{model.score:.1f} %"
 
     def full(self, model: Candidate) -> str:
         low, high = model.interval
-        return f"{self.score(model.score)} (95 % interval {low:.1f} to {high:.1f}, {self.images} images)"
+        return f"{self.score(model)} (95 % interval {low:.1f} to {high:.1f}, {self.measured.images} images)"
 
-    def nothing_learned(self, models: list[Candidate], rarest: Rarest) -> str:
-        *others, last = (f"the {model.role}" for model in models)
+    def nothing_learned(self, models: list[Candidate]) -> str:
+        *others, last = (model.name for model in models)
         which = f"{', '.join(others)} and {last} are" if others else f"{last} is"
         return (
             "Deploy none yet: nothing was learnt about which class an image shows. "
             f"{which[0].upper()}{which[1:]} no better than always naming one class; the student reaches "
-            f"{self.full(models[0])}. {_remedy(rarest)}"
+            f"{self.full(models[0])}. {self.remedy()}"
         )
 
-    def student_learned_nothing(self, student: Candidate, teacher: Candidate, rarest: Rarest) -> str:
-        return (
-            f"Deploy the teacher ({self.where(teacher)}): {self.full(teacher)}. The student learnt nothing "
-            f"about which class an image shows: {self.score(student.score)} is no better than always naming "
-            f"one class. Train longer (--epochs or --budget). {_remedy(rarest)}"
-        )
-
-    def without_rival(self, model: Candidate, teacher: Candidate | None) -> str:
-        if teacher is None:
-            return f"Deploy the {model.role}: {self.full(model)}; there is no teacher to compare it with."
-        return (
-            f"Deploy the {model.role}: {self.full(model)}; the teacher, with {self.score(teacher.score)}, "
-            "is no better than chance."
-        )
-
-    def compact(self, model: Candidate, teacher: Candidate, difference: Difference) -> str:
-        if difference.low > 0:
-            relation = "more than"
-        elif difference.low > -_NEGLIGIBLE:
-            relation = f"at most {_NEGLIGIBLE:.0f} point below"
-        elif difference.value == 0:
-            relation = "as much as"
-        else:
-            relation = "ahead of"
-        also = "" if difference.decided or difference.low > -_NEGLIGIBLE else f" {self.undecided(difference)}"
-        where = "" if model.role == "student" else " (baseline/ of the run)"
-        return (
-            f"Deploy the {model.role}{where}: {self.full(model)}, {relation} the teacher's "
-            f"{self.score(teacher.score)}{self.pace(model, teacher)}.{also}{self.caveat()}"
-        )
-
-    def teacher(
-        self, model: Candidate, teacher: Candidate, baseline: Candidate | None, difference: Difference
+    def deploy(
+        self,
+        chosen: Candidate,
+        best: Candidate,
+        candidates: Mapping[Role, Candidate],
+        rivals: list[Candidate],
     ) -> str:
-        relation = "ahead of" if difference.decided or difference.value < 0 else "no worse than"
-        helped = ""
-        if baseline is not None and model.role == "student" and model.score > baseline.score:
-            helped = f" (distillation lifted it from {self.score(baseline.score)})"
-        also = "" if difference.decided else f" {self.undecided(difference)}"
-        # What brought students closer to their teachers: docs/small-data.md.
-        more = "train longer (--epochs or --budget)"
-        if self.comparison.metric != "map":
-            more += " or add images without labels (--unlabeled)"
-        return (
-            f"Deploy the teacher ({self.where(teacher)}): with {self.score(teacher.score)} it is {relation} "
-            f"the {model.role}'s {self.full(model)}{helped}.{also}{self.runs(model, teacher)} "
-            f"For a better {model.role}, {more}.{self.caveat()}"
-        )
+        """What to deploy, beside which other model, and what else there is."""
+        others = [c for c in rivals if c is not chosen]
+        rival = best if best is not chosen else max(others, key=lambda c: c.score, default=None)
+        if rival is None:
+            beside = self.alone(chosen, candidates)
+        else:
+            beside = self.beside(chosen, rival)
+        rest = [c for c in front(rivals) if c is not chosen and c is not rival]
+        sentences = [
+            f"Deploy {chosen.name}{where(chosen)}: {self.full(chosen)}{beside}.",
+            self.also(chosen, rest),
+            self.of_student(chosen, rival, candidates),
+            self.caveat(),
+        ]
+        return " ".join(filter(None, sentences))
+
+    def alone(self, chosen: Candidate, candidates: Mapping[Role, Candidate]) -> str:
+        """Of the only model that learnt something."""
+        others = [c for c in candidates.values() if not c.learned and c.role != "baseline"]
+        if not others:
+            return "; there is no teacher to compare it with"
+        return f"; {others[0].name}, with {self.score(others[0])}, is no better than chance"
+
+    def beside(self, chosen: Candidate, rival: Candidate) -> str:
+        """How the recommended model compares with the most accurate one of the others."""
+        difference = self.measured.compare(chosen.role, rival.role)
+        if difference.value < 0:
+            relation = f"{-difference.value:.1f} points below"
+        elif difference.low > 0:
+            relation = "more than"
+        else:
+            relation = "ahead of" if difference.value > 0 else "as much as"
+        speedup = chosen.speedup_over(rival)
+        speed = "" if speedup is None else f", at {_times(speedup)} its speed"
+        size = f"{chosen.params / 1e6:.1f} against {rival.params / 1e6:.1f} million parameters"
+        told = f", {relation} {rival.name}'s {self.score(rival)}{speed}, {size}"
+        return told if difference.decided else f"{told}. {self.undecided(difference)}"
 
     def undecided(self, difference: Difference) -> str:
         """That the images do not suffice, and how many would."""
         needed = difference.images_needed
         more = f"about {_rounded(needed)} would" if needed else "more would"
         return (
-            f"{self.images} images do not suffice to tell (the smaller model is {difference.value:+.1f} "
-            f"points apart, 95 % interval {difference.low:+.1f} to {difference.high:+.1f}); {more}."
+            f"{self.measured.images} images do not suffice to tell which of the two is more accurate (the "
+            f"difference is {difference.value:+.1f} points, 95 % interval {difference.low:+.1f} to "
+            f"{difference.high:+.1f}); {more}"
         )
 
-    def pace(self, model: Candidate, teacher: Candidate) -> str:
-        speedup = self.comparison.speedup
-        speed = "" if speedup is None else f", at {_times(speedup)} its speed"
-        return f"{speed}, {_size(model, teacher)}"
+    def also(self, chosen: Candidate, rest: list[Candidate]) -> str:
+        """The other models that are faster, or more accurate, than all the rest."""
+        named = [f"{c.name} ({self.score(c)}{self.pace(c, chosen)})" for c in rest]
+        return f"Other choices: {'; '.join(named)}." if named else ""
 
-    def runs(self, model: Candidate, teacher: Candidate) -> str:
-        speedup = self.comparison.speedup
-        if speedup is None:
-            return f" The {model.role} has {_size(model, teacher)}."
-        return f" The {model.role} runs at {_times(speedup)} its speed, with {_size(model, teacher)}."
+    def pace(self, model: Candidate, chosen: Candidate) -> str:
+        speedup = model.speedup_over(chosen)
+        return "" if speedup is None else f", {_times(speedup)} the speed"
+
+    def of_student(
+        self, chosen: Candidate, rival: Candidate | None, candidates: Mapping[Role, Candidate]
+    ) -> str:
+        """What distillation did for a student that is not recommended, and how to get a better one."""
+        student, baseline = candidates["student"], candidates.get("baseline")
+        if chosen.role in ("student", "baseline"):
+            return ""
+        if not student.learned:
+            return (
+                f"The student learnt nothing about which class an image shows: {self.score(student)} is no "
+                f"better than always naming one class. Train longer (--epochs or --budget). {self.remedy()}"
+            )
+        # What brought students closer to their teachers: docs/small-data.md.
+        more = "train longer (--epochs or --budget)"
+        if self.measured.metric != "map":
+            more += " or add images without labels (--unlabeled)"
+        reached = "The student" if rival is student else f"The student reaches {self.score(student)}"
+        if baseline is not None and student.score > baseline.score:
+            lifted = f"was lifted from {self.score(baseline)} by distillation"
+            reached += f" {lifted}" if rival is student else f" ({lifted})"
+        elif rival is student:
+            return f"For a better student, {more}."
+        return f"{reached}; for a better one, {more}."
 
     def caveat(self) -> str:
         """A word on speeds that varied while they were measured."""
-        speedup = self.comparison.speedup
+        speedup = self.measured.speedup
         if speedup is None or speedup.steady:
             return ""
         return (
-            f" The machine was busy: measured in turns, the speedup varied from {speedup.low:.1f}x to "
-            f"{speedup.high:.1f}x; deitkit bench measures it again."
+            f"The machine was busy: measured in turns, the student's speedup over the teacher varied from "
+            f"{speedup.low:.1f}x to {speedup.high:.1f}x; deitkit bench measures it again."
         )
 
-    def where(self, teacher: Candidate) -> str:
-        return teacher.folder or f"{TEACHER_FOLDER}/ in the run's folder"
+    def remedy(self) -> str:
+        return (
+            f"Add images of the rarest class ({self.rarest.name!r} has {self.rarest.images} for training), "
+            "or check the labels."
+        )
 
 
-def _remedy(rarest: Rarest) -> str:
-    return (
-        f"Add images of the rarest class ({rarest.name!r} has {rarest.images} for training), or check the "
-        "labels."
-    )
+def where(model: Candidate) -> str:
+    """The folder of a model that is not the student, in brackets."""
+    if model.role == "student":
+        return ""
+    kept = {"teacher": f"{TEACHER_FOLDER}/", "baseline": f"{BASELINE_FOLDER}/"}
+    folder = model.folder or f"{kept.get(model.role, f'{CANDIDATES_FOLDER}/{model.role}/')} of the run"
+    return f" ({folder})"
 
 
-def _times(speedup: Speedup) -> str:
+def _times(speedup: float) -> str:
     """A speedup such as "2.2x" or "0.56x"."""
-    return f"{speedup.value:.1f}x" if speedup.value >= 1 else f"{speedup.value:.2f}x"
-
-
-def _size(model: Candidate, teacher: Candidate) -> str:
-    return f"{model.params / 1e6:.1f} against {teacher.params / 1e6:.1f} million parameters"
+    return f"{speedup:.1f}x" if speedup >= 1 else f"{speedup:.2f}x"
 
 
 def _rounded(images: int) -> int:

@@ -25,6 +25,7 @@ HELD = {
     "distillation.distill_until": 1.0,
     "distillation.feature_weight": 0.0,
     "data.split_seed": 0,
+    "teacher.deploy_sizes": None,  # a study compares students
 }
 _SMALL_BATCH = {
     "train.batch_size": 64,

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ from ..inference.joint_classifier import JointClassifier
 from ..inference.selection import AutoBackend, create_backend
 from ..models import DeiTOutput, Student, joint_probabilities, probabilities_of
 from ..preprocessing import STUDENT_MEAN, STUDENT_STD
-from ..report.verdict import Candidate, Rarest, verdict
+from ..report.verdict import Candidate, Measurement, Preference, Rarest, verdict
 from ..run_folder import TEACHER_FOLDER, model_from_json
 from ..run_schema import (
     Comparison,
@@ -89,7 +90,7 @@ def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple
     probabilities, task = probabilities_of(logits, val.images.task), val.images.task
     score, interval = score_and_interval(probabilities, val.labels)
     scores: dict[str, float | None] = {SCORES[task].key: score}
-    balanced = None
+    balanced, counts = None, None
     if task == "multiclass":
         counts = confusion(probabilities.argmax(1), val.labels, probabilities.shape[1])
         scores |= {"balanced_accuracy": balanced_accuracy(counts), "macro_f1": macro_f1(counts)}
@@ -104,6 +105,7 @@ def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple
         images_per_s=images_per_s(lambda: teacher(batch), len(batch)),
         backend=teacher.backend,
         how=teacher.card.how,
+        confusion=None if counts is None else tuple(map(tuple, counts.tolist())),
     )
     return Measured(result, probabilities, lambda: teacher(batch)), logits
 
@@ -184,20 +186,26 @@ def assemble(
     baseline: Measured | None,
     data: Dataset,
     seconds: float,
+    *,
+    others: Mapping[Role, Measured] = MappingProxyType({}),
+    prefer: Preference = "balanced",
 ) -> RunResults:
     """The content of `results.json`: the models timed in turns, compared and judged.
 
-    seconds: of the whole job.
+    others: further candidates to deploy, by name. seconds: of the whole job.
     """
     models: dict[Role, Measured] = {"student": trained.measured}
     if teacher is not None:
         models["teacher"] = teacher
     if baseline is not None:
         models["baseline"] = baseline
+    models |= others
     models, speedup = _timed(models, min(_SPEED_BATCH, len(data.val.images)))
-    comparison = _compared(models, data, speedup)
-    candidates = {role: _candidate(role, model, data, comparison.metric) for role, model in models.items()}
-    judged = verdict(candidates, comparison, len(data.val.images), _rarest(data))
+    pairs = _Pairs(models, data)
+    candidates = {role: _candidate(role, model, data, pairs.metric) for role, model in models.items()}
+    measurement = Measurement(pairs.metric, len(data.val.images), pairs.compare, speedup)
+    judged = verdict(candidates, measurement, _rarest(data), prefer)
+    best = max(candidates.values(), key=lambda c: c.score).role
     student = models["student"].result
     return RunResults(
         task=data.task,
@@ -207,12 +215,14 @@ def assemble(
         student=replace(student, confusion=None, per_class=None, test=None),
         teacher=models["teacher"].result if teacher else None,
         baseline=models["baseline"].result if baseline else None,
+        candidates={role: models[role].result for role in others},
         train=replace(trained.cost, job_seconds=seconds),
         val=ValResult(images=len(data.val.images)),
         weights=trained.weights,
+        prefer=prefer,
         recommended=judged.recommended,
         verdict=judged.sentence,
-        comparison=comparison,
+        comparison=Comparison(metric=pairs.metric, differences=pairs.differences(best), speedup=speedup),
         machine=f"{describe_machine()}, torch {torch.__version__}",
         date=datetime.date.today().isoformat(),
     )
@@ -240,27 +250,31 @@ def _timed(models: Mapping[Role, Measured], batch_size: int) -> tuple[dict[Role,
     return timed, Speedup(value=ratio, low=ratio, high=ratio, in_turns=False)
 
 
-def _compared(models: Mapping[Role, Measured], data: Dataset, speedup: Speedup | None) -> Comparison:
+class _Pairs:
     """The models against each other on the same images; a teacher without answers by its interval alone."""
-    labels, metric = data.val.labels, metric_of(data.val.labels, len(data.classes))
-    if any(scored(model.result, metric) is None for model in models.values()):
-        metric = "top1"  # the teacher's soft labels are of version 0.1
-    differences: dict[str, Difference] = {}
-    pairs: tuple[tuple[Role, Role], ...] = (
-        ("student", "teacher"),
-        ("student", "baseline"),
-        ("baseline", "teacher"),
-    )
-    for one, other in pairs:
-        if one not in models or other not in models:
-            continue
-        a, b = models[one], models[other]
+
+    def __init__(self, models: Mapping[Role, Measured], data: Dataset):
+        self.models, self.labels = models, data.val.labels
+        self.metric = metric_of(self.labels, len(data.classes))
+        if any(scored(model.result, self.metric) is None for model in models.values()):
+            self.metric = "top1"  # the teacher's soft labels are of version 0.1
+
+    def compare(self, one: Role, other: Role) -> Difference:
+        """The score of `one` minus that of `other`."""
+        a, b = self.models[one], self.models[other]
         if a.probabilities is not None and b.probabilities is not None:
-            found = compare(a.probabilities, b.probabilities, labels, metric)
-        else:
-            found = unpaired_difference(a.result, b.result, metric, len(labels))
-        differences[f"{one}-{other}"] = found
-    return Comparison(metric=metric, differences=differences, speedup=speedup)
+            return compare(a.probabilities, b.probabilities, self.labels, self.metric)
+        return unpaired_difference(a.result, b.result, self.metric, len(self.labels))
+
+    def differences(self, best: Role) -> dict[str, Difference]:
+        """Those that `results.json` keeps: among student, teacher and baseline, and from the best model."""
+        pairs = [("student", "teacher"), ("student", "baseline"), ("baseline", "teacher")]
+        pairs += [(role, best) for role in self.models if role != best]
+        return {
+            f"{one}-{other}": self.compare(one, other)
+            for one, other in dict.fromkeys(pairs)
+            if one in self.models and other in self.models
+        }
 
 
 def _candidate(role: Role, model: Measured, data: Dataset, metric: Metric) -> Candidate:
@@ -268,4 +282,5 @@ def _candidate(role: Role, model: Measured, data: Dataset, metric: Metric) -> Ca
     result, found = model.result, scored(model.result, metric)
     assert found is not None
     tells = learned(result.interval if metric == "map" else result.balanced_interval, data.val.labels)
-    return Candidate(role, *found, tells, result.params, result.folder)
+    speed = result.images_per_s if result.images_per_s > 0 else None
+    return Candidate(role, *found, tells, result.params, speed, result.folder)

@@ -23,6 +23,7 @@ from . import results
 from .budget import planned_epochs
 from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
+from .teacher_sizes import measure_teacher_sizes
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     if measured_teacher is not None:
         results.log_teacher(measured_teacher.result, session.dataset.val)
     teacher_result = measured_teacher.result if measured_teacher is not None else None
+    other_sizes = measure_teacher_sizes(session, out)
 
     # The student and, if asked for, the baseline.
     student = StudentTraining.of(session, session.dataset, out, teacher, soft_labels)
@@ -91,7 +93,15 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
         measured_baseline = baseline.run(epochs, None, data, resume, "training the baseline").measured
 
     # What came out.
-    found = results.assemble(trained, measured_teacher, measured_baseline, session.dataset, session.seconds)
+    found = results.assemble(
+        trained,
+        measured_teacher,
+        measured_baseline,
+        session.dataset,
+        session.seconds,
+        others=other_sizes,
+        prefer=session.config.train.prefer,
+    )
     if found.baseline is not None and baseline is not None:
         write_json(baseline.folder / "results.json", {"student": model_to_json(found.baseline)})
     write_predictions(out / "predictions.csv", session.dataset.val.images, trained.output, by_teacher)
