@@ -63,7 +63,7 @@ def test_results_hold_what_they_promise(run):
     assert found == json.loads(json.dumps(run.results))
     assert set(found) == {
         *("confusion", "test", "student", "teacher", "baseline", "train", "val", "weights", "verdict"),
-        *("machine", "date", "task", "recommended", "comparison"),
+        *("machine", "date", "task", "recommended", "comparison", "candidates", "prefer"),
     }
     student = found["student"]
     assert set(student) >= {"name", "top1", "top1_class", "top1_distill", "top5", "interval"}

@@ -163,14 +163,6 @@ class Teacher:
             members.append(member.with_card(columns=tuple(columns[i] for i in indices)))
         return Teacher(TeacherCard(classes, tuple(m.card for m in members), self.card.multilabel), members)
 
-    def with_crop(self, crop: float) -> Teacher:
-        """The same teacher for whole images of which the centre crop keeps the share `crop`."""
-        members = [
-            m.with_card(preprocessing=dataclasses.replace(m.card.preprocessing, crop=crop))
-            for m in self.members
-        ]
-        return Teacher(dataclasses.replace(self.card, members=tuple(m.card for m in members)), members)
-
     def __call__(self, views: Tensor) -> TeacherOutput:
         """(B, 3, H, W) float views in [0, 1] -> logits and maps. Each member resizes and normalises."""
         outputs = [member(views) for member in self.members]

@@ -1,8 +1,8 @@
 """The teacher at other image sizes: models that may be deployed instead of the student.
 
 The student's teacher sees the student's small views. The same network with a head fitted at 224 pixels is
-often far more accurate, and at 96 pixels about as fast as the student. Each head is fitted on whole images,
-exactly as the model sees them when it is deployed.
+often far more accurate, and at 96 pixels about as fast as the student. Each head is fitted on the centre crop
+that the network was trained for, exactly as the model sees images when it is deployed.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def measure_teacher_sizes(session: Session, out: Path) -> dict[str, results.Meas
     left = _SECONDS if budget is None else budget * _SHARE_OF_BUDGET
     found: dict[str, results.Measured] = {}
     per_pixel = 0.0  # seconds, of the size before
-    for size in _sizes(session):
+    for size, crop in _sizes(session):
         name, started = f"teacher-{size}", time.monotonic()
         if per_pixel * size**2 > left:
             log.info(f"the teacher is not fitted at {size} px, for lack of time")
             continue
-        found[name] = _fit_and_measure(session, out / CANDIDATES_FOLDER / name, size)
+        found[name] = _fit_and_measure(session, out / CANDIDATES_FOLDER / name, size, crop)
         taken = time.monotonic() - started
         left, per_pixel = left - taken, taken / size**2
     if found:
         score = SCORES[session.dataset.task]
         scores = (f"{name[8:]} px {each.result.scores[score.key]:.1f} %" for name, each in found.items())
-        log.info(f"the teacher on whole images, {score.name} on validation: {', '.join(scores)}")
+        log.info(f"the teacher at its own sizes, {score.name} on validation: {', '.join(scores)}")
     return found
 
 
-def _sizes(session: Session) -> list[int]:
-    """The sizes to fit the teacher at, smallest first; none if it is an ensemble, fitted, or stored."""
+def _sizes(session: Session) -> list[tuple[int, float]]:
+    """(size, crop) to fit the teacher at, smallest first; none if it is an ensemble, fitted, or stored."""
     config = session.config.teacher
     sizes = config.deploy_sizes
     if sizes is None or not session.config.has_live_teacher:
@@ -73,28 +73,25 @@ def _sizes(session: Session) -> list[int]:
     [member, *others] = parse(config.spec)
     if others or member.source == FITTED:
         return []
-    trust = config.trust_remote_code
-
-    def possible(size: int) -> int:
-        """The size itself, or the only one that the network takes."""
+    trust, possible = config.trust_remote_code, set()
+    for size in sizes:  # some networks take a single size
         model = open_member(member, InputSize(size, (size, size)), trust_remote_code=trust)
-        return max(model.preprocessing.image_size)
+        possible.add((max(model.preprocessing.image_size), model.preprocessing.crop))
+    return sorted(possible)
 
-    return sorted({possible(size) for size in sizes})
 
-
-def _fit_and_measure(session: Session, folder: Path, size: int) -> results.Measured:
+def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> results.Measured:
     """The teacher at `size` pixels, from `folder` if it is kept there, on validation."""
-    val = _split(session, session.dataset.val, size)
-    teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size))
+    val = _split(session, session.dataset.val, size, crop)
+    teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size, crop))
     measured, logits = results.measure_teacher(teacher, val, session.device)
     write_predictions(folder / PREDICTIONS, val.images, DeiTOutput(logits, None), None)
     return replace(measured, result=replace(measured.result, image_size=(size, size)))
 
 
-def _fit(session: Session, size: int) -> Teacher:
-    """A head on the plain view of each training image and, if the student may flip images, its mirror image."""
-    train, config = _split(session, session.dataset.train, size), session.config
+def _fit(session: Session, size: int, crop: float) -> Teacher:
+    """A head on the view of each training image and, if the student may flip images, its mirror image."""
+    train, config = _split(session, session.dataset.train, size, crop), session.config
     num_views = 2 if config.augment.flip > 0 else 1
     with log.progress_bar(f"fitting the teacher at {size} px", num_views * len(train.images)) as advance:
 
@@ -104,19 +101,18 @@ def _fit(session: Session, size: int) -> Teacher:
                 advance(len(batch))
 
         fit = config.teacher.fit if config.teacher.fit in ("auto", "head") else "probe"
-        teacher = fit_teacher(
+        return fit_teacher(
             replace(config.teacher, image_size=size, fit=fit, probe_views=num_views),
             FitData(views, train.labels, session.dataset.classes, None, config.train.seed),
             student_size=(size, size),
             device=session.device,
         )
-    return teacher.with_crop(config.data.eval_crop)
 
 
-def _split(session: Session, split: Split, size: int) -> Split:
+def _split(session: Session, split: Split, size: int, crop: float) -> Split:
     """The images of `split` as the model at `size` pixels sees them."""
     data, images = session.config.data, split.images
-    decoder = Decoder((size, size), "center_crop", data.eval_crop)
+    decoder = Decoder((size, size), "center_crop", crop)
     with log.progress_bar(f"decoding at {size} px", len(images)) as advance:
         store, unreadable = open_pixels(images, decoder, data, advance)
     if unreadable:  # it could be read when the dataset was opened
