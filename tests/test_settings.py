@@ -68,6 +68,8 @@ def test_every_number_has_a_range():
         ("data.cache_gb", float("inf"), "give 0 or more"),
         ("data.eval_crop", 0.0, "give more than 0"),
         ("data.workers", -1, "give 0 or more"),
+        ("data.max_broken", 1.5, "is 1.5; give a share from 0 to 1"),
+        ("data.max_pixels", 0, "is 0; give 1 or more"),
         ("optim.lr", -1e-3, "give 0 or more"),
         ("optim.weight_decay", -0.1, "give 0 or more"),
         ("train.budget_s", -5.0, "give more than 0"),

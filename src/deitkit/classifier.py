@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import log
+from .config import Config
 from .data.decode import UnreadableImage, center_crop
 from .data.image_inputs import ImageInput, NamedImage, named_images
 from .errors import RunFolderError, SettingError
@@ -81,6 +82,7 @@ class Classifier:
     """Classifies images with a model on a backend, with the preprocessing that it was validated with.
 
     image_size: height and width of a view. crop: the share of an image's shorter side that a view keeps.
+    max_pixels: width times height that an image may have, as in training.
     backend: views (B, 3, H, W) in [0, 1] -> probabilities and each head's logits, each (B, K).
     """
 
@@ -88,6 +90,7 @@ class Classifier:
     task: Task
     image_size: tuple[int, int]
     crop: float
+    max_pixels: int
     device: torch.device
     backend: Backend
 
@@ -135,7 +138,7 @@ class Classifier:
         return self.backend(pixels.to(self.device).float() / 255.0)
 
     def _view(self, image: NamedImage) -> NDArray[np.uint8]:
-        opened, extent = image.open(self.image_size, self.crop)
+        opened, extent = image.open(self.image_size, self.crop, self.max_pixels)
         return center_crop(opened, self.image_size, self.crop, extent)
 
     def _view_or_error(self, image: NamedImage) -> NDArray[np.uint8] | UnreadableImage:
@@ -288,6 +291,7 @@ def load_student(
         task=info.task,
         image_size=model.image_size,
         crop=view.crop,
+        max_pixels=_max_pixels(info.config),
         device=where,
         backend=create_backend(graph, model.image_size, backend, where),
         model=model,
@@ -313,13 +317,14 @@ def load_teacher(
     codes = [code] if code else ()
     teacher = read_teacher(folder, device=where, backend=backend, code=codes, keep_backbones=True)
     own = teacher.card.members[0].preprocessing
-    image_size, crop = _validated_view(folder) or (own.image_size, own.crop)
+    image_size, crop, config = _validated_view(folder) or (own.image_size, own.crop, None)
     task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
     return TeacherClassifier(
         classes=teacher.card.classes,
         task=task,
         image_size=image_size,
         crop=crop,
+        max_pixels=_max_pixels(config),
         device=where,
         backend=_TeacherBackend(teacher, task),
         teacher=teacher,
@@ -367,14 +372,20 @@ def _baseline_of(run: Path) -> Path:
     return folder
 
 
-def _validated_view(folder: Path) -> tuple[tuple[int, int], float] | None:
-    """Image size and crop of the validation views of the run, or soft labels, that keep a teacher."""
+def _max_pixels(config: Config | None) -> int:
+    """The largest image that the training with these settings read; by default if they are not known."""
+    return (config or Config()).data.max_pixels
+
+
+def _validated_view(folder: Path) -> tuple[tuple[int, int], float, Config | None] | None:
+    """Image size and crop of the validation views of the run, or soft labels, that keep a teacher, and its
+    settings."""
     keeper = folder.parent
     if folder.name == TEACHER_FOLDER and (keeper / MANIFEST).exists():
         config = read_manifest(keeper).config
-        return config.student.image_size, config.data.eval_crop
+        return config.student.image_size, config.data.eval_crop, config
     run = run_of_teacher(folder)
     if run is None:
         return None
-    view = read_info(run).preprocessing
-    return view.image_size, view.crop
+    info = read_info(run)
+    return info.preprocessing.image_size, info.preprocessing.crop, info.config

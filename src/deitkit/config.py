@@ -85,6 +85,14 @@ class DataConfig(Section):
     unlabeled_share: float = setting(
         0.5, "Share of each batch taken by unlabelled images.", share(zero=False, one=False)
     )
+    max_broken: float = setting(
+        0.05,
+        "Share of images that may be unreadable and are skipped; three always may, unless it is 0.",
+        share(),
+    )
+    max_pixels: int = setting(
+        100_000_000, "Width times height that an image may have; a larger one is unreadable.", at_least(1)
+    )
     cache_gb: float = setting(8.0, "Decoded pixels are cached on disk up to this size.", at_least(0))
     workers: int | Auto = setting(
         AUTO, "Threads that decode and augment batches ahead; auto: by device.", at_least(0)
@@ -326,9 +334,9 @@ class Config:
         return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
     def affects_results(self) -> dict[str, Any]:
-        """`to_dict` without the settings that change only how fast a run is."""
+        """`to_dict` without the settings that change only how fast a run is, or whether it is refused."""
         saved = self.to_dict()
-        for section, name in SPEED_ONLY:
+        for section, name in NO_EFFECT_ON_RESULTS:
             del saved[section][name]
         return saved
 
@@ -444,7 +452,7 @@ def resized_side(side: int, crop: float) -> int:
 OF_THIS_CALL = ("teacher.code", "teacher.trust_remote_code")
 
 # A run may be resumed with other values of these.
-SPEED_ONLY = (("data", "workers"), ("data", "cache_gb"))
+NO_EFFECT_ON_RESULTS = (("data", "workers"), ("data", "cache_gb"), ("data", "max_broken"))
 
 # Names that version 0.1 gave to settings.
 RENAMED = {

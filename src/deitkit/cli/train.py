@@ -47,6 +47,7 @@ def train(
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
+    max_broken: flags.MaxBroken = None,
     trust_remote_code: flags.TrustRemoteCode = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
@@ -71,6 +72,7 @@ def train(
         "train.device": device,
         "data.workers": workers,
         "train.seed": seed,
+        "data.max_broken": max_broken,
         "train.baseline": renamed_flag("--control", control, "--baseline", baseline) or None,
     }
     settings = settings_of(named, set_)
