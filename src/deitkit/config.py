@@ -334,9 +334,9 @@ class Config:
         return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
     def affects_results(self) -> dict[str, Any]:
-        """`to_dict` without the settings that change only how fast a run is, or whether it is refused."""
+        """`to_dict` without the settings that the student's training does not depend on."""
         saved = self.to_dict()
-        for section, name in NO_EFFECT_ON_RESULTS:
+        for section, name in NOT_OF_TRAINING:
             del saved[section][name]
         return saved
 
@@ -451,8 +451,8 @@ def resized_side(side: int, crop: float) -> int:
 # Settings that let code run. They hold for the call that names them; files neither keep nor set them.
 OF_THIS_CALL = ("teacher.code", "teacher.trust_remote_code")
 
-# A run may be resumed with other values of these.
-NO_EFFECT_ON_RESULTS = (("data", "workers"), ("data", "cache_gb"), ("data", "max_broken"))
+# The student's training does not depend on these: a run may be resumed with other values.
+NOT_OF_TRAINING = (("data", "workers"), ("data", "cache_gb"), ("data", "max_broken"))
 
 # Names that version 0.1 gave to settings.
 RENAMED = {

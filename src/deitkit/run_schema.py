@@ -51,11 +51,12 @@ class DataInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanInfo:
-    """The length of a run."""
+    """The length of a run. without_baseline: the time budget was too short for the one that was asked for."""
 
     epochs: int
     steps: int | None = None
     why_student: str = ""
+    without_baseline: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

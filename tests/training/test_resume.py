@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from deitkit.cli import main
-from deitkit.config import NO_EFFECT_ON_RESULTS
+from deitkit.config import NOT_OF_TRAINING
 from deitkit.errors import Interrupted
 from deitkit.training.trainer import Trainer
 
@@ -130,7 +130,7 @@ def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
         assert train("stopped") == 130
     assert train("stopped", "--resume", "--workers=2", "--seed=1") == 2  # not one of them
     assert "train.seed was 0 and is now 1" in capsys.readouterr().err
-    assert NO_EFFECT_ON_RESULTS == (("data", "workers"), ("data", "cache_gb"), ("data", "max_broken"))
+    assert NOT_OF_TRAINING == (("data", "workers"), ("data", "cache_gb"), ("data", "max_broken"))
     others = ("--workers=2", "--set=data.cache_gb=0", "--max-broken=0.5")
     assert train("stopped", "--resume", *others) == 0
     assert json.loads((tmp_path / "stopped" / "settings.json").read_text())["data"]["workers"] == 2

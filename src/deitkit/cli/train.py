@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import log
 from . import options as flags
 from .interrupts import resumable
 from .options import parse_length, renamed_flag, settings_of
@@ -77,7 +78,8 @@ def train(
     }
     settings = settings_of(named, set_)
 
-    from ..training import run as job
+    with log.activity("starting"):
+        from ..training import run as job
 
     with resumable(resume):
         run = job.train(data, out, recipe=recipe, resume=resume, **settings)

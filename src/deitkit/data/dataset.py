@@ -105,7 +105,7 @@ def find_splits(data: Path, config: DataConfig) -> Splits:
     Raises DataError if the folder cannot be used.
     """
     splits = load_splits(data, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed)
-    used = _used_share(splits, config)
+    used = use_share(splits, config.train_fraction, config.eval_fraction, config.split_seed)
     if config.unlabeled is None:
         return used
     held_out = [part for part in (splits.val, splits.test) if part is not None]
@@ -121,12 +121,11 @@ def refuse_multilabel(images: ImageSet, what: str) -> None:
         raise DataError(f"{what} needs one class per image, and the images in {images.root} are multilabel")
 
 
-def _used_share(splits: Splits, config: DataConfig) -> Splits:
-    """The shares of training and validation images to use."""
-    if config.train_fraction == config.eval_fraction == 1:
+def use_share(splits: Splits, of_train: float, of_val: float, seed: int) -> Splits:
+    """The splits with shares of their training and validation images; 1 keeps all."""
+    if of_train == of_val == 1:
         return splits
-    train = splits.train.keep_fraction(config.train_fraction, config.split_seed)
-    val = splits.val.keep_fraction(config.eval_fraction, config.split_seed)
+    train, val = splits.train.keep_fraction(of_train, seed), splits.val.keep_fraction(of_val, seed)
     how = f"{splits.how}; {len(train)} of {len(splits.train)} and {len(val)} of {len(splits.val)} images used"
     return replace(splits, train=train, val=val, how=how)
 

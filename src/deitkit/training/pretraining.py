@@ -25,7 +25,7 @@ from ..teachers.fit import pretrained_head_teacher
 from ..teachers.saved import kept_teacher
 from ..teachers.teacher import Teacher
 from . import results
-from .budget import planned_epochs
+from .budget import plan
 from .run import Run
 from .session import open_session, refuse_other_images
 from .student_training import StudentTraining
@@ -89,9 +89,9 @@ def pretrain(
     measured, _ = results.measure_teacher(teacher, dataset.val, session.device)
 
     student = StudentTraining.of(session, dataset, out, teacher)
-    epochs = planned_epochs(out, session, [student])
+    planned = plan(out, session, [student])
     root = paths[0] if len(paths) == 1 else out
-    trained = student.run(epochs, measured.result, root, resume, "pre-training")
+    trained = student.run(planned.epochs, measured.result, root, resume, "pre-training", planned.deadlines[0])
     found = results.assemble(trained, measured, None, dataset, session.seconds)
     found = replace(
         found,
