@@ -8,6 +8,7 @@ prediction.label, prediction.probability
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,8 @@ from .teachers.saved import read_teacher
 from .teachers.teacher import Teacher
 from .teachers.teacher_graph import TeacherGraph
 
+_NAMED = 6  # classes that `repr` names
+
 Normalisation = tuple[list[float], list[float]]  # mean and deviation of the three channels, in [0, 1]
 ModelChoice = Literal["student", "teacher", "baseline", "recommended"]
 
@@ -77,7 +80,7 @@ class Prediction:
         return list(self.probabilities.items())[: len(self.labels) if k is None else k]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Classifier:
     """Classifies images with a model on a backend, with the preprocessing that it was validated with.
 
@@ -93,6 +96,24 @@ class Classifier:
     max_pixels: int
     device: torch.device
     backend: Backend
+
+    def __repr__(self) -> str:
+        return "\n".join(self._described())
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        what, how = map(html.escape, self._described())
+        return f"<b>{what}</b><br>{how}"
+
+    def _described(self) -> tuple[str, str]:
+        """Two lines: what the model tells apart, and what it runs on."""
+        shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
+        kind = "labels" if self.task == "multilabel" else "classes"
+        height, width = self.image_size
+        return (
+            f"{type(self).__name__}: {len(self.classes)} {kind} ({shown})",
+            f"{width} x {height} pixels, {self.backend.name} on {self.device.type}",
+        )
 
     def predict(self, images: ImageInput, batch_size: int = 32) -> list[Prediction]:
         """Classifies one image or many, of any size: a prediction per image, in order.
@@ -170,7 +191,7 @@ class Classifier:
         return predictions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudentClassifier(Classifier):
     """A trained student put to use.
 
@@ -195,7 +216,7 @@ class StudentClassifier(Classifier):
         return self.mean.flatten().tolist(), self.std.flatten().tolist()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TeacherClassifier(Classifier):
     """A fitted teacher put to use."""
 

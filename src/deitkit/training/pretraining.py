@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..data.splits import Splits
 from ..errors import SettingError
 from ..evaluation.evaluate import teacher_logits
 from ..io import write_json
+from ..keywords import Keywords
 from ..run_folder import TEACHER_FOLDER, results_to_json
 from ..teachers.fit import pretrained_head_teacher
 from ..teachers.saved import kept_teacher
@@ -55,7 +56,7 @@ def pretrain(
     *,
     recipe: str = "pretrain",
     resume: bool = False,
-    **settings: Any,
+    **settings: Unpack[Keywords],
 ) -> Run:
     """Trains a student on all images under `folders`, at any depth, without their labels.
 

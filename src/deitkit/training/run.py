@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from .. import log, recipes
 from ..config import Config, dotted
@@ -14,6 +14,7 @@ from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
 from ..evaluation.run_evaluation import write_predictions
 from ..io import write_json
+from ..keywords import Keywords
 from ..report.run_page import write_report
 from ..run_folder import BASELINE_FOLDER, model_to_json, results_to_json
 from ..soft_labels.replay import refuse_other_views
@@ -32,13 +33,21 @@ class Run:
     folder: Path
     results: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Run: {self.folder}\n{self.results['verdict']}"
+
     @property
     def report(self) -> Path:
         return self.folder / "report.html"
 
 
 def train(
-    data: str | Path, out: str | Path, *, recipe: str | None = None, resume: bool = False, **settings: Any
+    data: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | None = None,
+    resume: bool = False,
+    **settings: Unpack[Keywords],
 ) -> Run:
     """Trains a student on the images in `data` and writes the run folder `out`.
 
