@@ -182,6 +182,41 @@ def test_three_unreadable_images_of_78_are_skipped_and_listed(tmp_path, capsys):
     assert "warning: 3 of 78 images skipped, unreadable:" in capsys.readouterr().err
 
 
+def test_max_broken_allows_more_and_none(tmp_path, capsys):
+    data = write_images(tmp_path / "d", ("cat", "dog"), count=20, side=8)
+    for i in range(4):
+        (data / "cat" / f"{i}.png").write_bytes(b"")
+    refused = train(capsys, data, tmp_path / "run")
+    assert "4 of 40 images" in refused and "allow more with data.max_broken" in refused
+    main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--max-broken=0.1"])
+    assert len(json.loads((tmp_path / "run" / "skipped.json").read_text())) == 4
+    (data / "cat" / "0.png").write_bytes((data / "dog" / "0.png").read_bytes())
+    for i in range(1, 3):
+        (data / "cat" / f"{i}.png").unlink()
+    assert "1 of 38 images" in train(capsys, data, tmp_path / "none", "--max-broken=0")
+
+
+def test_a_class_without_a_readable_image(tmp_path, capsys):
+    data = write_images(tmp_path / "d", ("cat", "dog"), count=60, side=8)
+    for i in range(57):
+        (data / "cat" / f"{i}.png").unlink()
+    for i in range(57, 60):
+        (data / "cat" / f"{i}.png").write_bytes(b"")
+    refused = train(capsys, data, tmp_path / "run")
+    assert "no training image of class 'cat' can be read (3 files are unreadable" in refused
+
+
+def test_max_pixels_of_training_and_of_its_classifier(tmp_path, capsys):
+    data = write_images(tmp_path / "d", ("cat", "dog"), count=20, side=24)
+    for i in range(3):
+        Image.new("RGB", (40, 40)).save(data / "cat" / f"{i}.png")
+    limit = "data.max_pixels=1000"
+    main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--set", limit])
+    skipped = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert [entry["reason"] for entry in skipped] == 3 * ["too large: 40 x 40 pixels, of at most 1,000"]
+    assert "too large" in refusal(capsys, "predict", tmp_path / "run", data / "cat" / "0.png")
+
+
 def test_one_unreadable_image_in_a_hundred_and_twenty_is_no_reason_to_stop(tmp_path):
     data = write_images(tmp_path / "d", ("cat", "dog"), count=60, side=8)
     (data / "cat" / "0.png").write_bytes(b"")

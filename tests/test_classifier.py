@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -244,3 +245,22 @@ def test_a_teacher_is_benchmarked_in_turns(taught):
     [row] = rows
     results = json.loads((run / "results.json").read_text())
     assert row.turns.latency.images_per_s > 0 and row.score == pytest.approx(results["teacher"]["top1"])
+
+
+def test_a_classifier_is_shown_in_two_lines(random_run):
+    classifier = deitkit.load(random_run)
+    what, how = repr(classifier).splitlines()
+    assert what == "StudentClassifier: 2 classes (cat, dog)"
+    assert how == "24 x 16 pixels, pytorch on cpu"
+    odd = dataclasses.replace(classifier, classes=("<b>", *"abcdefg"))
+    assert repr(odd).startswith("StudentClassifier: 8 classes (<b>, a, b, c, d, e, ...)")
+    assert odd._repr_html_().startswith("<b>StudentClassifier: 8 classes (&lt;b&gt;, a")
+
+
+def test_functions_of_the_package_are_those_of_the_verbs(random_run, image_folder, tmp_path):
+    found = deitkit.evaluate(random_run, image_folder)
+    assert found.to_dict()["images"] == 24
+    with pytest.raises(DeitkitError, match="parquet"):
+        deitkit.export(random_run, "parquet", tmp_path / "x.onnx")
+    assert all(callable(getattr(deitkit, name)) for name in deitkit.__all__)
+    assert set(deitkit.__all__) <= set(dir(deitkit))

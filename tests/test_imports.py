@@ -34,6 +34,7 @@ LAYERS: tuple[str, ...] = (
     "preprocessing",
     "models",
     "recipes",
+    "keywords",
     "config",
     "settings",
     "io",

@@ -13,10 +13,13 @@ import deitkit
 from deitkit import DeitkitError, cli, recipes
 from deitkit.config import OF_THIS_CALL, RENAMED, Config, ResolvedConfig, describe_settings, flatten
 from deitkit.errors import SettingError
+from deitkit.keywords import Keywords
 from deitkit.recipes import RECIPES
 from deitkit.settings import AUTO, Range
 from deitkit.training import run
 from deitkit.training.session import open_session
+
+from .write_keywords import FILE, keywords
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -68,6 +71,8 @@ def test_every_number_has_a_range():
         ("data.cache_gb", float("inf"), "give 0 or more"),
         ("data.eval_crop", 0.0, "give more than 0"),
         ("data.workers", -1, "give 0 or more"),
+        ("data.max_broken", 1.5, "is 1.5; give a share from 0 to 1"),
+        ("data.max_pixels", 0, "is 0; give 1 or more"),
         ("optim.lr", -1e-3, "give 0 or more"),
         ("optim.weight_decay", -0.1, "give 0 or more"),
         ("train.budget_s", -5.0, "give more than 0"),
@@ -98,6 +103,20 @@ def test_momentum_of_zero():
 
 def test_the_defaults_are_the_recipe_small_data():
     assert recipes.get("small-data") == Config()
+
+
+def test_keywords_for_type_checkers_are_those_of_the_settings():
+    assert FILE.read_text(encoding="utf-8") == keywords(), "run python -m tests.write_keywords"
+    named = {key.replace("__", ".") for key in get_type_hints(Keywords)}
+    assert named == {setting.key for setting in describe_settings()}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meant"), [("train__epochz", "train.epochs"), ("epochs", "train.epochs"), ("lr", "optim.lr")]
+)
+def test_an_unknown_keyword_names_the_nearest(tmp_path, keyword, meant):
+    with pytest.raises(SettingError, match=f"did you mean '{meant}'"):
+        deitkit.train(tmp_path, tmp_path / "run", **{keyword: 3})
 
 
 def test_check_reports_every_mistake_at_once():

@@ -1,7 +1,8 @@
 """deitkit: a folder of images in, a small, fast, accurate image classifier out.
 
-run = deitkit.train("photos/", "runs/photos")
+run = deitkit.train("photos/", "runs/photos", train__epochs=30)
 deitkit.load("runs/photos").predict(["new.jpg"])
+deitkit.evaluate("runs/photos", "test-photos/")
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from .errors import DeitkitError
 if TYPE_CHECKING:
     from .classifier import Classifier, ImageClassifier, load, load_teacher
     from .config import Config
+    from .deploy.benchmark import bench
+    from .deploy.exporter import export_run as export
+    from .evaluation.run_evaluation import evaluate_folder as evaluate
     from .log import show_progress
     from .models.deit import DeiT, create_model
+    from .report.analysis_run import analyze_run as analyze
     from .training.labelling import label
     from .training.pretraining import pretrain
     from .training.run import Run, train
@@ -27,14 +32,19 @@ __version__ = "0.1.0"
 for _switch in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
     os.environ.setdefault(_switch, "1")
 
-# Loaded when first used: `import deitkit` and `deitkit --help` must not wait for torch.
+# Module, and the name there if it is another. Loaded when first used: `import deitkit` and `deitkit --help`
+# must not wait for torch.
 _HOMES = {
     "Classifier": "classifier",
     "Config": "config",
     "DeiT": "models.deit",
     "ImageClassifier": "classifier",
     "Run": "training.run",
+    "analyze": "report.analysis_run:analyze_run",
+    "bench": "deploy.benchmark",
     "create_model": "models.deit",
+    "evaluate": "evaluation.run_evaluation:evaluate_folder",
+    "export": "deploy.exporter:export_run",
     "label": "training.labelling",
     "load": "classifier",
     "load_teacher": "classifier",
@@ -50,7 +60,11 @@ __all__ = [
     "DeitkitError",
     "ImageClassifier",
     "Run",
+    "analyze",
+    "bench",
     "create_model",
+    "evaluate",
+    "export",
     "label",
     "load",
     "load_teacher",
@@ -63,4 +77,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    module, _, original = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f".{module}", __name__), original or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ prediction.label, prediction.probability
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import log
+from .config import Config
 from .data.decode import UnreadableImage, center_crop
 from .data.image_inputs import ImageInput, NamedImage, named_images
 from .errors import RunFolderError, SettingError
@@ -49,6 +51,8 @@ from .teachers.saved import read_teacher
 from .teachers.teacher import Teacher
 from .teachers.teacher_graph import TeacherGraph
 
+_NAMED = 6  # classes that `repr` names
+
 Normalisation = tuple[list[float], list[float]]  # mean and deviation of the three channels, in [0, 1]
 # "student", "teacher", "baseline", "recommended", or a candidate of the run such as "teacher-224".
 ModelChoice = str
@@ -77,11 +81,12 @@ class Prediction:
         return list(self.probabilities.items())[: len(self.labels) if k is None else k]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Classifier:
     """Classifies images with a model on a backend, with the preprocessing that it was validated with.
 
     image_size: height and width of a view. crop: the share of an image's shorter side that a view keeps.
+    max_pixels: width times height that an image may have, as in training.
     backend: views (B, 3, H, W) in [0, 1] -> probabilities and each head's logits, each (B, K).
     """
 
@@ -89,8 +94,27 @@ class Classifier:
     task: Task
     image_size: tuple[int, int]
     crop: float
+    max_pixels: int
     device: torch.device
     backend: Backend
+
+    def __repr__(self) -> str:
+        return "\n".join(self._described())
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        what, how = map(html.escape, self._described())
+        return f"<b>{what}</b><br>{how}"
+
+    def _described(self) -> tuple[str, str]:
+        """Two lines: what the model tells apart, and what it runs on."""
+        shown = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
+        kind = "labels" if self.task == "multilabel" else "classes"
+        height, width = self.image_size
+        return (
+            f"{type(self).__name__}: {len(self.classes)} {kind} ({shown})",
+            f"{width} x {height} pixels, {self.backend.name} on {self.device.type}",
+        )
 
     def predict(self, images: ImageInput, batch_size: int = 32) -> list[Prediction]:
         """Classifies one image or many, of any size: a prediction per image, in order.
@@ -136,7 +160,7 @@ class Classifier:
         return self.backend(pixels.to(self.device).float() / 255.0)
 
     def _view(self, image: NamedImage) -> NDArray[np.uint8]:
-        opened, extent = image.open(self.image_size, self.crop)
+        opened, extent = image.open(self.image_size, self.crop, self.max_pixels)
         return center_crop(opened, self.image_size, self.crop, extent)
 
     def _view_or_error(self, image: NamedImage) -> NDArray[np.uint8] | UnreadableImage:
@@ -168,7 +192,7 @@ class Classifier:
         return predictions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudentClassifier(Classifier):
     """A trained student put to use.
 
@@ -193,7 +217,7 @@ class StudentClassifier(Classifier):
         return self.mean.flatten().tolist(), self.std.flatten().tolist()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TeacherClassifier(Classifier):
     """A fitted teacher put to use."""
 
@@ -291,6 +315,7 @@ def load_student(
         task=info.task,
         image_size=model.image_size,
         crop=view.crop,
+        max_pixels=_max_pixels(info.config),
         device=where,
         backend=create_backend(graph, model.image_size, backend, where),
         model=model,
@@ -306,8 +331,9 @@ def load_teacher(
     """The fitted teacher in `folder` as a classifier of images.
 
     The teacher of a run or of stored soft labels sees images as in the validation there; another one, such as
-    a run's candidate, has its own input size and crop (an ensemble, the first member's). code: python:MODULE:FUNCTION that the teacher
-    may run; a teacher that needs other code is refused. Raises RunFolderError if there is no teacher.
+    a run's candidate, has its own input size and crop (an ensemble, the first member's). code:
+    python:MODULE:FUNCTION that the teacher may run; a teacher that needs other code is refused. Raises
+    RunFolderError if there is no teacher.
     """
     folder = Path(folder).resolve()  # "." and links have another parent
     if not holds_teacher(folder):
@@ -316,13 +342,14 @@ def load_teacher(
     codes = [code] if code else ()
     teacher = read_teacher(folder, device=where, backend=backend, code=codes, keep_backbones=True)
     own = teacher.card.members[0].preprocessing
-    image_size, crop = _validated_view(folder) or (own.image_size, own.crop)
+    image_size, crop, config = _validated_view(folder) or (own.image_size, own.crop, None)
     task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
     return TeacherClassifier(
         classes=teacher.card.classes,
         task=task,
         image_size=image_size,
         crop=crop,
+        max_pixels=_max_pixels(config),
         device=where,
         backend=_TeacherBackend(teacher, task),
         teacher=teacher,
@@ -370,14 +397,20 @@ def _baseline_of(run: Path) -> Path:
     return folder
 
 
-def _validated_view(folder: Path) -> tuple[tuple[int, int], float] | None:
-    """Image size and crop of the validation views of the run, or soft labels, that keep a teacher."""
+def _max_pixels(config: Config | None) -> int:
+    """The largest image that the training with these settings read; by default if they are not known."""
+    return (config or Config()).data.max_pixels
+
+
+def _validated_view(folder: Path) -> tuple[tuple[int, int], float, Config | None] | None:
+    """Image size and crop of the validation views of the run, or soft labels, that keep a teacher, and its
+    settings."""
     keeper = folder.parent
     if folder.name == TEACHER_FOLDER and (keeper / MANIFEST).exists():
         config = read_manifest(keeper).config
-        return config.student.image_size, config.data.eval_crop
+        return config.student.image_size, config.data.eval_crop, config
     run = run_of_teacher(folder)
     if run is None or folder.name != TEACHER_FOLDER:
         return None
-    view = read_info(run).preprocessing
-    return view.image_size, view.crop
+    info = read_info(run)
+    return info.preprocessing.image_size, info.preprocessing.crop, info.config

@@ -85,6 +85,14 @@ class DataConfig(Section):
     unlabeled_share: float = setting(
         0.5, "Share of each batch taken by unlabelled images.", share(zero=False, one=False)
     )
+    max_broken: float = setting(
+        0.05,
+        "Share of images that may be unreadable and are skipped; three always may, unless it is 0.",
+        share(),
+    )
+    max_pixels: int = setting(
+        100_000_000, "Width times height that an image may have; a larger one is unreadable.", at_least(1)
+    )
     cache_gb: float = setting(8.0, "Decoded pixels are cached on disk up to this size.", at_least(0))
     workers: int | Auto = setting(
         AUTO, "Threads that decode and augment batches ahead; auto: by device.", at_least(0)
@@ -132,8 +140,7 @@ class TeacherConfig(Section):
     image_size: int | Auto = setting(AUTO, "Input size in pixels; auto: by the student's.", at_least(1))
     deploy_sizes: tuple[int, ...] | Auto | None = setting(
         AUTO,
-        "Sizes in pixels at which the teacher itself may be deployed; auto: 96, 128, 160 and 224 for up to "
-        "20,000 images; none: as the student's teacher only.",
+        "Sizes at which the teacher may be deployed; auto: 96, 128, 160, 224; none: no size.",
         at_least(32),
     )
     probe_views: int = setting(4, "Views of each training image that the probe is fitted on.", at_least(1))
@@ -252,8 +259,7 @@ class TrainConfig(Section):
     )
     prefer: Literal["balanced", "accuracy", "speed"] = setting(
         "balanced",
-        "What the recommended model is chosen for; balanced: a model of twice the speed may be a point less "
-        "accurate.",
+        "What the recommended model is chosen for; see docs/choosing.md.",
     )
     device: str = setting("auto", "auto, cpu, cuda or mps.")
     seed: int = setting(0, "Seed of initial weights, batches and augmentation.", SEED)
@@ -458,6 +464,7 @@ OF_THIS_CALL = ("teacher.code", "teacher.trust_remote_code")
 NOT_OF_TRAINING = (
     ("data", "workers"),
     ("data", "cache_gb"),
+    ("data", "max_broken"),
     ("teacher", "deploy_sizes"),
     ("train", "prefer"),
 )

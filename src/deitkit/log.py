@@ -11,12 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 logger = logging.getLogger("deitkit")
 info, warning = logger.info, logger.warning
 
 _console = Console(stderr=True, highlight=False)
+_bars: Progress | None = None  # the display that is on, if any
 
 
 class _TerminalHandler(logging.Handler):
@@ -42,16 +50,41 @@ def show_progress(shown: bool = True) -> None:
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over `total` items. Call the yielded function with the number of items just done."""
-    shown = any(isinstance(h, _TerminalHandler) for h in logger.handlers) and logger.isEnabledFor(
-        logging.INFO
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    rate_column = TextColumn("{task.fields[rate]}")
-    with Progress(*columns, rate_column, console=_console, transient=True, disable=not shown) as progress:
-        task = progress.add_task(title, total=total, rate="")
+    with _row(title, total) as (progress, task):
 
         def advance(n: int) -> None:
-            speed = progress.tasks[0].speed
+            speed = progress.tasks[progress.task_ids.index(task)].speed
             progress.update(task, advance=n, rate=f"{speed:.0f} images/s" if speed else "")
 
         yield advance
+
+
+@contextmanager
+def activity(title: str) -> Iterator[None]:
+    """A moving bar while something runs whose progress is not known, so that the terminal is never silent."""
+    with _row(title, None):
+        yield
+
+
+@contextmanager
+def _row(title: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar below those that are shown already: rich has one live display per terminal."""
+    global _bars
+    handled = any(isinstance(h, _TerminalHandler) for h in logger.handlers)
+    shown = handled and logger.isEnabledFor(logging.INFO)
+    shown = shown and (_console.is_terminal or _console.is_jupyter)  # in a file a bar is a blank line
+    outermost = _bars is None
+    if _bars is None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        rate_column = TextColumn("{task.fields[rate]}")
+        _bars = Progress(*columns, rate_column, console=_console, transient=True, disable=not shown)
+        _bars.start()
+    bars = _bars
+    task = bars.add_task(title, total=total, rate="")
+    try:
+        yield bars, task
+    finally:
+        bars.remove_task(task)
+        if outermost:
+            bars.stop()
+            _bars = None

@@ -52,11 +52,12 @@ class DataInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanInfo:
-    """The length of a run."""
+    """The length of a run. without_baseline: the time budget was too short for the one that was asked for."""
 
     epochs: int
     steps: int | None = None
     why_student: str = ""
+    without_baseline: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +130,8 @@ class ModelResult:
 
     interval, balanced_interval: 95 % confidence intervals of the main score and of the balanced accuracy.
     images_per_s: at inference, batch 32; images_per_s_range: the slowest and the fastest round. folder: where
-    a teacher is if not in the run's folder. test, confusion, per_class: as in RunResults, of a baseline or a candidate. image_size:
-    height, width of what it sees, where that is not the run's.
+    a teacher is if not in the run's folder. image_size: height, width of what it sees, if not the run's.
+    test, confusion, per_class: as in RunResults, of a baseline or a candidate.
     """
 
     name: str

@@ -130,8 +130,9 @@ def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
         assert train("stopped") == 130
     assert train("stopped", "--resume", "--workers=2", "--seed=1") == 2  # not one of them
     assert "train.seed was 0 and is now 1" in capsys.readouterr().err
-    assert NOT_OF_TRAINING[:2] == (("data", "workers"), ("data", "cache_gb"))
-    assert train("stopped", "--resume", "--workers=2", "--set=data.cache_gb=0") == 0
+    assert NOT_OF_TRAINING[:3] == (("data", "workers"), ("data", "cache_gb"), ("data", "max_broken"))
+    others = ("--workers=2", "--set=data.cache_gb=0", "--max-broken=0.5")
+    assert train("stopped", "--resume", *others) == 0
     assert json.loads((tmp_path / "stopped" / "settings.json").read_text())["data"]["workers"] == 2
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
     assert first.read_bytes() == second.read_bytes()

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import deitkit
 from deitkit.cli import main
-from deitkit.errors import DeitkitError
+from deitkit.errors import DeitkitError, Interrupted
 from deitkit.evaluation.run_evaluation import evaluate_folder
 from deitkit.evaluation.run_images import run_splits
-from deitkit.training import budget
+from deitkit.run_folder import read_split
+from deitkit.training import session
+from deitkit.training.trainer import Trainer
 from deitkit.weights.conversion import convert
 from tests.conftest import write_images
 
@@ -88,14 +90,30 @@ def test_curves_for_tensorboard(run):
     assert [e.value for e in curve] == pytest.approx([line["val"]["top1"] for line in lines])
 
 
-def test_another_budget_after_one_that_was_too_short(data, tmp_path, monkeypatch):
+def test_a_budget_that_is_too_short_for_an_epoch_ends_in_a_run(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("DEITKIT_CACHE", str(data.parent / "cache"))
-    settings = SMALL | {"teacher__spec": "none"}
-    with pytest.raises(DeitkitError, match=r"too short.*--resume"):
-        deitkit.train(data, tmp_path / "run", **settings, train__budget_s=1)
-    monkeypatch.setattr(budget, "_RESERVE_SECONDS", 0.0)  # more is left for a machine that is busy
-    finished = deitkit.train(data, tmp_path / "run", resume=True, **settings, train__budget_s=20)
-    assert finished.results["train"]["epochs"] >= 1
+    settings = SMALL | {"teacher__spec": "none", "train__budget_s": 0.001, "train__baseline": True}
+    finished = deitkit.train(data, tmp_path / "run", **settings)
+    assert finished.results["train"]["epochs"] == 1 and finished.report.exists()
+    assert "the budget of 0 s is short: no baseline, less than one epoch" in caplog.text
+    assert deitkit.load(finished.folder).predict(data / "cat" / "0.png")
+
+
+def interrupted(*arguments: object) -> None:
+    raise Interrupted
+
+
+def test_a_short_budget_uses_fewer_images_and_a_resumed_run_the_same(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "affordable_images", lambda *arguments: 6)
+    settings = SMALL | {"teacher__spec": "none", "train__budget_s": 60}
+    with pytest.raises(Interrupted), monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", interrupted)
+        deitkit.train(data, tmp_path / "run", **settings)
+    kept = read_split(tmp_path / "run").train
+    assert len(kept) == 6
+    monkeypatch.setattr(session, "affordable_images", lambda *arguments: 12)
+    deitkit.train(data, tmp_path / "run", resume=True, **settings)
+    assert read_split(tmp_path / "run").train == kept
 
 
 def test_one_class_can_be_evaluated(run, data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +27,11 @@ from deitkit.data.loader import TrainingViews
 from deitkit.data.sampler import Sampler
 from deitkit.distillation.objective import Objective
 from deitkit.errors import DeitkitError, Interrupted
+from deitkit.io import read_json_lines
 from deitkit.models.deit import create_model
 from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training import trainer as loop
-from deitkit.training.budget import planned_epochs
+from deitkit.training.budget import Budget, plan
 from deitkit.training.trainer import Trainer, TrainingData, Validation
 
 CPU = torch.device("cpu")
@@ -76,7 +78,11 @@ class Steps:
 
 
 def trainer(
-    folder: Path, settings: dict, losses: list[float] | None = None, num_unlabeled: int = 0
+    folder: Path,
+    settings: dict,
+    losses: list[float] | None = None,
+    num_unlabeled: int = 0,
+    deadline: float | None = None,
 ) -> Trainer:
     """A new trainer. losses: of the averaged weights, one per evaluation; num_unlabeled: of 12 images."""
     folder.mkdir(exist_ok=True)
@@ -121,6 +127,7 @@ def trainer(
         optim=config.optim,
         folder=folder,
         init_features=student.initial_weights != "none",
+        deadline=deadline,
     )
 
 
@@ -257,7 +264,8 @@ def test_running_out_of_memory_is_explained(tmp_path, monkeypatch):
     with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
         trainer(tmp_path / "run", {}).run([])
     timed = trainer(tmp_path / "timed", {})
-    session = SimpleNamespace(config=Config().override({"train.budget_s": 60.0}), seconds=0.0)
+    limit = Budget(60.0, time.monotonic())
+    session = SimpleNamespace(config=Config().override({"train.epochs": 3}), budget=limit)
     training = SimpleNamespace(
         trainer=lambda epochs: timed,
         sampler=timed.data.sampler,
@@ -265,7 +273,22 @@ def test_running_out_of_memory_is_explained(tmp_path, monkeypatch):
         config=session.config,
     )
     with pytest.raises(DeitkitError, match="does not hold 3 images at a time"):
-        planned_epochs(tmp_path, session, [training])
+        plan(tmp_path, session, [training])
+
+
+def test_a_deadline_ends_training_with_an_evaluation_and_resume_trains_the_rest(tmp_path):
+    run = trainer(tmp_path, {}, deadline=time.monotonic())
+    run.run([Steps()])
+    assert run.late and run.finished and run.state.step == 1
+    [line] = read_json_lines(tmp_path / "metrics.jsonl")
+    assert line["step"] == 1 and "val_ema" in line
+    again, whole = trainer(tmp_path, {}), trainer(tmp_path / "whole", {})
+    again.resume()
+    again.run([Steps()])
+    whole.run([Steps()])
+    assert again.state.step == EPOCHS * 3
+    for k, v in whole.student.state_dict().items():
+        assert torch.equal(v, again.student.state_dict()[k])
 
 
 def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .. import log
 from . import options as flags
 
 
@@ -27,7 +28,8 @@ def analyze(
     """Look into a run: tokens, attention, calibration, teacher, corruptions."""
     import json
 
-    from ..report.analysis_run import analyze_run, default_out
+    with log.activity("starting"):
+        from ..report.analysis_run import analyze_run, default_out
 
     found = analyze_run(run, data, out, model=model, code=teacher_code)
     if json_:

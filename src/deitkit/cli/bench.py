@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import log
 from ..errors import SettingError
 from . import options as flags
 
@@ -32,7 +33,8 @@ def bench(
     import json
 
     sizes = parse_batches(batch)
-    from ..deploy.benchmark import bench as measure
+    with log.activity("starting"):
+        from ..deploy.benchmark import bench as measure
 
     chosen = None if backends == "all" else [name.strip() for name in backends.split(",")]
     rows = measure(

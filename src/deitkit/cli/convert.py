@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .. import log
+
 # A format is a module; their names are listed here without importing them, which would load PyTorch.
 _FORMATS = sorted(p.stem for p in (Path(__file__).parents[1] / "weights" / "formats").glob("[a-z]*.py"))
 
@@ -34,7 +36,9 @@ def convert(
     """Convert weights between deitkit, timm, transformers and the official code, at any size."""
     from ..config import Config
     from ..settings import AUTO
-    from ..weights.conversion import convert as convert_model
+
+    with log.activity("starting"):
+        from ..weights.conversion import convert as convert_model
 
     # Sizes are parsed as settings.
     given = {"student.image_size": image_size, "student.patch_size": patch_size}

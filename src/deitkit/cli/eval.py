@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import log
 from . import options as flags
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def evaluate(
     """Measure a run on a folder: scores with intervals, each class, and which classes are confused."""
     import json
 
-    from ..evaluation.run_evaluation import evaluate_folder
+    with log.activity("starting"):
+        from ..evaluation.run_evaluation import evaluate_folder
 
     found = evaluate_folder(
         run,

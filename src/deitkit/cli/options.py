@@ -33,6 +33,10 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best available by default.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Threads that prepare batches ahead.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of all randomness.")]
+MaxBroken = Annotated[
+    float | None,
+    typer.Option(help="Share of images that may be unreadable and are skipped; 0.05 by default."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; repeat for more. deitkit settings lists them."),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import log
 from . import options as flags
 from .interrupts import resumable
 from .options import parse_length, renamed_flag, settings_of
@@ -55,6 +56,7 @@ def train(
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
+    max_broken: flags.MaxBroken = None,
     trust_remote_code: flags.TrustRemoteCode = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
@@ -81,11 +83,13 @@ def train(
         "train.device": device,
         "data.workers": workers,
         "train.seed": seed,
+        "data.max_broken": max_broken,
         "train.baseline": renamed_flag("--control", control, "--baseline", baseline) or None,
     }
     settings = settings_of(named, set_)
 
-    from ..training import run as job
+    with log.activity("starting"):
+        from ..training import run as job
 
     with resumable(resume):
         run = job.train(data, out, recipe=recipe, resume=resume, **settings)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import log
+from ..config import DataConfig
 from ..errors import DataError
 from ..io import read_json, write_json, written_aside
 from .decode import UnreadableImage, center_crop, open_for_view, read_aspect, resize
@@ -29,7 +30,7 @@ from .image_set import ImageSet
 
 _VERSION = 4  # of what is cached: a change of decoding makes older files stale
 
-MAX_BROKEN = 0.05  # share of the images
+MAX_BROKEN = DataConfig().max_broken
 _ALWAYS_ALLOWED = 3  # broken images
 
 
@@ -143,7 +144,7 @@ def _refuse_many(unreadable: Sequence[tuple[str, str]], num_images: int, max_bro
     if len(unreadable) > allowed:
         raise DataError(
             f"{len(unreadable)} of {num_images} images cannot be read, more than {100 * max_broken:g} %: "
-            f"{_some(unreadable)}; repair or remove them"
+            f"{_some(unreadable)}; repair or remove them, or allow more with data.max_broken"
         )
     if len(unreadable) == num_images:
         raise DataError(f"no image can be read: {_some(unreadable)}; repair or replace them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +105,7 @@ def find_splits(data: Path, config: DataConfig) -> Splits:
     Raises DataError if the folder cannot be used.
     """
     splits = load_splits(data, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed)
-    used = _used_share(splits, config)
+    used = use_share(splits, config.train_fraction, config.eval_fraction, config.split_seed)
     if config.unlabeled is None:
         return used
     held_out = [part for part in (splits.val, splits.test) if part is not None]
@@ -121,12 +121,11 @@ def refuse_multilabel(images: ImageSet, what: str) -> None:
         raise DataError(f"{what} needs one class per image, and the images in {images.root} are multilabel")
 
 
-def _used_share(splits: Splits, config: DataConfig) -> Splits:
-    """The shares of training and validation images to use."""
-    if config.train_fraction == config.eval_fraction == 1:
+def use_share(splits: Splits, of_train: float, of_val: float, seed: int) -> Splits:
+    """The splits with shares of their training and validation images; 1 keeps all."""
+    if of_train == of_val == 1:
         return splits
-    train = splits.train.keep_fraction(config.train_fraction, config.split_seed)
-    val = splits.val.keep_fraction(config.eval_fraction, config.split_seed)
+    train, val = splits.train.keep_fraction(of_train, seed), splits.val.keep_fraction(of_val, seed)
     how = f"{splits.how}; {len(train)} of {len(splits.train)} and {len(val)} of {len(splits.val)} images used"
     return replace(splits, train=train, val=val, how=how)
 
@@ -141,6 +140,7 @@ def open_pixels(
         cache_dir=default_cache_dir(),
         limit_bytes=int(config.cache_gb * 1e9),
         workers=decode_threads(config),
+        max_broken=config.max_broken,
         on_progress=on_progress,
     )
 
@@ -151,9 +151,12 @@ def decode_threads(config: DataConfig) -> int:
 
 
 def open_dataset(splits: Splits, image_size: tuple[int, int], config: DataConfig) -> Dataset:
-    """Decodes every split once. Unreadable images are dropped; DataError is raised if they are many."""
+    """Decodes every split once. Unreadable images are dropped.
+
+    Raises DataError if more than `config.max_broken` are unreadable, or all of a class or of a split.
+    """
     stored = (round(image_size[0] * _CACHE_SCALE), round(image_size[1] * _CACHE_SCALE))
-    evaluated = Decoder(image_size, "center_crop", config.eval_crop)
+    evaluated = Decoder(image_size, "center_crop", config.eval_crop, config.max_pixels)
     everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
     total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)
     skipped: list[tuple[str, str]] = []
@@ -165,9 +168,27 @@ def open_dataset(splits: Splits, image_size: tuple[int, int], config: DataConfig
             skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
             return Split(images, store).subset(kept)
 
-        pool = part(everything, Decoder(stored, "resize"))
+        pool = part(everything, Decoder(stored, "resize", max_pixels=config.max_pixels))
         val = part(splits.val, evaluated)
         test = part(splits.test, evaluated) if splits.test is not None else None
     train = pool.subset(np.flatnonzero(has_label(pool.images.labels)))
-    refuse_many_unreadable(skipped, total)
+    refuse_many_unreadable(skipped, total, config.max_broken)
+    _refuse_unreadable_split(splits, train, val, skipped)
     return Dataset(splits, train, pool, val, test, tuple(skipped))
+
+
+def _refuse_unreadable_split(
+    splits: Splits, train: Split, val: Split, skipped: Sequence[tuple[str, str]]
+) -> None:
+    """Raises DataError if no training image of a class, or no validation image, can be read."""
+    gone = (splits.train.counts() > 0) & (train.images.counts() == 0)
+    what = "validation image"
+    if gone.any():
+        what = f"training image of class {splits.train.classes[int(gone.argmax())]!r}"
+    elif len(val.images) > 0:
+        return
+    path, reason = skipped[0]
+    raise DataError(
+        f"no {what} can be read ({len(skipped)} files are unreadable, such as {path}: {reason}); "
+        "repair them, or add images"
+    )

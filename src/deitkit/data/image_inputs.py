@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import DataError
 from .decode import Extent, UnreadableImage, open_for_view, to_rgb
 from .folder import images_under
+from .image_file import MAX_PIXELS
 
 _ACCEPTED = (
     "a path, a folder, a pattern, bytes of an image file, a Pillow image, an array (H, W, 3) or a tensor "
@@ -32,17 +33,19 @@ class NamedImage:
     name: str
     content: Path | bytes | Image.Image
 
-    def open(self, size: tuple[int, int], crop: float) -> tuple[Image.Image, Extent]:
+    def open(
+        self, size: tuple[int, int], crop: float, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Image.Image, Extent]:
         """The image as RGB and its extent; see `decode.open_for_view`. Raises UnreadableImage."""
         if isinstance(self.content, Image.Image):
             image = to_rgb(self.content)
             return image, image.size
         if isinstance(self.content, bytes):
             try:
-                return open_for_view(io.BytesIO(self.content), size, crop)
+                return open_for_view(io.BytesIO(self.content), size, crop, max_pixels)
             except UnreadableImage as error:
                 raise UnreadableImage(self.name, error.reason) from None
-        return open_for_view(self.content, size, crop)
+        return open_for_view(self.content, size, crop, max_pixels)
 
 
 OneImage = str | Path | bytes | Image.Image | NDArray[Any] | Tensor | NamedImage

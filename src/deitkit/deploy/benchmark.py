@@ -75,10 +75,10 @@ class BenchRow:
 
 
 def bench(
-    target: str,
+    target: str | Path,
     *,
     model: ModelChoice = "student",
-    data: Path | None = None,
+    data: str | Path | None = None,
     batches: Sequence[int] = (1, 32),
     backends: Sequence[str] | None = None,
     merge: int = 0,
@@ -95,7 +95,8 @@ def bench(
     the score; None takes the run's own. backends: None for all that are installed. rounds, seconds: see
     `evaluation.side_by_side.take_turns`. Raises a DeitkitError for anything the caller can fix.
     """
-    chosen = _check_backends(backends)
+    chosen, target = _check_backends(backends), str(target)
+    data = Path(data) if data is not None else None
     with tempfile.TemporaryDirectory() as folder:
         run = model_folder(_run_folder(target, Path(folder)), model)
         classifier = load(run, device=device, backend="pytorch", merge=merge)

@@ -49,7 +49,7 @@ def export_run(
     *,
     model: ModelChoice = "student",
     int8: bool = False,
-    data: Path | None = None,
+    data: str | Path | None = None,
     merge: int = 0,
 ) -> Exported:
     """Writes a model of `run`, or the fitted teacher in that folder, in the format `to`; see `export`.
@@ -68,7 +68,7 @@ def export_run(
         raise SettingError("int8 is for students: a teacher's convolutions stay float; leave out --int8")
     if not int8:
         return Exported(export(classifier, to, out)[1])
-    splits = run_splits(folder, classifier, data)
+    splits = run_splits(folder, classifier, Path(data) if data is not None else None)
     backend, files = export(classifier, to, out, calibration_views(classifier, splits.train))
     backends = {"int8": backend, "fp32": classifier.backend}
     with log.progress_bar("measuring", len(splits.val)) as advance:

@@ -88,7 +88,7 @@ def evaluate_folder(
     merge: int = 0,
     part: str | None = None,
     code: str | None = None,
-    csv_file: Path | None = None,
+    csv_file: str | Path | None = None,
 ) -> Evaluation:
     """Measures a model of `run`, or the fitted teacher in that folder, on the images of `data`.
 
@@ -116,7 +116,7 @@ def evaluate_folder(
     skipped = [path for path, _ in files.skipped]
     if csv_file is not None:
         read = [i for i, path in enumerate(images.paths) if path not in set(skipped)]
-        write_predictions(csv_file, images.subset(np.array(read)), predictions.heads(), None)
+        write_predictions(Path(csv_file), images.subset(np.array(read)), predictions.heads(), None)
     return replace(_evaluation(images, predictions), skipped=tuple(skipped), notes=tuple(notes))
 
 

@@ -113,9 +113,10 @@ def _open_images(
 ) -> tuple[Split, list[dict[str, str]]]:
     """The pixels as validation saw them, and the unreadable images with the reason."""
     with log.progress_bar("decoding", len(images)) as advance:
-        decoder = Decoder(classifier.image_size, "center_crop", classifier.crop)
+        decoder = Decoder(classifier.image_size, "center_crop", classifier.crop, classifier.max_pixels)
         store, unreadable = open_pixels(images, decoder, config.data, advance)
-    refuse_many_unreadable([(str(images.full_path(i)), why) for i, why in unreadable], len(images))
+    broken = [(str(images.full_path(i)), why) for i, why in unreadable]
+    refuse_many_unreadable(broken, len(images), config.data.max_broken)
     kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
     skipped = [{"path": images.paths[i], "reason": why} for i, why in unreadable]
     return Split(images.subset(kept), store.subset(kept)), skipped

@@ -2,10 +2,10 @@
 
 1. A model that does not tell the classes apart better than chance is never recommended.
 2. The baseline stands in for the student if it is more accurate beyond chance: it costs the same.
-3. The most accurate model is recommended, unless a faster one is worth more. Each doubling of speed may cost so
-   many points of accuracy: 0 for `accuracy`, 1 for `balanced`, 3 for `speed`. For `balanced` the images have to
-   show it: the 95 % interval of the difference must not go further down. Of several such models, the one with
-   the largest sum of accuracy and points for speed is taken.
+3. The most accurate model is recommended, unless a faster one is worth more. Each doubling of speed may cost
+   points of accuracy: 0 for `accuracy`, 1 for `balanced`, 3 for `speed`. For `balanced` the images have to
+   show it: the 95 % interval of the difference must not go further down. Of several such models, the one
+   with the largest sum of accuracy and points for speed is taken.
 """
 
 from __future__ import annotations
@@ -168,10 +168,7 @@ class _Words:
         """What to deploy, beside which other model, and what else there is."""
         others = [c for c in rivals if c is not chosen]
         rival = best if best is not chosen else max(others, key=lambda c: c.score, default=None)
-        if rival is None:
-            beside = self.alone(chosen, candidates)
-        else:
-            beside = self.beside(chosen, rival)
+        beside = self.alone(chosen, candidates) if rival is None else self.beside(chosen, rival)
         rest = [c for c in front(rivals) if c is not chosen and c is not rival]
         sentences = [
             f"Deploy {chosen.name}{where(chosen)}: {self.full(chosen)}{beside}.",

@@ -25,7 +25,14 @@ _FILE_KEYS = {"data_fingerprint": "data", "format": "labels"}
 _MOST_VIEWS = 1 << 27  # per epoch; a larger number in a file is a mistake, and would fill the memory
 
 # Neither a view nor the teacher's output depends on these settings. All others in their sections count.
-_FREE = {"data.eval_crop", "data.cache_gb", "data.workers", "teacher.backend", "teacher.soft_labels"}
+_FREE = {
+    "data.eval_crop",
+    "data.max_broken",
+    "data.cache_gb",
+    "data.workers",
+    "teacher.backend",
+    "teacher.soft_labels",
+}
 _FIXED = ("student.image_size", "train.batch_size", "train.seed")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from .. import log
 from ..config import TeacherConfig
 from ..errors import WeightsError
 from ..preprocessing import InputSize, Preprocessing
@@ -33,7 +35,8 @@ class FitData:
 
     views(v): batches of the v-th view of all N training images, in order; view 0 is not augmented.
     labels: (N,) classes, or (N, K) yes/no rows of a multi-label task. finetune_batches: None if the images
-    cannot be fine-tuned on.
+    cannot be fine-tuned on. seconds: that the views of a probe may take, of which one is always used; None
+    for any.
     """
 
     views: ViewBatches
@@ -41,6 +44,7 @@ class FitData:
     classes: tuple[str, ...]
     finetune_batches: FineTuneBatches | None
     seed: int
+    seconds: float | None = None
 
     @property
     def multilabel(self) -> bool:
@@ -246,7 +250,7 @@ def _fit_member(opened: _Member, config: TeacherConfig, data: FitData) -> Teache
     views = max(1, config.probe_views)
     features = _features(member, data, views)
     probe = fit_probe(features, data.labels, len(data.classes), data.seed)
-    how = f"linear probe over {views} views, {probe.holdout}"
+    how = f"linear probe over {len(features)} view{'s' if len(features) > 1 else ''}, {probe.holdout}"
     if pretrained is not None:
         top1 = _top1_held_out(pretrained, features[0], data)
         if top1 >= probe.score:
@@ -287,10 +291,15 @@ def _usable_columns(opened: _Member, config: TeacherConfig, data: FitData) -> tu
 
 
 def _features(member: TeacherMember, data: FitData, views: int) -> Tensor:
-    """(V, N, F): pooled features of V views of the N training images."""
-    return torch.stack(
-        [torch.cat([member.features(batch)[0].cpu() for batch in data.views(v)]) for v in range(views)]
-    )
+    """(V, N, F): pooled features of V views of the N training images; fewer views if time is short."""
+    started, features = time.monotonic(), []
+    for v in range(views):
+        features.append(torch.cat([member.features(batch)[0].cpu() for batch in data.views(v)]))
+        with_next = (time.monotonic() - started) * (v + 2) / (v + 1)
+        if v + 1 < views and data.seconds is not None and with_next > data.seconds:
+            log.warning(f"the budget is short: the teacher's head is fitted on {v + 1} of {views} views")
+            break
+    return torch.stack(features)
 
 
 @torch.no_grad()

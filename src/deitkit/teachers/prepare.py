@@ -38,11 +38,12 @@ def fit_to_dataset(
     image_size: tuple[int, int],
     seed: int,
     device: torch.device,
+    seconds: float | None = None,
 ) -> Teacher:
     """The teacher of `config` with heads for the dataset's classes.
 
     augment, image_size: of the student, whose views the teacher is fitted on. seed: of fine-tuning; the
-    probe's views do not depend on it.
+    probe's views do not depend on it. seconds: that a probe's views may take; None for any.
     """
     # Without mixing, so that every view has one label.
     plain = dataset.views(_PLAIN, image_size, device)
@@ -61,5 +62,5 @@ def fit_to_dataset(
             plan = plan_epoch(n, batch_size=_FINETUNE_BATCH, repeats=1, seed=seed, epoch=epoch)
             yield from ((made.images, made.targets) for made in map(views.make, plan))
 
-        data = FitData(probe_batches, dataset.train.labels, dataset.classes, finetune_batches, seed)
+        data = FitData(probe_batches, dataset.train.labels, dataset.classes, finetune_batches, seed, seconds)
         return fit_teacher(config, data, student_size=image_size, device=device)

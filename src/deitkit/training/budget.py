@@ -1,56 +1,128 @@
-"""How many epochs a run has: those of its settings, or as many as fit into its time budget."""
+"""What fits into a time budget: how many images, how many epochs, whether a baseline.
+
+A budget always ends in a usable run. What is planned is made smaller until it fits, by measuring a few steps
+on students that are thrown away, and training stops at its deadline if the machine turns out slower.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from .. import log
-from ..errors import SettingError
 from ..io import write_json
+from ..models import Student
 from ..run_folder import read_plan
-from .session import Session
-from .student_training import StudentTraining
-from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from .session import Session
+    from .student_training import StudentTraining
+    from .trainer import Trainer
 
 # Kept back from a budget for evaluation, speed, the report and a machine that slows down.
-_RESERVE_SHARE, _RESERVE_SECONDS = 0.08, 15.0
-_TIMED_STEPS, _STEPS_OF_A_RUN = 12, 100
+_RESERVE_SHARE, _MOST_RESERVE_S = 0.28, 25.0
+_EVALUATION = 1.08  # of the time of an epoch's steps, with the evaluation after some epochs
+_STEPS_OF_A_RUN = 100
+_FEWEST_STEPS, _TIMED_STEPS = 3, 12  # timed in each phase of training
+_TIMING_SHARE = 0.05  # of the budget, for timing
+_FEWEST_WITH_BASELINE = 5  # epochs; with fewer, the time is better spent on the student alone
+_EPOCH_SHARE = 0.15  # of the budget, that an epoch of the student alone may take
 
 
-def planned_epochs(out: Path, session: Session, trainings: Sequence[StudentTraining]) -> int:
-    """The configured epochs; with a budget, as many as fit, measured on students that are thrown away.
+@dataclass(frozen=True)
+class Budget:
+    """Seconds that a job may take since `started`, on the monotonic clock."""
 
-    Writes `plan.json`, from which a resumed run takes its epochs. Raises SettingError if a budget is too
-    short for one epoch.
+    seconds: float
+    started: float
+
+    @property
+    def deadline(self) -> float:
+        """When training has to end, so that evaluation and the report fit as well."""
+        return self.started + self.seconds - min(_MOST_RESERVE_S, _RESERVE_SHARE * self.seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline; 0 once it is over."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of a job. deadlines: when each training has to end, on the monotonic clock."""
+
+    epochs: int
+    baseline: bool
+    deadlines: tuple[float | None, ...] = (None, None)
+
+
+def affordable_images(budget_s: float, student: Student, device: torch.device) -> int:
+    """The number of images on which an epoch leaves time for the rest of the job."""
+    student = student.to(device).train()
+    images = torch.randn(16, 3, *student.image_size, device=device)
+    times = []
+    for _ in range(2):
+        started = time.monotonic()
+        student(images).class_logits.sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.monotonic() - started)
+    return max(1, int(_EPOCH_SHARE * budget_s * len(images) / min(times)))
+
+
+def plan(out: Path, session: Session, trainings: Sequence[StudentTraining]) -> Plan:
+    """The configured epochs; with a budget, as many as fit, and the baseline only if there is time.
+
+    trainings: the student's, then the baseline's if one is asked for. Writes `plan.json`, which a resumed run
+    follows, without deadlines.
     """
     saved = out / "plan.json"
+    wanted = len(trainings) > 1
     if saved.exists():
-        return read_plan(out).epochs
-    epochs, budget = session.config.train.epochs, session.config.train.budget_s
-    if budget is not None:
-        per_epoch = sum(_seconds_per_epoch(each) for each in trainings)
-        spent = session.seconds
-        left = budget * (1 - _RESERVE_SHARE) - _RESERVE_SECONDS - spent
-        epochs = int(left / (per_epoch * 1.08))  # the rest for evaluation after epochs
-        if epochs < 1:
-            raise SettingError(
-                f"a budget of {budget:.0f} s is too short: {spent:.0f} s are spent and one epoch takes "
-                f"{per_epoch:.0f} s; give at least {spent + 3 * per_epoch + 30:.0f}s, with --resume to keep "
-                "what is done"
-            )
-        log.info(f"{epochs} epochs of about {per_epoch:.1f} s fit into the budget")
-        distillation, soft_labels = session.config.distillation, trainings[0].soft_labels
-        if soft_labels is not None and distillation.distilled_epochs(epochs) > soft_labels.epochs():
-            epochs = distillation.longest_run(soft_labels.epochs())
-            log.info(f"soft labels are stored for {soft_labels.epochs()} epochs, so {epochs} are trained")
-    write_json(saved, {"epochs": epochs})
-    return epochs
+        known = read_plan(out)
+        return Plan(known.epochs, wanted and not known.without_baseline)
+    made = Plan(int(session.config.train.epochs), wanted)
+    if session.budget is not None:
+        with log.activity("timing an epoch"):
+            made = _fitting(session.budget, session, trainings)
+    write_json(
+        saved, {"epochs": made.epochs} | ({"without_baseline": True} if wanted > made.baseline else {})
+    )
+    return made
 
 
-def _seconds_per_epoch(training: StudentTraining) -> float:
+def _fitting(budget: Budget, session: Session, trainings: Sequence[StudentTraining]) -> Plan:
+    """The plan for what is left of `budget`, and one line on it."""
+    cuts = []
+    seconds = [_seconds_per_epoch(each, budget) for each in trainings]
+    epochs = int(budget.left / sum(seconds))
+    if len(seconds) > 1 and epochs < _FEWEST_WITH_BASELINE:
+        cuts.append("no baseline")
+        seconds = seconds[:1]
+        epochs = int(budget.left / seconds[0])
+    if epochs < 1:
+        cuts.append("less than one epoch")
+        epochs = 1
+    else:
+        log.info(f"{epochs} epochs of about {sum(seconds):.1f} s fit into the budget")
+    distillation, soft_labels = session.config.distillation, trainings[0].soft_labels
+    if soft_labels is not None and distillation.distilled_epochs(epochs) > soft_labels.epochs():
+        epochs = distillation.longest_run(soft_labels.epochs())
+        log.info(f"soft labels are stored for {soft_labels.epochs()} epochs, so {epochs} are trained")
+    if cuts:
+        log.warning(f"the budget of {budget.seconds:.0f} s is short: {', '.join(cuts)}; a longer one helps")
+    end = budget.deadline
+    of_student = end - budget.left * sum(seconds[1:]) / sum(seconds)
+    return Plan(epochs, len(seconds) > 1, (of_student, end))
+
+
+def _seconds_per_epoch(training: StudentTraining, budget: Budget) -> float:
     """The expected time of an average epoch: the median step of each phase, weighted by its length."""
     # One epoch of a small folder has too few steps for phases that end halfway: time a run of many.
     epochs = math.ceil(_STEPS_OF_A_RUN / training.sampler.steps_per_epoch)
@@ -60,15 +132,19 @@ def _seconds_per_epoch(training: StudentTraining) -> float:
     distillation, seconds = training.config.distillation, 0.0
     with trainer.memory_explained():
         for phase in trainer.schedule.phases(distillation.distill_until, distillation.feature_until):
-            times = _step_times(trainer, phase)
+            times = _step_times(trainer, phase, _TIMING_SHARE * budget.seconds)
             seconds += sorted(times)[len(times) // 2] * len(phase)
-    return seconds / epochs
+    return _EVALUATION * seconds / epochs
 
 
-def _step_times(trainer: Trainer, phase: range) -> list[float]:
-    """Seconds of some steps from the first of `phase` on."""
+def _step_times(trainer: Trainer, phase: range, seconds: float) -> list[float]:
+    """Seconds of some steps from the first of `phase` on, for about `seconds`."""
     times: list[float] = []
-    while len(times) < _TIMED_STEPS:
+
+    def enough() -> bool:
+        return len(times) == _TIMED_STEPS or (len(times) >= _FEWEST_STEPS and sum(times) > seconds)
+
+    while not enough():
         started = time.monotonic()
         epoch, done = divmod(phase.start, trainer.steps_per_epoch)
         for step, (batch, outputs) in zip(phase, trainer.prepared(epoch, done), strict=False):
@@ -76,6 +152,6 @@ def _step_times(trainer: Trainer, phase: range) -> list[float]:
             trainer.step(batch, outputs)
             times.append(time.monotonic() - started)
             started = time.monotonic()
-            if len(times) == _TIMED_STEPS:
+            if enough():
                 break
     return times

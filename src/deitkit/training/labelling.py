@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import PIL
@@ -23,6 +23,7 @@ from ..data.loader import prefetch
 from ..data.splits import refuse_out_among_classes
 from ..errors import RunFolderError, SettingError
 from ..io import refuse_occupied
+from ..keywords import Keywords
 from ..run_folder import TEACHER_FOLDER, model_to_json
 from ..soft_labels.codec import SoftLabelFormat, make_codec
 from ..soft_labels.locks import Claims
@@ -47,7 +48,7 @@ def label(
     recipe: str | None = None,
     top_k: int | None = None,
     hard: bool = False,
-    **settings: Any,
+    **settings: Unpack[Keywords],
 ) -> SoftLabelStore:
     """Stores the teacher's soft labels for the views of the first `epochs` epochs of training on `data`.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from ..data.splits import Splits
 from ..errors import SettingError
 from ..evaluation.evaluate import teacher_logits
 from ..io import write_json
+from ..keywords import Keywords
 from ..run_folder import TEACHER_FOLDER, results_to_json
 from ..teachers.fit import pretrained_head_teacher
 from ..teachers.saved import kept_teacher
 from ..teachers.teacher import Teacher
 from . import results
-from .budget import planned_epochs
+from .budget import plan
 from .run import Run
 from .session import open_session, refuse_other_images
 from .student_training import StudentTraining
@@ -55,7 +56,7 @@ def pretrain(
     *,
     recipe: str = "pretrain",
     resume: bool = False,
-    **settings: Any,
+    **settings: Unpack[Keywords],
 ) -> Run:
     """Trains a student on all images under `folders`, at any depth, without their labels.
 
@@ -89,9 +90,9 @@ def pretrain(
     measured, _ = results.measure_teacher(teacher, dataset.val, session.device)
 
     student = StudentTraining.of(session, dataset, out, teacher)
-    epochs = planned_epochs(out, session, [student])
+    planned = plan(out, session, [student])
     root = paths[0] if len(paths) == 1 else out
-    trained = student.run(epochs, measured.result, root, resume, "pre-training")
+    trained = student.run(planned.epochs, measured.result, root, resume, "pre-training", planned.deadlines[0])
     found = results.assemble(trained, measured, None, dataset, session.seconds)
     found = replace(
         found,

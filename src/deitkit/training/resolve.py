@@ -39,8 +39,8 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     images, on_cpu = splits.train, device.type == "cpu"
     if images.task == "multilabel":
         raise_all(multilabel_problems(config))
-    side = _median_side(images)
-    _warn_of_lost_greys(images)
+    side = _median_side(images, config.data.max_pixels)
+    _warn_of_lost_greys(images, config.data.max_pixels)
 
     # 1. The student and what it sees.
     name = config.student.name
@@ -173,21 +173,21 @@ def _divisor(size: int, near: int) -> int:
     return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - near), d))
 
 
-def _median_side(images: ImageSet) -> int:
+def _median_side(images: ImageSet, max_pixels: int) -> int:
     """Median shorter side, in pixels, of up to 32 images spread over the set."""
     sides = []
     for path in _sampled(images):
         with suppress(UnreadableImage):
-            sides.append(min(open_rgb(path).size))
+            sides.append(min(open_rgb(path, max_pixels=max_pixels).size))
     return int(np.median(sides)) if sides else 0
 
 
-def _warn_of_lost_greys(images: ImageSet) -> None:
+def _warn_of_lost_greys(images: ImageSet, max_pixels: int) -> None:
     """Warns about 16-bit images that use a small part of their range."""
     largest = []
     for path in _sampled(images):
         with suppress(UnreadableImage):
-            largest.append(max_pixel_value(path))
+            largest.append(max_pixel_value(path, max_pixels))
     values = [value for value in largest if value is not None]
     if values and max(values) < _DARK:
         log.warning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from .. import log, recipes
 from ..config import Config, dotted
@@ -14,13 +14,14 @@ from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
 from ..evaluation.run_evaluation import write_predictions
 from ..io import write_json
+from ..keywords import Keywords
 from ..report.run_page import write_report
 from ..run_folder import BASELINE_FOLDER, model_to_json, results_to_json
 from ..soft_labels.replay import refuse_other_views
 from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
 from . import results
-from .budget import planned_epochs
+from .budget import plan
 from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
 from .teacher_sizes import measure_teacher_sizes
@@ -33,13 +34,21 @@ class Run:
     folder: Path
     results: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Run: {self.folder}\n{self.results['verdict']}"
+
     @property
     def report(self) -> Path:
         return self.folder / "report.html"
 
 
 def train(
-    data: str | Path, out: str | Path, *, recipe: str | None = None, resume: bool = False, **settings: Any
+    data: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | None = None,
+    resume: bool = False,
+    **settings: Unpack[Keywords],
 ) -> Run:
     """Trains a student on the images in `data` and writes the run folder `out`.
 
@@ -78,7 +87,10 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     if soft_labels is not None:
         measured_teacher = results.stored_teacher(soft_labels)
     if teacher is not None:
-        measured_teacher, by_teacher = results.measure_teacher(teacher, session.dataset.val, session.device)
+        with log.activity("evaluating the teacher"):
+            measured_teacher, by_teacher = results.measure_teacher(
+                teacher, session.dataset.val, session.device
+            )
     if measured_teacher is not None:
         results.log_teacher(measured_teacher.result, session.dataset.val)
     teacher_result = measured_teacher.result if measured_teacher is not None else None
@@ -87,27 +99,32 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     # The student and, if asked for, the baseline.
     student = StudentTraining.of(session, session.dataset, out, teacher, soft_labels)
     baseline = StudentTraining.baseline_of(session, out / BASELINE_FOLDER) if config.train.baseline else None
-    epochs = planned_epochs(out, session, [each for each in (student, baseline) if each is not None])
-    trained, measured_baseline = student.run(epochs, teacher_result, data, resume, "training"), None
-    if baseline is not None:
-        measured_baseline = baseline.run(epochs, None, data, resume, "training the baseline").measured
+    planned = plan(out, session, [each for each in (student, baseline) if each is not None])
+    epochs, (deadline, of_baseline) = planned.epochs, planned.deadlines
+    trained = student.run(epochs, teacher_result, data, resume, "training", deadline)
+    measured_baseline = None
+    if baseline is not None and planned.baseline:
+        title = "training the baseline"
+        measured_baseline = baseline.run(epochs, None, data, resume, title, of_baseline).measured
 
     # What came out.
-    found = results.assemble(
-        trained,
-        measured_teacher,
-        measured_baseline,
-        session.dataset,
-        session.seconds,
-        others=other_sizes,
-        prefer=session.config.train.prefer,
-    )
+    with log.activity("measuring speed"):
+        found = results.assemble(
+            trained,
+            measured_teacher,
+            measured_baseline,
+            session.dataset,
+            session.seconds,
+            others=other_sizes,
+            prefer=session.config.train.prefer,
+        )
     if found.baseline is not None and baseline is not None:
         write_json(baseline.folder / "results.json", {"student": model_to_json(found.baseline)})
     write_predictions(out / "predictions.csv", session.dataset.val.images, trained.output, by_teacher)
     content = results_to_json(found)
     write_json(out / "results.json", content)
-    write_report(out)
+    with log.activity("writing the report"):
+        write_report(out)
     return Run(out, content)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,18 +18,22 @@ import torch
 
 from .. import log
 from ..config import AugmentConfig, Config, DataConfig, ResolvedConfig, flatten
-from ..data.dataset import Dataset, open_dataset
+from ..data.dataset import Dataset, open_dataset, use_share
 from ..data.loader import TrainingViews
 from ..data.splits import Splits
 from ..errors import ResumeError, SettingError
 from ..inference.device import resolve_device
 from ..io import refuse_occupied, write_json
+from ..models import Student
 from ..run_folder import TEACHER_FOLDER, read_config, read_info
 from ..teachers.prepare import fit_to_dataset
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
+from .budget import Budget, affordable_images
 from .resolve import create_student, resolve, resolve_initial_weights
+
+_PROBE_SHARE = 0.25  # of the time left, that a probe's views may take
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Session:
     splits: Splits
     device: torch.device
     started: float
+
+    @property
+    def budget(self) -> Budget | None:
+        """The time that the job may take, if it is limited."""
+        seconds = self.config.train.budget_s
+        return Budget(seconds, self.started) if seconds is not None else None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -81,6 +91,7 @@ class Session:
             image_size=self.config.student.image_size,
             seed=self.config.train.seed,
             device=self.device,
+            seconds=None if self.budget is None else _PROBE_SHARE * self.budget.left,
         )
 
 
@@ -100,18 +111,52 @@ def open_session(
     if config.has_live_teacher:
         check_spec(config.teacher.spec)
     device = resolve_device(config.train.device)
-    splits = find(config.data)
-    resolved = resolve(config, splits, device)
+    with log.activity("looking at the images"):
+        splits = find(config.data)
+        resolved = resolve(config, splits, device)
     if out is not None:
         saved = saved_config(out, resume)
         resolved = resolve_initial_weights(resolved, saved)
-        _, changes = create_student(resolved, len(splits.train.classes))  # raises if weights do not fit
+        with log.activity("creating the student"):  # raises if weights do not fit
+            student, changes = create_student(resolved, len(splits.train.classes))
+            resolved, splits = _fit_to_budget(resolved, splits, saved, student, device)
         _claim(out, resolved, saved)
         log.info(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
         log.info(resolved.reasons)
         for change in changes:
             log.info(f"initial weights: {change}")
     return Session(resolved, splits, device, started)
+
+
+def _fit_to_budget(
+    config: ResolvedConfig, splits: Splits, saved: Config | None, student: Student, device: torch.device
+) -> tuple[ResolvedConfig, Splits]:
+    """Fewer images if the time budget is too short for all of them; a resumed run keeps its own share."""
+    budget_s, data = config.train.budget_s, config.data
+    fixed = config.teacher.soft_labels is not None or not splits.train.classes  # stored, or unlabelled
+    if budget_s is None or fixed:
+        return config, splits
+    if saved is not None:
+        shares = replace(
+            data, train_fraction=saved.data.train_fraction, eval_fraction=saved.data.eval_fraction
+        )
+    else:
+        most = affordable_images(budget_s, student, device)
+        shares = replace(
+            data,
+            train_fraction=data.train_fraction * min(1.0, most / len(splits.train)),
+            eval_fraction=data.eval_fraction * min(1.0, most / len(splits.val)),
+        )
+    if shares == data:
+        return config, splits
+    of_train = shares.train_fraction / data.train_fraction
+    of_val = shares.eval_fraction / data.eval_fraction
+    fewer = use_share(splits, of_train, of_val, data.split_seed)
+    log.warning(
+        f"the budget of {budget_s:.0f} s is short for {len(splits.train)} training images: "
+        f"{len(fewer.train)} of them are used, and {len(fewer.val)} of {len(splits.val)} to validate"
+    )
+    return replace(config, data=shares), fewer
 
 
 def saved_config(out: Path, resume: bool) -> Config | None:

@@ -80,7 +80,7 @@ class StudentTraining:
         taught = self.teacher is not None or self.soft_labels is not None
         return self.dataset.sampler(self.config.train, self.config.data, unlabeled=taught)
 
-    def trainer(self, epochs: int) -> Trainer:
+    def trainer(self, epochs: int, deadline: float | None = None) -> Trainer:
         """A new trainer of a new student, for so many epochs."""
         config, dataset = self.config, self.dataset
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,13 +103,20 @@ class StudentTraining:
             folder=self.folder,
             identity=self.identity,
             init_features=config.student.initial_weights != "none",
+            deadline=deadline,
         )
 
     def run(
-        self, epochs: int, teacher: ModelResult | None, data: Path, resume: bool, title: str
+        self,
+        epochs: int,
+        teacher: ModelResult | None,
+        data: Path,
+        resume: bool,
+        title: str,
+        deadline: float | None = None,
     ) -> results.TrainedStudent:
-        """Trains, measures, and writes `config.json` and the weights."""
-        trainer = self.trainer(epochs)
+        """Trains until `deadline` at most, measures, and writes `config.json` and the weights."""
+        trainer = self.trainer(epochs, deadline)
         plan = {
             "epochs": epochs,
             "steps": trainer.total_steps,
@@ -137,19 +144,20 @@ def train_and_measure(
         trainer.run([terminal, *tensorboard_logs(trainer.folder / "tensorboard")])
     share_done = trainer.state.step / trainer.total_steps
     if share_done < 1:
-        log.info(
-            f"stopped after {round(share_done * epochs)} of {epochs} epochs: {trainer.train.patience} "
-            "evaluations without a lower validation loss"
-        )
+        why = f"{trainer.train.patience} evaluations without a lower validation loss"
+        if trainer.late:
+            why = "the time budget is used up; --resume trains the rest"
+        log.info(f"stopped after {share_done * epochs:.3g} of {epochs} epochs: {why}")
     weights = _keep_better_weights(trainer)
     trainer.student.fold_layer_scale()
     save_model(trainer.folder / "model.safetensors", trainer.student)
-    measured, output = results.measure_student(trainer.student, name, dataset, trainer.device)
+    with log.activity("evaluating"):
+        measured, output = results.measure_student(trainer.student, name, dataset, trainer.device)
     images, seconds = trainer.views_before(trainer.state.step), trainer.state.seconds
     cost = TrainingResult(
         seconds=seconds,
         images_per_s=images / seconds,
-        epochs=round(epochs * share_done),
+        epochs=max(1, round(epochs * share_done)),
         images=images,
     )
     return results.TrainedStudent(measured, output, cost, weights)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from .. import recipes
 from ..config import dotted
 from ..data.dataset import find_splits
 from ..data.splits import refuse_out_among_classes
 from ..io import refuse_occupied
+from ..keywords import Keywords
 from ..run_folder import model_to_json
 from ..teachers.saved import save_teacher
 from ..teachers.spec import check_spec
@@ -19,7 +20,7 @@ from .session import open_session
 
 
 def fit_folder(
-    spec: str, data: str | Path, out: str | Path, *, recipe: str = "small-data", **settings: Any
+    spec: str, data: str | Path, out: str | Path, *, recipe: str = "small-data", **settings: Unpack[Keywords]
 ) -> dict[str, Any]:
     """Fits the teacher `spec` to the classes of `data` and writes it into the folder `out`.
 

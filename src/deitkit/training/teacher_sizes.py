@@ -43,8 +43,7 @@ def measure_teacher_sizes(session: Session, out: Path) -> dict[str, results.Meas
 
     They are kept in `out`, where a resumed run finds them. A size that would take too long is left out.
     """
-    budget = session.config.train.budget_s
-    left = _SECONDS if budget is None else budget * _SHARE_OF_BUDGET
+    left = _SECONDS if session.budget is None else session.budget.left * _SHARE_OF_BUDGET
     found: dict[str, results.Measured] = {}
     per_pixel = 0.0  # seconds, of the size before
     for size, crop in _sizes(session):
@@ -84,7 +83,8 @@ def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> 
     """The teacher at `size` pixels, from `folder` if it is kept there, on validation."""
     val = _split(session, session.dataset.val, size, crop)
     teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size, crop))
-    measured, logits = results.measure_teacher(teacher, val, session.device)
+    with log.activity(f"evaluating the teacher at {size} px"):
+        measured, logits = results.measure_teacher(teacher, val, session.device)
     write_predictions(folder / PREDICTIONS, val.images, DeiTOutput(logits, None), None)
     return replace(measured, result=replace(measured.result, image_size=(size, size)))
 

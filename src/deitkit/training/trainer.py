@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ _FITTED_IMAGES = 512  # that the projections of feature distillation are initial
 _CHECKPOINT_SECONDS = 300.0  # a crash costs at most this much training
 
 TeacherOutputs = Iterable[TeacherOutput | None]  # one per micro-batch
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Trainer:
 
     identity: facts that a resumed run must share with its checkpoint. init_features: initialise the
     projections of feature distillation by regression, for a student that starts from trained weights.
+    deadline: when to stop, on the monotonic clock, after one step at least.
     """
 
     def __init__(
@@ -101,11 +103,13 @@ class Trainer:
         folder: Path,
         identity: dict[str, Any] | None = None,
         init_features: bool = False,
+        deadline: float | None = None,
     ):
         self.student, self.objective, self.data, self.validation = student, objective, data, validation
         self.train, self.optim, self.folder = train, optim, folder
         self.device = data.views.device
-        self.init_features = init_features
+        self.init_features, self.deadline = init_features, deadline
+        self.late = False  # looked up once per step, so that the last line always has an evaluation
         self.schedule = Schedule(train.epochs, data.sampler.steps_per_epoch, train, optim)
         self.identity = (identity or {}) | {"epochs": train.epochs}
 
@@ -135,7 +139,7 @@ class Trainer:
         """Whether every step is done, or early stopping has run out of patience."""
         best, patience = self.state.best, self.train.patience
         out_of_patience = best is not None and patience is not None and best.waited >= patience
-        return out_of_patience or self.state.step >= self.total_steps
+        return out_of_patience or self.late or self.state.step >= self.total_steps
 
     def phase(self, step: int) -> Phase:
         """What a step learns from."""
@@ -195,11 +199,14 @@ class Trainer:
                     progress.add(self.step(batch, teacher_outputs), len(batch.indices))
                     for callback in callbacks:
                         callback.on_step(self.state.step, len(batch.indices))
+                    self.late = self.deadline is not None and time.monotonic() >= self.deadline
                     if self.state.step % self.steps_per_epoch == 0:
                         continue  # saved below, with the evaluation that a resumed run would not repeat
                     if stop():
                         self.save()
                         raise Interrupted
+                    if self.late:
+                        break
                     if self._checkpoint_is_due():
                         self.save()
                 self._end_epoch(epoch, progress, callbacks)
@@ -291,10 +298,10 @@ class Trainer:
         blocks = features.blocks
         self.student.train()  # patches are dropped and views are small, as in the steps to come
         self._seed_step()
-        batches = math.ceil(_FITTED_IMAGES / self.train.batch_size)
+        batches = itertools.islice(self.prepared(0), math.ceil(_FITTED_IMAGES / self.train.batch_size))
         self.objective.fit_features(
             (self.student(normalise(images), tokens_after=blocks), teacher)
-            for batch, outputs in itertools.islice(self.prepared(0), batches)
+            for batch, outputs in _within(batches, self.deadline)
             for images, teacher in zip(batch.images.split(self.train.micro_batch_size), outputs, strict=True)
         )
 
@@ -317,7 +324,7 @@ class Trainer:
             "seconds": seconds,
         }
         val_share = self.validation.num_images / self.data.sampler.num_images
-        if self.schedule.evaluates_after(epoch, val_share):
+        if self.late or self.schedule.evaluates_after(epoch, val_share):
             line["val"] = self.validation.evaluate(self.student)
             with self.holding(self.state.ema.weights):
                 line["val_ema"] = self.validation.evaluate(self.student)
@@ -381,3 +388,12 @@ def _totals(losses: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dic
         name: sum(row[i] * share for row, share in zip(rows, shares, strict=True))
         for i, name in enumerate(losses[0])
     }
+
+
+def _within(batches: Iterator[T], deadline: float | None) -> Iterator[T]:
+    """The batches; with a deadline, those that are made in a fifth of the time until then, and the first."""
+    end = math.inf if deadline is None else time.monotonic() + (deadline - time.monotonic()) / 5
+    for batch in batches:
+        yield batch
+        if time.monotonic() > end:
+            return
