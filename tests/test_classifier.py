@@ -17,6 +17,9 @@ from deitkit import cli
 from deitkit.classifier import StudentClassifier, TeacherClassifier, load, model_folder
 from deitkit.data.decode import UnreadableImage
 from deitkit.errors import DataError, DeitkitError, RunFolderError
+from deitkit.evaluation.run_evaluation import evaluate_folder
+from deitkit.report.run_page import write_report
+from deitkit.run_folder import read_results
 
 from .teachers.models import timm_file
 
@@ -165,6 +168,29 @@ def test_a_teacher_is_loaded_like_a_student(taught):
         model_folder(run / "teacher", "baseline")
 
 
+def test_the_teacher_at_its_own_sizes(taught, capsys, monkeypatch):
+    """It sees the crop that it was trained for, is measured as `eval` measures it, and may be recommended."""
+    run, images = taught
+    results = read_results(run)
+    assert set(results.candidates) == {"teacher-96", "teacher-128", "teacher-160", "teacher-224"}
+    for name, found in results.candidates.items():
+        size = int(name.removeprefix("teacher-"))
+        model = load(run, "cpu", model=name)
+        assert model.image_size == found.image_size == (size, size) and model.crop == 0.95
+    measured = evaluate_folder(run, images, model="teacher-96").metrics.to_dict()
+    assert measured["images"] == 9  # those of training are left out
+    assert measured["top1"] == pytest.approx(results.candidates["teacher-96"].scores["top1"])
+    recommend(run, "teacher-96", monkeypatch)
+    assert model_folder(run, "recommended") == run / "candidates" / "teacher-96"
+    _, err = command(capsys, "predict", run, images / "cat", "--device=cpu", "--json")
+    assert "candidates/teacher-96, which" in err
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Teacher at 96 px" in page and "By the teacher at 96 px, which is recommended" in page
+    for name in ("../teacher", "teacher-97", "candidates/teacher-96"):
+        with pytest.raises(RunFolderError, match="has no model"):
+            model_folder(run, name)
+
+
 def test_a_model_that_is_not_there_is_refused(random_run):
     for model, words in (("teacher", "keeps no teacher"), ("baseline", "has no baseline")):
         with pytest.raises(RunFolderError, match=words):
@@ -194,7 +220,7 @@ def test_predict_uses_what_is_recommended_and_says_so(taught, capsys, monkeypatc
     assert "warning: no model of" in err and "is recommended" in err and json.loads(out)
     with pytest.raises(SystemExit):
         cli.main(["predict", str(run), str(images), "--model=best"])
-    assert "no model 'best' in a run" in capsys.readouterr().err
+    assert "has no model 'best'; choose student, teacher, baseline, teacher-128" in capsys.readouterr().err
 
 
 def test_every_verb_takes_a_teacher(taught, tmp_path, capsys):

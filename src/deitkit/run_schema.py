@@ -17,6 +17,12 @@ Metric = Literal["top1", "balanced_accuracy", "map"]
 _STEADY = 1.3  # most that a speedup may vary between rounds
 
 
+def role_name(role: Role) -> str:
+    """A model in words, such as "student" or "teacher at 224 px"."""
+    kind, _, size = role.partition("-")
+    return f"{kind} at {size} px" if size else kind
+
+
 def probability_column(name: str) -> str:
     """The column of `predictions.csv` with the probabilities of a label, multilabel only."""
     return f"p({name})"

@@ -103,6 +103,7 @@ def _print_summary(run: Path) -> None:
 
     from ..report.tables import is_uneven, model_rows
     from ..run_folder import REPORT, read_results
+    from ..run_schema import role_name
     from ..tasks import SCORES
 
     results = read_results(run)
@@ -118,9 +119,7 @@ def _print_summary(run: Path) -> None:
         if row.result is not None:
             cost = [f"{row.result.params / 1e6:.1f} M", f"{row.result.images_per_s:.0f}"]
         # The models' names are in the report.
-        name = row.role.replace("-", " ").capitalize() if row.role else f"  {row.name}"
-        if row.role in results.candidates:
-            name += " px"
+        name = role_name(row.role).capitalize() if row.role else f"  {row.name}"
         cells = ["" if value is None else f"{value:.1f}" for value in scores]
         table.add_row(name, *cells, *cost, style="bold" if chosen else None)
     console = Console()

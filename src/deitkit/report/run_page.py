@@ -22,7 +22,7 @@ from ..run_folder import (
     read_skipped,
     refuse_untrained,
 )
-from ..run_schema import Role, RunResults, probability_column
+from ..run_schema import Role, RunResults, probability_column, role_name
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
 from .tables import Counts, class_rows, confusion_of, is_uneven, model_rows, shown_role
@@ -55,6 +55,7 @@ def write_report(run: Path) -> Path:
         models=model_rows(results),
         uneven=is_uneven(results),
         shown=role,
+        shown_name=role_name(role),
         accuracy=page.svg(_accuracy_curve(run, results, score)),
         loss=page.svg(_loss_curve(run)),
         confusion=page.svg(_confusion_figure(counts, info.classes)) if counts is not None else None,

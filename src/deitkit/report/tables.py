@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..evaluation.metrics import confusion, per_class, uneven
-from ..run_schema import ModelResult, Role, RunResults
+from ..run_schema import ModelResult, Role, RunResults, role_name
 from ..tasks import SCORES
 
 Counts = Sequence[Sequence[int]]  # (K, K): a row per true class, a column per predicted class
@@ -44,8 +44,9 @@ def model_rows(results: RunResults) -> list[ModelRow]:
     if teacher is not None:
         rows.append(ModelRow(f"Teacher: {teacher.name}", teacher.scores.get(key), "teacher", teacher))
     for role, model in results.candidates.items():
-        size = f"at {model.image_size[0]} px" if model.image_size else role
-        rows.append(ModelRow(f"Teacher {size}: {model.name}", model.scores.get(key), role, model))
+        rows.append(
+            ModelRow(f"{role_name(role).capitalize()}: {model.name}", model.scores.get(key), role, model)
+        )
     rows.append(ModelRow(f"Student: DeiT {student.name}", student.scores.get(key), "student", student))
     if student.scores.get(f"{key}_distill") is not None:
         rows.append(ModelRow("class head alone", student.scores.get(f"{key}_class")))

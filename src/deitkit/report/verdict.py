@@ -17,7 +17,7 @@ from typing import Literal
 
 from ..evaluation.metrics import Interval
 from ..run_folder import BASELINE_FOLDER, CANDIDATES_FOLDER, TEACHER_FOLDER
-from ..run_schema import Difference, Metric, Role, Speedup
+from ..run_schema import Difference, Metric, Role, Speedup, role_name
 
 Preference = Literal["balanced", "accuracy", "speed"]
 POINTS_PER_DOUBLING: Mapping[Preference, float] = {"accuracy": 0.0, "balanced": 1.0, "speed": 3.0}
@@ -42,9 +42,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Such as "the student" or "the teacher at 224 px"."""
-        kind, _, size = self.role.partition("-")
-        return f"the {kind} at {size} px" if size else f"the {kind}"
+        return f"the {role_name(self.role)}"
 
     def speedup_over(self, other: Candidate) -> float | None:
         """How many times as fast as `other` it is; None if a speed is unknown."""
