@@ -70,9 +70,10 @@ def activity(title: str) -> Iterator[None]:
 def _row(title: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
     """A bar below those that are shown already: rich has one live display per terminal."""
     global _bars
-    shown = any(isinstance(h, _TerminalHandler) for h in logger.handlers) and logger.isEnabledFor(
+    wanted = any(isinstance(h, _TerminalHandler) for h in logger.handlers) and logger.isEnabledFor(
         logging.INFO
     )
+    shown = wanted and (_console.is_terminal or _console.is_jupyter)  # in a file a bar is an empty line
     outermost = _bars is None
     if _bars is None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

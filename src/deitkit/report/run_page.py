@@ -26,6 +26,7 @@ from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
 from .tables import Counts, class_rows, confusion_of, is_uneven, model_rows, shown_role
 
+_MOST_SAMPLED, _SAMPLES = 24, 3  # classes shown with images, and images of each
 _WORST = 24  # mistakes shown as images
 _LABELLED = 30  # classes up to which the confusion matrix names its rows
 
@@ -56,6 +57,7 @@ def write_report(run: Path) -> Path:
         loss=page.svg(_loss_curve(run)),
         confusion=page.svg(_confusion_figure(counts, info.classes)) if counts is not None else None,
         classes=class_rows(results, counts, info.classes),
+        samples=_samples(rows, info.classes, root) if task == "multiclass" else [],
         mistakes=[m | {"thumbnail": _thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
         skipped=read_skipped(run),
     )
@@ -64,9 +66,20 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def _samples(rows: list[dict[str, str]], classes: Sequence[str], root: Path) -> list[dict[str, Any]]:
+    """Each class with its number of validation images, and some of them; of many classes the first."""
+    found = []
+    for name in classes[:_MOST_SAMPLED]:
+        paths = [row["path"] for row in rows if row["label"] == name]
+        shown = [_thumbnail(root / path) for path in paths[:_SAMPLES]]
+        found.append({"name": name, "images": len(paths), "thumbnails": [image for image in shown if image]})
+    return found
+
+
 def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="epoch", ylabel=f"{score.name} on validation, %")
+    axes = figure.add_subplot(ylabel=f"{score.name} on validation, %")
+    page.epoch_axis(axes)
     averaged = results.weights == "ema"
     lines = [(line.epoch, line.val_ema if averaged else line.val) for line in read_metrics(run)]
     measured = [(epoch, scores) for epoch, scores in lines if scores is not None]
@@ -87,19 +100,20 @@ def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
         axes.plot(*zip(*best, strict=True), color="0.5", label="baseline")
     if results.teacher is not None:
         axes.axhline(results.teacher.scores[score.key] or 0.0, color="tab:red", lw=1, label="teacher")
-    axes.legend(frameon=False)
+    page.legend_above(axes, columns=3)
     return figure
 
 
 def _loss_curve(run: Path) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="epoch", ylabel="training loss", yscale="log")
+    axes = figure.add_subplot(ylabel="training loss", yscale="log")
+    page.epoch_axis(axes)
     lines = read_metrics(run)
     for part in lines[0].train if lines else ():
         having = [line for line in lines if part in line.train]  # distillation may end before the run
         label = "total" if part == "loss" else part
         axes.plot([line.epoch for line in having], [line.train[part] for line in having], label=label)
-    axes.legend(frameon=False)
+    page.legend_above(axes)
     return figure
 
 

@@ -32,7 +32,7 @@ _STEPS_OF_A_RUN = 100
 _FEWEST_STEPS, _TIMED_STEPS = 3, 12  # timed in each phase of training
 _TIMING_SHARE = 0.05  # of the budget, for timing
 _FEWEST_WITH_BASELINE = 5  # epochs; with fewer, the time is better spent on the student alone
-_EPOCH_SHARE = 0.15  # of the budget, that an epoch of the student alone may take
+_EPOCH_SHARE = 0.4  # of the budget, that an epoch of the student alone may take
 
 
 @dataclass(frozen=True)
