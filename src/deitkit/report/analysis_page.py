@@ -21,7 +21,7 @@ _TITLES = {
     "baseline": "baseline",
     "class": "class head",
     "distill": "distillation head",
-    "joint": "joint",
+    "joint": "student",
 }
 _SIDE = 160  # pixels of an image's longer side on the page
 _COLOURS = {

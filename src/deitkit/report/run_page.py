@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..data.decode import UnreadableImage, open_rgb
 from ..data.table import image_root
 from ..io import write_text
 from ..run_folder import (
@@ -24,11 +23,11 @@ from ..run_folder import (
 from ..run_schema import Role, RunResults, probability_column
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
-from .tables import Counts, class_rows, confusion_of, is_uneven, model_rows, shown_role
+from .figures import confusion_figure, thumbnail
+from .tables import class_rows, confusion_of, is_uneven, model_rows, shown_role
 
 _MOST_SAMPLED, _SAMPLES = 24, 3  # classes shown with images, and images of each
 _WORST = 24  # mistakes shown as images
-_LABELLED = 30  # classes up to which the confusion matrix names its rows
 
 
 def write_report(run: Path) -> Path:
@@ -55,10 +54,10 @@ def write_report(run: Path) -> Path:
         shown=role,
         accuracy=page.svg(_accuracy_curve(run, results, score)),
         loss=page.svg(_loss_curve(run)),
-        confusion=page.svg(_confusion_figure(counts, info.classes)) if counts is not None else None,
+        confusion=page.svg(confusion_figure(counts, info.classes)) if counts is not None else None,
         classes=class_rows(results, counts, info.classes),
         samples=_samples(rows, info.classes, root) if task == "multiclass" else [],
-        mistakes=[m | {"thumbnail": _thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
+        mistakes=[m | {"thumbnail": thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
         skipped=read_skipped(run),
     )
     path = run / REPORT
@@ -71,7 +70,7 @@ def _samples(rows: list[dict[str, str]], classes: Sequence[str], root: Path) -> 
     found = []
     for name in classes[:_MOST_SAMPLED]:
         paths = [row["path"] for row in rows if row["label"] == name]
-        shown = [_thumbnail(root / path) for path in paths[:_SAMPLES]]
+        shown = [thumbnail(root / path) for path in paths[:_SAMPLES]]
         found.append({"name": name, "images": len(paths), "thumbnails": [image for image in shown if image]})
     return found
 
@@ -117,30 +116,6 @@ def _loss_curve(run: Path) -> Figure:
     return figure
 
 
-def _confusion_figure(counts: Counts, classes: Sequence[str]) -> Figure:
-    side = min(9.0, 2.6 + 0.28 * len(classes))
-    figure = Figure(figsize=(side + 0.6, side))
-    axes = figure.add_subplot(xlabel="predicted", ylabel="true")
-    shares = [[n / max(1, sum(row)) for n in row] for row in counts]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= _LABELLED:
-        ticks = range(len(classes))
-        axes.set_xticks(ticks, [page.plain(c) for c in classes], rotation=90)
-        axes.set_yticks(ticks, [page.plain(c) for c in classes])
-        for i, row in enumerate(counts):
-            for j, n in enumerate(row):
-                if n:
-                    axes.text(
-                        j,
-                        i,
-                        str(n),
-                        ha="center",
-                        va="center",
-                        color="white" if shares[i][j] > 0.5 else "black",
-                    )
-    return figure
-
-
 def _mistakes(rows: list[dict[str, str]], role: Role) -> list[dict[str, Any]]:
     """The wrong predictions of a model, the most confident first."""
     of = "teacher_" if role == "teacher" else ""
@@ -164,13 +139,3 @@ def _mistaken_labels(rows: list[dict[str, str]], classes: Sequence[str]) -> list
             shown = {"prediction": worst, "probability": probabilities[worst], "size": size}
             wrong.append(row | shown | {"label": row["label"] or "none of the labels"})
     return sorted(wrong, key=lambda row: -row["size"])
-
-
-def _thumbnail(path: Path) -> str:
-    """An image as a data URI of at most 160 pixels; empty if the file is gone."""
-    try:
-        image = open_rgb(path, at_least=160)
-    except UnreadableImage:
-        return ""
-    image.thumbnail((160, 160))
-    return page.data_uri(image)
