@@ -79,7 +79,8 @@ class StudentTraining:
     def planned(self, epochs: int, teacher: ModelResult | None) -> str:
         """What is going to be trained, in words."""
         student, distillation = self.config.student, self.config.distillation
-        told = f"{epochs} epochs of {f'the {self.name}' if self.name else f'the student ({student.name})'}"
+        what = f"the {self.name}" if self.name else f"the student ({student.name})"
+        told = f"{epochs} epoch{'s' if epochs > 1 else ''} of {what}"
         if distillation.mode == "none":
             return f"{told}, learning from the labels"
         by = teacher.name if teacher is not None else "a teacher"
