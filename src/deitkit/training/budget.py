@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import log
+from ..evaluation.speed import wait_for_device
 from ..io import write_json
 from ..models import Student
 from ..run_folder import read_plan
@@ -70,8 +71,7 @@ def affordable_images(budget_s: float, student: Student, device: torch.device) -
     for _ in range(2):
         started = time.monotonic()
         student(images).class_logits.sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for_device()
         times.append(time.monotonic() - started)
     return max(1, int(_EPOCH_SHARE * budget_s * len(images) / min(times)))
 

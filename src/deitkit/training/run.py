@@ -81,7 +81,8 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
-    teacher = session.open_teacher(out)
+    with log.activity("opening the teacher"):
+        teacher = session.open_teacher(out)
     measured_teacher, by_teacher = None, None
     if soft_labels is not None:
         measured_teacher = results.stored_teacher(soft_labels)
