@@ -76,6 +76,20 @@ def test_tables_csv_and_json(random_run, image_folder, tmp_path, capsys):
     assert "balanced accuracy" not in text  # the classes are even
 
 
+def test_a_page_on_request(random_run, image_folder, tmp_path, capsys):
+    page = tmp_path / "pages" / "eval.html"
+    found = json.loads(shown(capsys, "eval", random_run, image_folder, "--json", "--html", page))
+    assert found["mistakes"], "random weights classify everything right"
+    worst = found["mistakes"][0]
+    assert {"path", "label", "prediction", "probability"} <= set(worst)
+    assert [m["probability"] for m in found["mistakes"]] == sorted(
+        (m["probability"] for m in found["mistakes"]), reverse=True
+    )
+    text = page.read_text(encoding="utf-8")
+    assert f"predicted <b>{worst['prediction']}</b>" in text and worst["path"] in text
+    assert text.count("data:image/jpeg") == min(24, len(found["mistakes"]))
+
+
 def test_unreadable_files_are_left_out_of_the_csv(random_run, tmp_path, capsys):
     images = write_images(tmp_path / "many", count=120)
     (images / "cat" / "0.png").write_bytes(b"broken")

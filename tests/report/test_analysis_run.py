@@ -139,7 +139,13 @@ def test_the_page_stands_by_itself_and_the_json_is_whole(run, found):
     assert json.loads((folder / "analysis.json").read_text()) == json.loads(json.dumps(found))
     page = (folder / "analysis.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 5 and 'src="http' not in page and "<link" not in page
-    assert page.count("data:image/jpeg;base64,") == 8 * 5  # the view; two maps of two tokens
+    wrong = found["mistakes"]
+    assert page.count("data:image/jpeg;base64,") == 8 * 5 + len(wrong)  # the view; two maps of two tokens
+    assert len(wrong) == round((1 - found["accuracy"]["joint"]["top1"] / 100) * found["images"])
+    assert sum(pair["images"] for pair in found["confusions"]) == len(wrong)
+    help_first = ("Mistakes", "Classes", "Calibration", "Who decides differently", "Class and distillation")
+    places = [page.index(f"<h2>{heading}") for heading in help_first]
+    assert places == sorted(places)
     assert "What was taken from the teacher" in page and "<script" not in page
 
 
@@ -159,7 +165,7 @@ def test_a_plain_student_leaves_parts_out_and_says_so(plain, data, tmp_path):
     assert any("no distillation token" in note for note in found["notes"])
     page = (tmp_path / "analysis.html").read_text(encoding="utf-8")
     assert "What was taken from the teacher" not in page and "Class and distillation token" not in page
-    assert page.count("data:image/jpeg;base64,") == 8 * 3
+    assert page.count("data:image/jpeg;base64,") == 8 * 3 + len(found["mistakes"])
 
 
 def test_a_control_is_a_run_too(run, data, found, tmp_path):

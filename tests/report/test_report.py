@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from deitkit.data.decode import UnreadableImage, center_crop, open_rgb
 from deitkit.data.image_inputs import expand
 from deitkit.errors import DeitkitError
 from deitkit.models.deit import DeiT, joint_probabilities
+from deitkit.report import page as pages
 from deitkit.report.run_page import write_report
 
 CLASSES = ["cat", "<script>dog</script>", "bird"]
@@ -227,3 +229,15 @@ def test_report_puts_the_teacher_beside_the_student(run):
     page = write_report(run).read_text(encoding="utf-8")
     assert "Teacher: lite0" in page and "distillation head alone" in page and "Baseline" not in page
     assert page.count("<svg") == 3 and "bird" in page  # a class without a validation image divides nothing
+
+
+def test_axes_have_whole_epochs_and_a_legend_that_covers_nothing():
+    figure = Figure()
+    axes = figure.add_subplot()
+    pages.epoch_axis(axes)
+    axes.plot([1, 2, 3], [1, 2, 3], label="a line")
+    pages.legend_above(axes)
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1, 2, 3]
+    assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())

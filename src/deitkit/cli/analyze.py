@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import log
 from . import options as flags
+
+_NAMES = {
+    "teacher": "teacher",
+    "baseline": "baseline",
+    "class": "class head",
+    "distill": "distillation head",
+    "joint": "student",
+}
 
 
 def analyze(
@@ -25,7 +33,7 @@ def analyze(
     json_: flags.Json = False,
     teacher_code: flags.TeacherCode = None,
 ) -> None:
-    """Look into a run: tokens, attention, calibration, teacher, corruptions."""
+    """See what a run gets wrong: mistakes, confusions, calibration; then teacher, tokens, attention."""
     import json
 
     with log.activity("starting"):
@@ -35,10 +43,20 @@ def analyze(
     if json_:
         print(json.dumps(found, indent=1))
         return
-    print(f"{found['images']} images")
+    _print_summary(found)
+    print(f"report: {(out or default_out(Path(found['run']))) / 'analysis.html'}")
+
+
+def _print_summary(found: dict[str, Any]) -> None:
+    """What is most often confused, then a line per classifier."""
+    wrong = round(found["images"] * (1 - found["accuracy"][found["main"]]["top1"] / 100))
+    print(f"{found['images']} images, {wrong} of them classified wrong by the {_NAMES[found['main']]}")
+    pairs = [f"{p['label']} taken for {p['prediction']} ({p['images']})" for p in found["confusions"][:3]]
+    if pairs:
+        print(f"most often: {', '.join(pairs)}")
     for name, accuracy in found["accuracy"].items():
         print(
-            f"{name:>8}: {accuracy['top1']:.1f} %, calibration error {found['calibration'][name]['ece']:.1f} "
-            f"points, {found['corruptions']['mean'][name]:.1f} % under corruptions"
+            f"{_NAMES[name]:>17}: {accuracy['top1']:.1f} %, calibration error "
+            f"{found['calibration'][name]['ece']:.1f} points, "
+            f"{found['corruptions']['mean'][name]:.1f} % under corruptions"
         )
-    print(f"report: {(out or default_out(Path(found['run']))) / 'analysis.html'}")

@@ -1,4 +1,4 @@
-"""`deitkit eval`: a run measured on a folder, as tables, JSON or CSV."""
+"""`deitkit eval`: a run measured on a folder, as tables, JSON, CSV or a page."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def evaluate(
     csv_: Annotated[
         Path | None, typer.Option("--csv", help="Write the prediction for each image to this file.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the tables and the worst mistakes as a page.")
+    ] = None,
     json_: flags.Json = False,
     teacher_code: flags.TeacherCode = None,
 ) -> None:
@@ -55,6 +58,11 @@ def evaluate(
         code=teacher_code,
         csv_file=csv_,
     )
+    if html is not None:
+        from ..report.eval_page import write_evaluation
+
+        with log.activity("writing the page"):
+            write_evaluation(html, found, run=str(run), data=data)
     if json_:
         print(json.dumps(found.to_dict(), indent=1))
     else:

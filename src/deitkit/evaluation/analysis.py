@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from .metrics import top_k, wilson_interval
 _BATCH = 32
 # Images, evenly spread over the set: means over more of them take longer and change little.
 _LOOKED_INSIDE, _CORRUPTED, _SHOWN = 256, 1000, 8
+_MISTAKES, _CONFUSIONS = 24, 12
 
 Probabilities = dict[str, Tensor]  # (n, K) of each classifier, by name
 
@@ -84,6 +86,50 @@ class AttentionImage:
     decisions: dict[str, str]
     pixels: NDArray[np.uint8]
     maps: dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that is classified wrong. pixels: (3, H, W) uint8, the model's view."""
+
+    path: str
+    label: str
+    prediction: str
+    probability: float
+    pixels: NDArray[np.uint8]
+
+
+def mistakes(probabilities: Tensor, part: Split) -> list[Mistake]:
+    """The wrong predictions of one classifier, given (n, K), the most confident first; 24 at most."""
+    confidence, predicted = probabilities.max(1)
+    wrong = torch.nonzero(predicted != part.labels).flatten()
+    chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
+    classes = part.images.classes
+    return [
+        Mistake(
+            path=part.images.paths[i],
+            label=classes[int(part.labels[i])],
+            prediction=classes[int(predicted[i])],
+            probability=float(confidence[i]),
+            pixels=pixels,
+        )
+        for i, pixels in zip(chosen, part.store.fetch(chosen).numpy() if chosen else (), strict=True)
+    ]
+
+
+def confusions(probabilities: Tensor, part: Split) -> list[dict[str, Any]]:
+    """Pairs of a class and the class that it is taken for, the most frequent first; 12 at most.
+
+    share: of the images of the class, in percent.
+    """
+    predicted, classes = probabilities.argmax(1), part.images.classes
+    pairs = Counter(zip(part.labels.tolist(), predicted.tolist(), strict=True))
+    images = Counter(part.labels.tolist())
+    wrong = [(pair, count) for pair, count in pairs.most_common() if pair[0] != pair[1]]
+    return [
+        {"label": classes[a], "prediction": classes[b], "images": count, "share": 100 * count / images[a]}
+        for (a, b), count in wrong[:_CONFUSIONS]
+    ]
 
 
 def measure(

@@ -36,13 +36,24 @@ from .run_images import FileBatches, labelled_images, stacked, without_training_
 
 
 @dataclass(frozen=True)
+class WrongPrediction:
+    """An image that is classified wrong. path: as in the data. file: where it is."""
+
+    path: str
+    file: str
+    label: str
+    prediction: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A model on labelled images; in percent.
 
     intervals: of the task's score, by head: "joint", and "class" and "distill" of a student with two heads.
     balanced_interval, confusion: None if multilabel. per_class: in the order of `classes`. chance: the score
-    of a model that knows nothing, see `comparison.chance`; learned: whether this one is better. skipped:
-    files that could not be read.
+    of a model that knows nothing, see `comparison.chance`; learned: whether this one is better. mistakes:
+    multiclass only, the most confident first. skipped: files that could not be read.
     """
 
     task: Task
@@ -54,6 +65,7 @@ class Evaluation:
     learned: bool
     balanced_interval: Interval | None = None
     confusion: list[list[int]] | None = None
+    mistakes: tuple[WrongPrediction, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -73,6 +85,7 @@ class Evaluation:
             "learned": self.learned,
             "per_class": rows,
             "confusion": self.confusion,
+            "mistakes": [dataclasses.asdict(mistake) for mistake in self.mistakes],
             "skipped": list(self.skipped),
             "notes": list(self.notes),
         }
@@ -114,14 +127,15 @@ def evaluate_folder(
         files = FileBatches[np.ndarray](images, classifier.pixels, batch_size, advance)
         predictions = evaluate(predict, stacked(files), advance)
     skipped = [path for path, _ in files.skipped]
+    left_out = set(skipped)
+    images = images.subset(np.array([i for i, path in enumerate(images.paths) if path not in left_out]))
     if csv_file is not None:
-        read = [i for i, path in enumerate(images.paths) if path not in set(skipped)]
-        write_predictions(Path(csv_file), images.subset(np.array(read)), predictions.heads(), None)
+        write_predictions(Path(csv_file), images, predictions.heads(), None)
     return replace(_evaluation(images, predictions), skipped=tuple(skipped), notes=tuple(notes))
 
 
 def _evaluation(images: ImageSet, predictions: Predictions) -> Evaluation:
-    """What the predictions for `images`, of which some may be missing, come to."""
+    """What the predictions for `images` come to."""
     heads, labels, task = predictions.heads(), predictions.labels, images.task
     joint = joint_probabilities(heads, task)
     by_head = {"joint": joint, "class": heads.class_logits, "distill": heads.distill_logits}
@@ -150,6 +164,23 @@ def _evaluation(images: ImageSet, predictions: Predictions) -> Evaluation:
         learned=learned(balanced, labels),
         balanced_interval=balanced,
         confusion=counts.tolist(),
+        mistakes=_mistakes(joint, images),
+    )
+
+
+def _mistakes(joint: Tensor, images: ImageSet) -> tuple[WrongPrediction, ...]:
+    """The wrong predictions, given probabilities (n, K), the most confident first."""
+    confidence, predicted = (found.tolist() for found in joint.max(1))
+    wrong = [i for i in range(len(images)) if predicted[i] != images.labels[i]]
+    return tuple(
+        WrongPrediction(
+            path=images.paths[i],
+            file=str(images.full_path(i)),
+            label=images.label_text(i),
+            prediction=images.classes[predicted[i]],
+            probability=confidence[i],
+        )
+        for i in sorted(wrong, key=lambda i: -confidence[i])
     )
 
 

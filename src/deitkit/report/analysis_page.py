@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..evaluation.analysis import AttentionImage
+from ..evaluation.analysis import AttentionImage, Mistake
 from ..io import write_text
 from . import page
 
@@ -21,7 +21,7 @@ _TITLES = {
     "baseline": "baseline",
     "class": "class head",
     "distill": "distillation head",
-    "joint": "joint",
+    "joint": "student",
 }
 _SIDE = 160  # pixels of an image's longer side on the page
 _COLOURS = {
@@ -33,7 +33,9 @@ _COLOURS = {
 }
 
 
-def write_analysis(path: Path, found: dict[str, Any], images: list[AttentionImage]) -> None:
+def write_analysis(
+    path: Path, found: dict[str, Any], mistakes: list[Mistake], images: list[AttentionImage]
+) -> None:
     """Writes the page of `found`, the content of `analysis.json`."""
     tokens = found["tokens"]
     content = page.render(
@@ -48,6 +50,7 @@ def write_analysis(path: Path, found: dict[str, Any], images: list[AttentionImag
         distances=page.svg(_attention_distances(found["attention"])) if found["attention"] else None,
         reliability=page.svg(_reliability(found["calibration"], _TITLES)),
         corruptions=page.svg(_corruptions(found["corruptions"], _TITLES)),
+        mistakes=[{"about": each, "view": page.data_uri(_view(each.pixels))} for each in mistakes],
         images=[_shown(image) for image in images],
     )
     write_text(path, content)
@@ -55,9 +58,7 @@ def write_analysis(path: Path, found: dict[str, Any], images: list[AttentionImag
 
 def _shown(image: AttentionImage) -> dict[str, Any]:
     """The image and its maps as sources of `img` elements."""
-    view = Image.fromarray(np.ascontiguousarray(image.pixels.transpose(1, 2, 0)))
-    scale = _SIDE / max(view.size)
-    view = view.resize((round(view.width * scale), round(view.height * scale)), Image.Resampling.BICUBIC)
+    view = _view(image.pixels)
     return {
         "path": image.path,
         "label": image.label,
@@ -65,6 +66,13 @@ def _shown(image: AttentionImage) -> dict[str, Any]:
         "view": page.data_uri(view),
         "maps": {title: page.data_uri(_overlay(view, weights)) for title, weights in image.maps.items()},
     }
+
+
+def _view(pixels: NDArray[np.uint8]) -> Image.Image:
+    """A view (3, H, W) as an image of the page's size."""
+    view = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    scale = _SIDE / max(view.size)
+    return view.resize((round(view.width * scale), round(view.height * scale)), Image.Resampling.BICUBIC)
 
 
 def _token_layers(layers: list[dict[str, Any]]) -> Figure:
@@ -83,7 +91,8 @@ def _token_layers(layers: list[dict[str, Any]]) -> Figure:
 def _token_training(training: list[dict[str, float]]) -> Figure:
     """Cosine of the learnt class and distillation embeddings after each epoch."""
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="epoch", ylabel="cosine of the two embeddings")
+    axes = figure.add_subplot(ylabel="cosine of the two embeddings")
+    page.epoch_axis(axes)
     epochs, cosines = ([point[key] for point in training] for key in ("epoch", "cosine"))
     axes.plot(epochs, cosines, marker="." if len(training) == 1 else None)
     axes.axhline(0, color="0.7", lw=0.8)
@@ -99,7 +108,7 @@ def _attention_distances(attention: dict[str, Any]) -> Figure:
     axes.axhline(attention["uniform_px"], color="0.5", ls="--", lw=1, label="attention to all patches alike")
     axes.set_xticks(range(1, len(attention["distance_px"]) + 1))
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    page.legend_above(axes)
     return figure
 
 
@@ -137,7 +146,10 @@ def _corruptions(found: dict[str, Any], titles: dict[str, str]) -> Figure:
         axes.set_xlabel("severity")
     for axes in figure.axes[::3]:
         axes.set_ylabel("top-1, %")
-    figure.axes[0].legend(frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(labels)
+    )
     return figure
 
 

@@ -74,6 +74,7 @@ def analyze_run(
         log.info(note)
     with log.progress_bar("measuring", len(part.images)) as advance:
         probabilities = analysis.measure(models, part, np.arange(len(part.images)), advance)
+    wrong = analysis.mistakes(probabilities[models.main], part)
     inside: dict[str, Any] = {"tokens": None, "attention": None}
     if models.student is not None:
         inside = analysis.look_inside(folder, models.student, part.store)
@@ -85,13 +86,18 @@ def analyze_run(
         "notes": notes,
         "main": models.main,
         **analysis.compare(probabilities, part, models.main),
+        "confusions": analysis.confusions(probabilities[models.main], part),
+        "mistakes": [
+            {"path": m.path, "label": m.label, "prediction": m.prediction, "probability": m.probability}
+            for m in wrong
+        ],
         **inside,
         "corruptions": analysis.measure_corrupted(models, part, probabilities),
         "machine": f"{describe_machine()}, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
     }
     write_json(out / "analysis.json", found)
-    write_analysis(out / "analysis.html", found, analysis.attention_images(models, part))
+    write_analysis(out / "analysis.html", found, wrong, analysis.attention_images(models, part))
     return found
 
 

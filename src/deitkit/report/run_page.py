@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..data.decode import UnreadableImage, open_rgb
 from ..data.table import image_root
 from ..io import write_text
 from ..run_folder import (
@@ -25,10 +24,11 @@ from ..run_folder import (
 from ..run_schema import Role, RunResults, probability_column, role_name
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
-from .tables import Counts, class_rows, confusion_of, is_uneven, model_rows, shown_role
+from .figures import confusion_figure, thumbnail
+from .tables import class_rows, confusion_of, is_uneven, model_rows, shown_role
 
+_MOST_SAMPLED, _SAMPLES = 24, 3  # classes shown with images, and images of each
 _WORST = 24  # mistakes shown as images
-_LABELLED = 30  # classes up to which the confusion matrix names its rows
 
 
 def write_report(run: Path) -> Path:
@@ -58,9 +58,10 @@ def write_report(run: Path) -> Path:
         shown_name=role_name(role),
         accuracy=page.svg(_accuracy_curve(run, results, score)),
         loss=page.svg(_loss_curve(run)),
-        confusion=page.svg(_confusion_figure(counts, info.classes)) if counts is not None else None,
+        confusion=page.svg(confusion_figure(counts, info.classes)) if counts is not None else None,
         classes=class_rows(results, counts, info.classes),
-        mistakes=[m | {"thumbnail": _thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
+        samples=_samples(rows, info.classes, root) if task == "multiclass" else [],
+        mistakes=[m | {"thumbnail": thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
         skipped=read_skipped(run),
     )
     path = run / REPORT
@@ -68,9 +69,20 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def _samples(rows: list[dict[str, str]], classes: Sequence[str], root: Path) -> list[dict[str, Any]]:
+    """Each class with its number of validation images, and some of them; of many classes the first."""
+    found = []
+    for name in classes[:_MOST_SAMPLED]:
+        paths = [row["path"] for row in rows if row["label"] == name]
+        shown = [thumbnail(root / path) for path in paths[:_SAMPLES]]
+        found.append({"name": name, "images": len(paths), "thumbnails": [image for image in shown if image]})
+    return found
+
+
 def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="epoch", ylabel=f"{score.name} on validation, %")
+    axes = figure.add_subplot(ylabel=f"{score.name} on validation, %")
+    page.epoch_axis(axes)
     averaged = results.weights == "ema"
     lines = [(line.epoch, line.val_ema if averaged else line.val) for line in read_metrics(run)]
     measured = [(epoch, scores) for epoch, scores in lines if scores is not None]
@@ -91,43 +103,20 @@ def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
         axes.plot(*zip(*best, strict=True), color="0.5", label="baseline")
     if results.teacher is not None:
         axes.axhline(results.teacher.scores[score.key] or 0.0, color="tab:red", lw=1, label="teacher")
-    axes.legend(frameon=False)
+    page.legend_above(axes, columns=3)
     return figure
 
 
 def _loss_curve(run: Path) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="epoch", ylabel="training loss", yscale="log")
+    axes = figure.add_subplot(ylabel="training loss", yscale="log")
+    page.epoch_axis(axes)
     lines = read_metrics(run)
     for part in lines[0].train if lines else ():
         having = [line for line in lines if part in line.train]  # distillation may end before the run
         label = "total" if part == "loss" else part
         axes.plot([line.epoch for line in having], [line.train[part] for line in having], label=label)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _confusion_figure(counts: Counts, classes: Sequence[str]) -> Figure:
-    side = min(9.0, 2.6 + 0.28 * len(classes))
-    figure = Figure(figsize=(side + 0.6, side))
-    axes = figure.add_subplot(xlabel="predicted", ylabel="true")
-    shares = [[n / max(1, sum(row)) for n in row] for row in counts]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= _LABELLED:
-        ticks = range(len(classes))
-        axes.set_xticks(ticks, [page.plain(c) for c in classes], rotation=90)
-        axes.set_yticks(ticks, [page.plain(c) for c in classes])
-        for i, row in enumerate(counts):
-            for j, n in enumerate(row):
-                if n:
-                    axes.text(
-                        j,
-                        i,
-                        str(n),
-                        ha="center",
-                        va="center",
-                        color="white" if shares[i][j] > 0.5 else "black",
-                    )
+    page.legend_above(axes)
     return figure
 
 
@@ -154,13 +143,3 @@ def _mistaken_labels(rows: list[dict[str, str]], classes: Sequence[str]) -> list
             shown = {"prediction": worst, "probability": probabilities[worst], "size": size}
             wrong.append(row | shown | {"label": row["label"] or "none of the labels"})
     return sorted(wrong, key=lambda row: -row["size"])
-
-
-def _thumbnail(path: Path) -> str:
-    """An image as a data URI of at most 160 pixels; empty if the file is gone."""
-    try:
-        image = open_rgb(path, at_least=160)
-    except UnreadableImage:
-        return ""
-    image.thumbnail((160, 160))
-    return page.data_uri(image)

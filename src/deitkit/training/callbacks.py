@@ -22,20 +22,40 @@ class Callback(Protocol):
 
 
 class EpochLines:
-    """Advances a progress bar with every step and logs a line per epoch."""
+    """Advances a progress bar with every step and logs a line per epoch.
 
-    def __init__(self, advance: Callable[[int], None], epochs: int, score: Score):
+    uses_teacher: whether a step learns from the teacher. name: of the model, if it is not the student.
+    """
+
+    def __init__(
+        self,
+        advance: Callable[[int], None],
+        epochs: int,
+        score: Score,
+        uses_teacher: Callable[[int], bool],
+        name: str = "",
+    ):
         self.advance, self.epochs, self.score = advance, epochs, score
+        self.uses_teacher, self.name = uses_teacher, f"{name} " if name else ""
+        self.explained = bool(name)
 
     def on_step(self, step: int, images: int) -> None:
         self.advance(images)
 
     def on_epoch(self, line: dict[str, Any]) -> None:
-        text = f"epoch {line['epoch']:>3}/{self.epochs}  loss {line['train']['loss']:.3f}"
-        for name, key in (("raw", "val"), ("ema", "val_ema")):
-            if key in line:
-                text += f"  {name} {self.score.say(line[key][self.score.key])}"
-        log.info(f"{text}  {line['images_per_s']:.0f} images/s")
+        step, text = line["step"], f"{self.name}epoch {line['epoch']:>3}/{self.epochs}"
+        if "val" in line:
+            if not self.explained:
+                self.explained = True
+                log.info(
+                    f"after an epoch: {self.score.name} on the validation images, of the weights as they "
+                    "are and of their moving average; the better ones are kept at the end"
+                )
+            raw, averaged = (line[key][self.score.key] for key in ("val", "val_ema"))
+            text += f"  {self.score.name} {raw:.1f} %, averaged {averaged:.1f} %"
+        log.info(f"{text}  loss {line['train']['loss']:.3f}  {line['images_per_s']:.0f} images/s")
+        if self.uses_teacher(step - 1) and not self.uses_teacher(step) and line["epoch"] < self.epochs:
+            log.info("from here on the labels alone are learnt: the loss has fewer parts, and falls")
 
 
 class TensorBoardLog:

@@ -82,7 +82,8 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
-    teacher = session.open_teacher(out)
+    with log.activity("opening the teacher"):
+        teacher = session.open_teacher(out)
     measured_teacher, by_teacher = None, None
     if soft_labels is not None:
         measured_teacher = results.stored_teacher(soft_labels)
@@ -101,6 +102,9 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     baseline = StudentTraining.baseline_of(session, out / BASELINE_FOLDER) if config.train.baseline else None
     planned = plan(out, session, [each for each in (student, baseline) if each is not None])
     epochs, (deadline, of_baseline) = planned.epochs, planned.deadlines
+    log.info(f"plan: {student.planned(epochs, teacher_result)}")
+    if baseline is not None and planned.baseline:
+        log.info(f"and {baseline.planned(epochs, None)}, to compare")
     trained = student.run(epochs, teacher_result, data, resume, "training", deadline)
     measured_baseline = None
     if baseline is not None and planned.baseline:

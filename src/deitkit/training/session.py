@@ -33,6 +33,8 @@ from ..teachers.teacher import Teacher
 from .budget import Budget, affordable_images
 from .resolve import create_student, resolve, resolve_initial_weights
 
+_NAMED_CLASSES = 12  # up to which every class is listed
+_FEW = 20  # images of a class, with which a validation score says little
 _PROBE_SHARE = 0.25  # of the time left, that a probe's views may take
 
 
@@ -107,11 +109,11 @@ def open_session(
     Everything that can be refused is refused here, before images are decoded. Raises a DeitkitError.
     """
     started = time.monotonic()
-    config.check()
-    if config.has_live_teacher:
-        check_spec(config.teacher.spec)
-    device = resolve_device(config.train.device)
     with log.activity("looking at the images"):
+        config.check()
+        if config.has_live_teacher:
+            check_spec(config.teacher.spec)
+        device = resolve_device(config.train.device)
         splits = find(config.data)
         resolved = resolve(config, splits, device)
     if out is not None:
@@ -121,11 +123,38 @@ def open_session(
             student, changes = create_student(resolved, len(splits.train.classes))
             resolved, splits = _fit_to_budget(resolved, splits, saved, student, device)
         _claim(out, resolved, saved)
-        log.info(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
+        for line in describe_images(splits):
+            log.info(line)
         log.info(resolved.reasons)
         for change in changes:
-            log.info(f"initial weights: {change}")
+            log.logger.debug(f"initial weights: {change}")
     return Session(resolved, splits, device, started)
+
+
+def describe_images(splits: Splits) -> list[str]:
+    """What there is to train on, in words: the images of each class, and how they are split."""
+    counted = [images.counts() for images in (splits.train, splits.val, splits.test) if images is not None]
+    counts, names = sum(counted[1:], counted[0]), splits.train.classes
+    lines = []
+    if names:
+        kind = "labels" if splits.train.task == "multilabel" else "classes"
+        rarest = int(counts.argmin())
+        if len(names) <= _NAMED_CLASSES:
+            each = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+        else:
+            each = f"from {counts[rarest]} images ({names[rarest]}) to {counts.max()}"
+            each += f" ({names[int(counts.argmax())]})"
+        lines.append(f"{len(names)} {kind}: {each}")
+        if counts[rarest] < _FEW:
+            lines.append(
+                f"{names[rarest]} has {counts[rarest]} images only: more of them would help most "
+                f"(a few dozen per class)"
+            )
+    test = f", {len(splits.test)} to test" if splits.test is not None else ""
+    return [
+        *lines,
+        f"{len(splits.train)} images to train on, {len(splits.val)} to validate{test} ({splits.how})",
+    ]
 
 
 def _fit_to_budget(

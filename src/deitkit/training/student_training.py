@@ -32,7 +32,8 @@ class StudentTraining:
     """One student to train in `folder`, before the number of epochs is known.
 
     config: the session's, with distillation switched off where nothing can be learnt from it. create: makes
-    the student; every call gives the same weights.
+    the student; every call gives the same weights. name: how the lines of its epochs begin, if it is not the
+    student.
     """
 
     session: Session
@@ -43,6 +44,7 @@ class StudentTraining:
     soft_labels: SoftLabelStore | None
     create: Callable[[], Student]
     identity: dict[str, Any]
+    name: str = ""
 
     @classmethod
     def of(
@@ -72,7 +74,20 @@ class StudentTraining:
     @classmethod
     def baseline_of(cls, session: Session, folder: Path) -> StudentTraining:
         """The same student trained on labels alone."""
-        return cls.of(session, session.dataset, folder, None)
+        return replace(cls.of(session, session.dataset, folder, None), name="baseline")
+
+    def planned(self, epochs: int, teacher: ModelResult | None) -> str:
+        """What is going to be trained, in words."""
+        student, distillation = self.config.student, self.config.distillation
+        what = f"the {self.name}" if self.name else f"the student ({student.name})"
+        told = f"{epochs} epoch{'s' if epochs > 1 else ''} of {what}"
+        if distillation.mode == "none":
+            return f"{told}, learning from the labels"
+        by = teacher.name if teacher is not None else "a teacher"
+        taught = distillation.distilled_epochs(epochs)
+        if taught >= epochs:
+            return f"{told}, taught by {by}"
+        return f"{told}, taught by {by} for the first {taught} and learning from the labels alone after that"
 
     @property
     def sampler(self) -> Sampler:
@@ -124,7 +139,8 @@ class StudentTraining:
         }
         described = describe_run(self.config, self.dataset, trainer.student, teacher, plan, data)
         write_json(self.folder / "config.json", described)
-        return train_and_measure(trainer, self.config.student.name, self.dataset, resume, title)
+        lines = self.name
+        return train_and_measure(trainer, self.config.student.name, self.dataset, resume, title, lines)
 
 
 def _without_teacher(config: ResolvedConfig) -> ResolvedConfig:
@@ -133,14 +149,17 @@ def _without_teacher(config: ResolvedConfig) -> ResolvedConfig:
 
 
 def train_and_measure(
-    trainer: Trainer, name: str, dataset: Dataset, resume: bool, title: str
+    trainer: Trainer, name: str, dataset: Dataset, resume: bool, title: str, lines: str = ""
 ) -> results.TrainedStudent:
-    """Trains to the end, keeps the better of raw and averaged weights, measures and saves them."""
+    """Trains to the end, keeps the better of raw and averaged weights, measures and saves them.
+
+    title: of the progress bar. lines: how the lines of epochs begin.
+    """
     epochs = trainer.schedule.epochs
     done = trainer.resume() if resume else 0
     with log.progress_bar(title, trainer.views_before(trainer.total_steps)) as advance:
         advance(trainer.views_before(done))
-        terminal = EpochLines(advance, epochs, SCORES[dataset.task])
+        terminal = EpochLines(advance, epochs, SCORES[dataset.task], trainer.learns_from_teacher, lines)
         trainer.run([terminal, *tensorboard_logs(trainer.folder / "tensorboard")])
     share_done = trainer.state.step / trainer.total_steps
     if share_done < 1:

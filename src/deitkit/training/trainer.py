@@ -145,6 +145,11 @@ class Trainer:
         """What a step learns from."""
         return self.objective.phase(step, self.total_steps)
 
+    def learns_from_teacher(self, step: int) -> bool:
+        """Whether there is a teacher, live or stored, that a step learns from."""
+        taught = self.objective.teacher is not None or self.objective.soft_labels is not None
+        return taught and self.phase(step).uses_teacher
+
     def plan(self, epoch: int) -> list[Batch]:
         """The batches of an epoch, with the size of their views; without unlabelled images once no teacher
         is asked about them."""
