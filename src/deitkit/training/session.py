@@ -21,28 +21,33 @@ from ..config import AugmentConfig, Config, DataConfig, ResolvedConfig, flatten
 from ..data.dataset import Dataset, open_dataset
 from ..data.loader import TrainingViews
 from ..data.splits import Splits
-from ..errors import ResumeError, SettingError
+from ..errors import ResumeError, RunFolderError, SettingError
 from ..inference.device import resolve_device
 from ..io import refuse_occupied, write_json
 from ..run_folder import TEACHER_FOLDER, read_config, read_info
+from ..soft_labels.locks import Claims
 from ..teachers.prepare import fit_to_dataset
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
 from ..teachers.teacher import Teacher
 from .resolve import create_student, resolve, resolve_initial_weights
 
+_LOCK = "lock"  # of a run folder
+
 
 @dataclass(frozen=True)
 class Session:
     """A job that is set up. `dataset` decodes the images when it is first used.
 
-    started: when the job began, on the monotonic clock.
+    started: when the job began, on the monotonic clock. claims: keeps other processes out of the run folder
+    as long as the session lives.
     """
 
     config: ResolvedConfig
     splits: Splits
     device: torch.device
     started: float
+    claims: Claims | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -102,16 +107,17 @@ def open_session(
     device = resolve_device(config.train.device)
     splits = find(config.data)
     resolved = resolve(config, splits, device)
+    claims = None
     if out is not None:
         saved = saved_config(out, resume)
         resolved = resolve_initial_weights(resolved, saved)
         _, changes = create_student(resolved, len(splits.train.classes))  # raises if weights do not fit
-        _claim(out, resolved, saved)
+        claims = _claim(out, resolved, saved, resume)
         log.info(f"{len(splits.train)} training and {len(splits.val)} validation images ({splits.how})")
         log.info(resolved.reasons)
         for change in changes:
             log.info(f"initial weights: {change}")
-    return Session(resolved, splits, device, started)
+    return Session(resolved, splits, device, started, claims)
 
 
 def saved_config(out: Path, resume: bool) -> Config | None:
@@ -126,10 +132,11 @@ def saved_config(out: Path, resume: bool) -> Config | None:
     return read_config(out)
 
 
-def _claim(out: Path, config: ResolvedConfig, saved: Config | None) -> None:
-    """Creates the run folder and writes its settings.
+def _claim(out: Path, config: ResolvedConfig, saved: Config | None, resume: bool) -> Claims:
+    """Creates the run folder and writes its settings. The folder is this process's while the result lives.
 
-    Raises RunFolderError if it holds other files, ResumeError if it holds a run with other settings.
+    Raises RunFolderError if it holds other files or another process works in it, ResumeError if it holds a
+    run with other settings.
     """
     settings = out / "settings.json"
     if saved is not None:
@@ -144,9 +151,13 @@ def _claim(out: Path, config: ResolvedConfig, saved: Config | None) -> None:
                 "settings, or choose another --out"
             )
     if not settings.exists():
-        refuse_occupied(out, without="run")
+        refuse_occupied(out, without="run", own={_LOCK})
     out.mkdir(parents=True, exist_ok=True)
+    claims = Claims(out / _LOCK).__enter__()  # closed with the session
+    if not claims.take(0, required=False) or saved_config(out, resume) != saved:
+        raise RunFolderError(f"another process works in {out}; wait until it ends, or choose another --out")
     write_json(settings, config.to_dict())
+    return claims
 
 
 def refuse_other_images(out: Path, dataset: Dataset) -> None:
