@@ -7,10 +7,12 @@ it is first used; an image whose bytes have changed on the disk is decoded again
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -78,14 +80,37 @@ class PixelStore:
 
 
 def default_cache_dir() -> Path:
-    """`$DEITKIT_CACHE`, or `deitkit` in the user's cache folder."""
+    """`$DEITKIT_CACHE`, or `deitkit` in the user's cache folder, or a temporary folder of the user's.
+
+    Raises DataError if the last is another user's.
+    """
     chosen, base = os.environ.get("DEITKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if chosen or base:
         return Path(chosen) if chosen else Path(str(base)) / "deitkit"
+    try:  # containers have users without a home, and homes that cannot be written to
+        folder = Path.home() / ".cache" / "deitkit"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (RuntimeError, OSError):
+        pass
+    return _temporary_cache_dir()
+
+
+def _temporary_cache_dir() -> Path:
+    """A folder that another user could have made first, since its name can be guessed: then it is refused."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"deitkit-{user}"
     try:
-        return Path.home() / ".cache" / "deitkit"
-    except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / f"deitkit-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise DataError(
+            f"decoded images cannot be cached in {folder} ({error.strerror}); set DEITKIT_CACHE to a folder"
+        ) from None
+    if hasattr(os, "getuid") and (found.st_uid != user or stat.S_ISLNK(found.st_mode)):
+        raise DataError(f"{folder} belongs to another user; set DEITKIT_CACHE to a folder of your own")
+    return folder
 
 
 def open_store(
@@ -115,8 +140,10 @@ def open_store(
             facts = _decode_all(images, decoder, path, workers, on_progress)
             pixels = _mapped(path, images, decoder)
     except OSError as error:
+        no_right = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        remedy = "check its permissions" if no_right else "free some space there"
         raise DataError(
-            f"decoded images cannot be cached in {cache_dir} ({error.strerror}); free some space there, "
+            f"decoded images cannot be cached in {cache_dir} ({error.strerror}); {remedy}, "
             "or set DEITKIT_CACHE to another folder"
         ) from None
     read = _CheckedPixels(pixels, facts["sums"], images, decoder)
@@ -156,7 +183,9 @@ def _mapped(path: Path, images: ImageSet, decoder: Decoder) -> NDArray[np.uint8]
 
 def _read_facts(pixels: Path, num_images: int) -> dict[str, Any]:
     """The note beside a file of pixels. Raises OSError, ValueError, TypeError or KeyError if damaged."""
-    facts: dict[str, Any] = read_json(pixels.with_suffix(".json"))
+    facts = read_json(pixels.with_suffix(".json"))
+    if not isinstance(facts, dict):
+        raise ValueError("not an object")
     if facts.pop("check") != _check_of(facts) or len(facts["aspects"]) != num_images:
         raise ValueError("damaged, or of other images")
     return facts
