@@ -33,9 +33,12 @@ def predict(
     from ..data.image_inputs import NamedImage, expand
     from . import prediction_output as output
 
-    images: list[str | Path | NamedImage] = []
+    images: list[NamedImage] = []
     for path in paths:
-        images += [NamedImage("-", sys.stdin.buffer.read())] if path == "-" else expand([path])
+        if path == "-":
+            images.append(NamedImage("-", sys.stdin.buffer.read()))
+        else:  # a file that is removed from now on is reported as unreadable
+            images += [NamedImage(str(file), file) for file in expand([path])]
     chosen = flags.parse_model(model)
     folder = model_folder(run, chosen)
     if chosen == "recommended" and folder != run:
