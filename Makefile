@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench small-data study parity clean
+.PHONY: demo test check bench small-data study parity chaos fuzz clean
 
 demo: .venv/demo
 	$(BIN)/python examples/elpv.py
@@ -18,6 +18,15 @@ check: .venv/dev
 
 parity: .venv/dev
 	$(BIN)/python -m pytest -q tests/parity tests/weights tests/distillation tests/test_surprises.py -m ""
+
+# An hour each: jobs that are killed and damaged, readers that are fed damaged files.
+MINUTES ?= 60
+chaos: .venv/dev
+	$(BIN)/python benchmarks/chaos.py --minutes $(MINUTES) --out results/reliability/chaos.json
+
+fuzz: .venv/dev
+	$(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES) --out results/reliability/fuzz.json
+	$(BIN)/python benchmarks/fuzz_predict.py --out results/reliability/predict.json
 
 # The training loop beside timm's, on a quiet machine.
 bench: .venv/dev

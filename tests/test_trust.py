@@ -331,3 +331,19 @@ def test_the_current_folder_replaces_no_module(tmp_path, monkeypatch):
     assert open_member(parse(EVIL)[0], InputSize(32)).name == "evil:teach"
     assert sys.path[-1] == str(tmp_path)
     sys.modules.pop("evil")
+
+
+def test_links_to_nowhere_and_files_that_vanish_are_listed(random_run, image_folder, monkeypatch, capsys):
+    """They end no classification of the others."""
+    (image_folder / "cat" / "lost.png").symlink_to("nowhere")
+    vanishing, load = image_folder / "cat" / "0.png", deitkit.load
+
+    def slow_load(*arguments, **options):
+        vanishing.unlink()  # after the folder was listed
+        return load(*arguments, **options)
+
+    monkeypatch.setattr("deitkit.classifier.load", slow_load)
+    assert call("predict", random_run, image_folder, "--csv", "--device=cpu", "--model=student") == 1
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 1 + 24 + 1
+    assert sum(row.endswith("the file is not there") for row in rows) == 2

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -211,3 +213,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         with open(side, "r+b") as written:  # on Windows only a writable file can be flushed
             os.fsync(written.fileno())
+
+
+def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
+    """A SHA-256 of named tensors on the CPU, and of `facts` beside them: safetensors has no checksum."""
+    found = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

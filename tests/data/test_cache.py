@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -233,3 +234,42 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     assert default_cache_dir().parent == Path(tempfile.gettempdir())
+
+
+def test_pixels_that_changed_on_the_disk_are_decoded_again(images, tmp_path, capsys):
+    before = opened(images, tmp_path / "c").fetch([0, 1, 2])
+    [file] = (tmp_path / "c").rglob("*.pixels")
+    content = bytearray(file.read_bytes())
+    content[len(content) // len(images) + 5] ^= 16  # of image 1
+    file.write_bytes(content)
+    store = opened(images, tmp_path / "c")
+    for _ in range(2):
+        assert store.fetch([0, 1, 2]).equal(before)
+    said = capsys.readouterr().err
+    assert images.paths[1] in said and images.paths[0] not in said
+
+
+def test_a_changed_note_is_not_believed(images, tmp_path):
+    aspects = opened(images, tmp_path / "c").aspects
+    [note] = (tmp_path / "c").rglob("*.json")
+    content = json.loads(note.read_text())
+    content["aspects"][0] += 1.0
+    note.write_text(json.dumps(content))
+    assert (opened(images, tmp_path / "c").aspects == aspects).all()
+
+
+def test_images_that_change_while_they_are_decoded_are_not_cached(images, tmp_path):
+    def change(n):
+        with open(images.full_path(0), "ab") as file:
+            file.write(b"more")
+
+    with pytest.raises(DataError, match="changed while they were read; run the command again"):
+        open_store(
+            images,
+            Decoder((8, 8), "resize"),
+            cache_dir=tmp_path / "c",
+            limit_bytes=10**9,
+            workers=1,
+            on_progress=change,
+        )
+    assert not list((tmp_path / "c").iterdir())

@@ -33,9 +33,12 @@ def predict(
     from ..data.image_inputs import NamedImage, expand
     from . import prediction_output as output
 
-    images: list[str | Path | NamedImage] = []
+    images: list[NamedImage] = []
     for path in paths:
-        images += [NamedImage("-", sys.stdin.buffer.read())] if path == "-" else expand([path])
+        if path == "-":
+            images.append(NamedImage("-", sys.stdin.buffer.read()))
+        else:  # a file that is removed from now on is reported as unreadable
+            images += [NamedImage(str(file), file) for file in expand([path])]
     folder = model_folder(run, model)
     if model == "recommended" and folder != run:
         log.info(f"using {folder}, which {run} recommends; --model student uses the student")

@@ -1,14 +1,20 @@
 """Pixels of images at one size: decoded once and cached on disk, or decoded at each use.
 
 Both give the same pixels, bit for bit. A cache file is a memory-mapped array, written under another name and
-renamed, so that an interrupted write never looks complete.
+renamed, so that an interrupted write never looks complete. Each image has a checksum, which is compared when
+it is first used; an image whose bytes have changed on the disk is decoded again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import math
 import os
+import stat
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -75,14 +81,37 @@ class PixelStore:
 
 
 def default_cache_dir() -> Path:
-    """`$DEITKIT_CACHE`, or `deitkit` in the user's cache folder."""
+    """`$DEITKIT_CACHE`, or `deitkit` in the user's cache folder, or a temporary folder of the user's.
+
+    Raises DataError if the last is another user's.
+    """
     chosen, base = os.environ.get("DEITKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if chosen or base:
         return Path(chosen) if chosen else Path(str(base)) / "deitkit"
+    try:  # containers have users without a home, and homes that cannot be written to
+        folder = Path.home() / ".cache" / "deitkit"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (RuntimeError, OSError):
+        pass
+    return _temporary_cache_dir()
+
+
+def _temporary_cache_dir() -> Path:
+    """A folder that another user could have made first, since its name can be guessed: then it is refused."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"deitkit-{user}"
     try:
-        return Path.home() / ".cache" / "deitkit"
-    except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / f"deitkit-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise DataError(
+            f"decoded images cannot be cached in {folder} ({error.strerror}); set DEITKIT_CACHE to a folder"
+        ) from None
+    if hasattr(os, "getuid") and (found.st_uid != user or stat.S_ISLNK(found.st_mode)):
+        raise DataError(f"{folder} belongs to another user; set DEITKIT_CACHE to a folder of your own")
+    return folder
 
 
 def open_store(
@@ -105,24 +134,66 @@ def open_store(
         return _decoding_store(images, decoder, workers, max_broken, on_progress)
     path = cache_dir / f"{_cache_key(images, decoder)}.pixels"
     try:
-        facts = read_json(path.with_suffix(".json"))
-        if path.stat().st_size != len(images) * 3 * decoder.size[0] * decoder.size[1]:
-            raise ValueError("cut short")
-        if len(facts["aspects"]) != len(images) or not all(len(pair) == 2 for pair in facts["unreadable"]):
-            raise ValueError("of other images")
-    except (OSError, ValueError, TypeError, KeyError):
         try:
+            facts = _read_facts(path, len(images))
+            pixels = _mapped(path, images, decoder)
+        except (OSError, ValueError, TypeError, KeyError):
             facts = _decode_all(images, decoder, path, workers, on_progress)
-        except OSError as error:
-            raise DataError(
-                f"decoded images cannot be cached in {cache_dir} ({error.strerror}); free some space there, "
-                "or set DEITKIT_CACHE to another folder"
-            ) from None
-    pixels = np.memmap(path, np.uint8, "r", shape=(len(images), 3, *decoder.size))
-    store = PixelStore(
-        np.array(facts["aspects"], np.float32), lambda rows: pixels[rows], np.arange(len(images))
-    )
+            pixels = _mapped(path, images, decoder)
+    except OSError as error:
+        no_right = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        remedy = "check its permissions" if no_right else "free some space there"
+        raise DataError(
+            f"decoded images cannot be cached in {cache_dir} ({error.strerror}); {remedy}, "
+            "or set DEITKIT_CACHE to another folder"
+        ) from None
+    read = _CheckedPixels(pixels, facts["sums"], images, decoder)
+    store = PixelStore(np.array(facts["aspects"], np.float32), read, np.arange(len(images)))
     return store, [(i, reason) for i, reason in facts["unreadable"]]
+
+
+class _CheckedPixels:
+    """Rows of cached pixels, each compared with its checksum when it is first read."""
+
+    def __init__(
+        self, pixels: NDArray[np.uint8], sums: Sequence[int], images: ImageSet, decoder: Decoder
+    ) -> None:
+        self._pixels, self._sums, self._images, self._decoder = pixels, sums, images, decoder
+        self._checked = np.zeros(len(images), bool)
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        found = self._pixels[rows]
+        for k in np.flatnonzero(~self._checked[rows]):
+            i = int(rows[k])
+            if zlib.crc32(found[k]) == self._sums[i]:
+                self._checked[i] = True
+            else:
+                path = self._images.full_path(i)
+                log.warning(f"the cached pixels of {path} have changed on the disk; it is decoded again")
+                found[k] = self._decoder(path)[0]
+        return found
+
+
+def _mapped(path: Path, images: ImageSet, decoder: Decoder) -> NDArray[np.uint8]:
+    """Raises ValueError if the file has another size."""
+    shape = (len(images), 3, *decoder.size)
+    if path.stat().st_size != math.prod(shape):
+        raise ValueError("cut short")
+    return np.memmap(path, np.uint8, "r", shape=shape)
+
+
+def _read_facts(pixels: Path, num_images: int) -> dict[str, Any]:
+    """The note beside a file of pixels. Raises OSError, ValueError, TypeError or KeyError if damaged."""
+    facts = read_json(pixels.with_suffix(".json"))
+    if not isinstance(facts, dict):
+        raise ValueError("not an object")
+    if facts.pop("check") != _check_of(facts) or len(facts["aspects"]) != num_images:
+        raise ValueError("damaged, or of other images")
+    return facts
+
+
+def _check_of(facts: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass"))
 
 
 def refuse_many_unreadable(
@@ -165,8 +236,9 @@ def _decode_all(
     images: ImageSet, decoder: Decoder, path: Path, workers: int, on_progress: Callable[[int], None]
 ) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
+    key = _cache_key(images, decoder)
     size = len(images) * 3 * decoder.size[0] * decoder.size[1]
-    aspects, unreadable = [1.0] * len(images), []
+    aspects, sums, unreadable = [1.0] * len(images), [0] * len(images), []
     with written_aside(path) as side:
         with open(side, "wb") as file:
             # Claims the space now: writing to a memory map on a full disk would kill the process.
@@ -175,31 +247,34 @@ def _decode_all(
             else:
                 file.truncate(size)
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            for i, (aspect, reason) in enumerate(_decoded_into(side, images, decoder, pool)):
-                aspects[i] = aspect
+            for i, (aspect, crc, reason) in enumerate(_decoded_into(side, images, decoder, pool)):
+                aspects[i], sums[i] = aspect, crc
                 if reason is not None:
                     unreadable.append((i, reason))
                 on_progress(1)
-    facts = {"aspects": aspects, "unreadable": unreadable}
-    write_json(path.with_suffix(".json"), facts)
+        if _cache_key(images, decoder) != key:  # these pixels would stand for what the images were before
+            raise DataError(f"images in {images.root} changed while they were read; run the command again")
+    facts = {"aspects": aspects, "unreadable": unreadable, "sums": sums}
+    write_json(path.with_suffix(".json"), facts | {"check": _check_of(facts)})
     return facts
 
 
 def _decoded_into(
     file: Path, images: ImageSet, decoder: Decoder, pool: ThreadPoolExecutor
-) -> Iterator[tuple[float, str | None]]:
-    """Writes pixels into `file`. Yields each image's width over height, and why it cannot be read or None.
+) -> Iterator[tuple[float, int, str | None]]:
+    """Writes pixels into `file`. Yields each image's width over height, the pixels' checksum, and why it
+    cannot be read or None.
 
     Closes the file at the end: Windows cannot rename a mapped file.
     """
     pixels = np.memmap(file, np.uint8, "r+", shape=(len(images), 3, *decoder.size))
 
-    def work(i: int) -> tuple[float, str | None]:
+    def work(i: int) -> tuple[float, int, str | None]:
         try:
             pixels[i], aspect = decoder(images.full_path(i))
         except UnreadableImage as error:
-            return 1.0, error.reason
-        return aspect, None
+            return 1.0, zlib.crc32(pixels[i]), error.reason
+        return aspect, zlib.crc32(pixels[i]), None
 
     yield from pool.map(work, range(len(images)))
     pixels.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def expand(paths: Iterable[str]) -> list[Path]:
         path = Path(text)
         if path.is_dir():
             found += map(Path, sorted(images_under(str(path))))
-        elif path.exists():
+        elif os.path.lexists(path):  # a link to nowhere is reported as unreadable
             found.append(path)
         else:
             matches = sorted(glob.glob(text, recursive=True))

@@ -28,8 +28,11 @@ class Claims:
     ) -> None:
         self._file.close()
 
-    def take(self, piece: int, *, wait: bool = False) -> bool:
-        """Whether this process now holds `piece`. With `wait`, blocks until it does."""
+    def take(self, piece: int, *, wait: bool = False, required: bool = True) -> bool:
+        """Whether this process now holds `piece`. With `wait`, blocks until it does.
+
+        required: raises RunFolderError on a file system without locks; otherwise the claim succeeds there.
+        """
         try:
             import fcntl
         except ImportError:
@@ -39,6 +42,8 @@ class Claims:
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
+            if not required:
+                return True
             raise RunFolderError(
                 f"{self.path} cannot be locked ({error.strerror}); choose --out on another file system"
             ) from None

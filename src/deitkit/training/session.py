@@ -21,11 +21,12 @@ from ..config import AugmentConfig, Config, DataConfig, ResolvedConfig, flatten
 from ..data.dataset import Dataset, open_dataset, use_share
 from ..data.loader import TrainingViews
 from ..data.splits import Splits
-from ..errors import ResumeError, SettingError
+from ..errors import ResumeError, RunFolderError, SettingError
 from ..inference.device import resolve_device
 from ..io import refuse_occupied, write_json
 from ..models import Student
 from ..run_folder import TEACHER_FOLDER, read_config, read_info
+from ..soft_labels.locks import Claims
 from ..teachers.prepare import fit_to_dataset
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
@@ -36,19 +37,22 @@ from .resolve import create_student, resolve, resolve_initial_weights
 _NAMED_CLASSES = 12  # up to which every class is listed
 _FEW = 20  # images of a class, with which a validation score says little
 _PROBE_SHARE = 0.25  # of the time left, that a probe's views may take
+_LOCK = "lock"  # of a run folder
 
 
 @dataclass(frozen=True)
 class Session:
     """A job that is set up. `dataset` decodes the images when it is first used.
 
-    started: when the job began, on the monotonic clock.
+    started: when the job began, on the monotonic clock. claims: keeps other processes out of the run folder
+    as long as the session lives.
     """
 
     config: ResolvedConfig
     splits: Splits
     device: torch.device
     started: float
+    claims: Claims | None = None
 
     @property
     def budget(self) -> Budget | None:
@@ -116,19 +120,20 @@ def open_session(
         device = resolve_device(config.train.device)
         splits = find(config.data)
         resolved = resolve(config, splits, device)
+    claims = None
     if out is not None:
         saved = saved_config(out, resume)
         resolved = resolve_initial_weights(resolved, saved)
         with log.activity("creating the student"):  # raises if weights do not fit
             student, changes = create_student(resolved, len(splits.train.classes))
             resolved, splits = _fit_to_budget(resolved, splits, saved, student, device)
-        _claim(out, resolved, saved)
+        claims = _claim(out, resolved, saved, resume)
         for line in describe_images(splits):
             log.info(line)
         log.info(resolved.reasons)
         for change in changes:
             log.logger.debug(f"initial weights: {change}")
-    return Session(resolved, splits, device, started)
+    return Session(resolved, splits, device, started, claims)
 
 
 def describe_images(splits: Splits) -> list[str]:
@@ -200,10 +205,11 @@ def saved_config(out: Path, resume: bool) -> Config | None:
     return read_config(out)
 
 
-def _claim(out: Path, config: ResolvedConfig, saved: Config | None) -> None:
-    """Creates the run folder and writes its settings.
+def _claim(out: Path, config: ResolvedConfig, saved: Config | None, resume: bool) -> Claims:
+    """Creates the run folder and writes its settings. The folder is this process's while the result lives.
 
-    Raises RunFolderError if it holds other files, ResumeError if it holds a run with other settings.
+    Raises RunFolderError if it holds other files or another process works in it, ResumeError if it holds a
+    run with other settings.
     """
     settings = out / "settings.json"
     if saved is not None:
@@ -218,9 +224,13 @@ def _claim(out: Path, config: ResolvedConfig, saved: Config | None) -> None:
                 "settings, or choose another --out"
             )
     if not settings.exists():
-        refuse_occupied(out, without="run")
+        refuse_occupied(out, without="run", own={_LOCK})
     out.mkdir(parents=True, exist_ok=True)
+    claims = Claims(out / _LOCK).__enter__()  # closed with the session
+    if not claims.take(0, required=False) or saved_config(out, resume) != saved:
+        raise RunFolderError(f"another process works in {out}; wait until it ends, or choose another --out")
     write_json(settings, config.to_dict())
+    return claims
 
 
 def refuse_other_images(out: Path, dataset: Dataset) -> None:

@@ -12,11 +12,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from .. import log
 from ..config import Config
 from ..errors import ResumeError
-from ..io import write_tensors
+from ..io import digest, write_tensors
 
 _KEPT = 2  # checkpoints; if the newest was cut by a crash, the one before it is used
+_NO_DIGEST = ""  # in checkpoints of version 0.1
 _FEATURES = "guidance"  # prefix of the feature projections' tensors since version 0.1
 
 
@@ -123,15 +125,16 @@ def save_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
     """Writes `step-N.safetensors` with `identity` in its header, and drops all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state.step:08d}.safetensors"
-    facts = identity | {"step": state.step, "seconds": state.seconds}
-    write_tensors(path, state.tensors(), {"facts": json.dumps(facts)})
+    facts = json.dumps(identity | {"step": state.step, "seconds": state.seconds})
+    flat = {k: v.detach().contiguous().cpu() for k, v in state.tensors().items()}
+    write_tensors(path, flat, {"facts": facts, "sha256": digest(flat, facts)})
     for old in sorted(folder.glob("step-*.safetensors"))[:-_KEPT]:
         old.unlink()
     return path
 
 
 def load_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]) -> Path | None:
-    """Restores the newest readable checkpoint; returns None if there is none.
+    """Restores the newest undamaged checkpoint; returns None if there is none.
 
     Raises ResumeError if none can be read, or if `identity` (data, settings, epochs, ...) differs from the
     saved one.
@@ -139,10 +142,9 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
     found = sorted(folder.glob("step-*.safetensors"), reverse=True)
     for path in found:
         try:
-            with safe_open(path, "pt") as opened:
-                facts = json.loads(opened.metadata()["facts"])
-                flat = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 - not a dict
-        except Exception:  # a truncated file fails in many ways
+            facts, flat = _read(path)
+        except Exception as error:  # a damaged file fails in many ways
+            log.warning(f"{path} cannot be read ({type(error).__name__}); an older checkpoint is used")
             continue
         if "settings" in facts:  # those of version 0.1 have other names
             facts["settings"] = Config.from_dict(facts["settings"]).affects_results()
@@ -158,3 +160,16 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
     if found:
         raise ResumeError(f"no checkpoint in {folder} can be read; start the run again without --resume")
     return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The facts and tensors of a checkpoint. Raises an exception of any kind if it is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError
+    with safe_open(path, "pt") as opened:
+        saved = opened.metadata()
+        flat = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 - not a dict
+    if saved.get("sha256", _NO_DIGEST) not in (_NO_DIGEST, digest(flat, saved["facts"])):
+        raise ValueError("its checksum differs")
+    facts: dict[str, Any] = json.loads(saved["facts"])
+    return facts, flat
