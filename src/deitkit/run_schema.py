@@ -136,7 +136,7 @@ class ModelResult:
 
     interval, balanced_interval: 95 % confidence intervals of the main score and of the balanced accuracy.
     images_per_s: at inference, batch 32; images_per_s_range: the slowest and the fastest round. folder: where
-    a teacher is if not in the run's folder. image_size: height, width of what it sees, if not the run's.
+    a teacher is if not in the run's folder. image_size: of a teacher, height and width of its input.
     test, confusion, per_class: as in RunResults, of a baseline or a candidate.
     """
 

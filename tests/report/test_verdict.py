@@ -14,7 +14,7 @@ RAREST = Rarest("defective", 9)
 
 def candidate(role, score=90.0, learned=True, folder=None, speed=None):
     params = 4_000_000 if role.startswith("teacher") else 1_000_000
-    return Candidate(role, score, (score - 2, score + 2), learned, params, speed, folder)
+    return Candidate(role, score, (score - 2, score + 2), learned, 50.0, params, speed, folder)
 
 
 def judge(
@@ -116,6 +116,8 @@ def test_a_model_that_learnt_nothing_is_never_recommended():
     found = judge([nothing, candidate("teacher", 50.0, learned=False)], metric="balanced_accuracy")
     assert found.recommended is None and found.sentence.startswith("Deploy none yet: nothing was learnt")
     assert "'defective' has 9" in found.sentence and "balanced accuracy 50.0 %" in found.sentence
+    found = judge([replace(nothing, score=75.0)], images=4)
+    assert found.recommended is None and "4 validation images do not show that anything was" in found.sentence
     found = judge([nothing])
     assert found.recommended is None and "The student is no better" in found.sentence
     found = judge([candidate("student"), candidate("teacher", 50.0, learned=False)])

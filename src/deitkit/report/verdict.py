@@ -21,6 +21,7 @@ from ..run_schema import Difference, Metric, Role, Speedup, role_name
 
 Preference = Literal["balanced", "accuracy", "speed"]
 POINTS_PER_DOUBLING: Mapping[Preference, float] = {"accuracy": 0.0, "balanced": 1.0, "speed": 3.0}
+_CLEARLY_ABOVE = 5.0  # points over chance, from which few images may be what is missing
 _NAMES: Mapping[Metric, str] = {"top1": "", "balanced_accuracy": "balanced accuracy ", "map": "mAP "}
 
 
@@ -29,13 +30,15 @@ class Candidate:
     """A model that may be deployed.
 
     score, interval: in percent, by the metric that the models are compared by. learned: whether it beats
-    chance. images_per_s: None if unknown. folder: where a teacher lies if not in the run's folder.
+    `chance`, the score of naming one class always. images_per_s: None if unknown. folder: where a teacher
+    lies if not in the run's folder.
     """
 
     role: Role
     score: float
     interval: Interval
     learned: bool
+    chance: float
     params: int
     images_per_s: float | None = None
     folder: str | None = None
@@ -148,6 +151,13 @@ class _Words:
         return f"{self.score(model)} (95 % interval {low:.1f} to {high:.1f}, {self.measured.images} images)"
 
     def nothing_learned(self, models: list[Candidate]) -> str:
+        best = max(models, key=lambda model: model.score)
+        if best.score - best.chance > _CLEARLY_ABOVE:
+            return (
+                f"Deploy none yet: {self.measured.images} validation images do not show that anything was "
+                f"learnt. The best, {best.name}, has {self.full(best)}, and naming one class always would "
+                f"have {best.chance:.1f} %. {self.remedy()}"
+            )
         *others, last = (model.name for model in models)
         which = f"{', '.join(others)} and {last} are" if others else f"{last} is"
         return (

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import log
 from ..data.dataset import Dataset, Split
 from ..data.image_set import has_label
-from ..evaluation.comparison import compare, learned, metric_of, scored, unpaired_difference
+from ..evaluation.comparison import chance, compare, learned, metric_of, scored, unpaired_difference
 from ..evaluation.evaluate import evaluate_student, teacher_logits, views_of
 from ..evaluation.metrics import (
     balanced_accuracy,
@@ -105,6 +105,7 @@ def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple
         images_per_s=images_per_s(lambda: teacher(batch), len(batch)),
         backend=teacher.backend,
         how=teacher.card.how,
+        image_size=teacher.card.members[0].preprocessing.image_size,
         confusion=None if counts is None else tuple(map(tuple, counts.tolist())),
     )
     return Measured(result, probabilities, lambda: teacher(batch)), logits
@@ -283,4 +284,5 @@ def _candidate(role: Role, model: Measured, data: Dataset, metric: Metric) -> Ca
     assert found is not None
     tells = learned(result.interval if metric == "map" else result.balanced_interval, data.val.labels)
     speed = result.images_per_s if result.images_per_s > 0 else None
-    return Candidate(role, *found, tells, result.params, speed, result.folder)
+    floor = chance(data.val.labels)
+    return Candidate(role, *found, tells, floor, result.params, speed, result.folder)

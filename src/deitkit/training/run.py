@@ -95,7 +95,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     if measured_teacher is not None:
         results.log_teacher(measured_teacher.result, session.dataset.val)
     teacher_result = measured_teacher.result if measured_teacher is not None else None
-    other_sizes = measure_teacher_sizes(session, out)
+    other_sizes = measure_teacher_sizes(session, out, measured_teacher)
 
     # The student and, if asked for, the baseline.
     student = StudentTraining.of(session, session.dataset, out, teacher, soft_labels)

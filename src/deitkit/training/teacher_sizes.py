@@ -7,7 +7,7 @@ that the network was trained for, exactly as the model sees images when it is de
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,8 @@ from ..evaluation.evaluate import views_of
 from ..evaluation.run_evaluation import write_predictions
 from ..models import DeiTOutput
 from ..preprocessing import InputSize
-from ..run_folder import CANDIDATES_FOLDER, PREDICTIONS
+from ..run_folder import CANDIDATES_FOLDER, PREDICTIONS, holds_teacher
+from ..run_schema import ModelResult
 from ..settings import AUTO
 from ..tasks import SCORES
 from ..teachers.fit import FitData, fit_teacher
@@ -32,28 +33,27 @@ from ..teachers.teacher import Teacher
 from . import results
 from .session import Session
 
-_SIZES = (96, 128, 160, 224)
+_SIZES = (224, 128, 96, 160)  # those that tell most come first, if there is no time for all
 _MOST_IMAGES = 20_000  # with more training images, fitting at all sizes takes longer than it tells
-# What the sizes may take of a job's time: a share of its budget, or so many seconds without one.
-_SHARE_OF_BUDGET, _SECONDS = 0.25, 900.0
+# What the sizes may take of a job's time: a share of what its budget has left, or so many seconds without one.
+_SHARE_OF_BUDGET, _SECONDS = 0.4, 900.0
+_OVERHEAD = 3.0  # seconds per size, for decoding and the choice of a backend
 
 
-def measure_teacher_sizes(session: Session, out: Path) -> dict[str, results.Measured]:
-    """The teacher fitted and measured at each size of `teacher.deploy_sizes`, by name, such as "teacher-224".
+def measure_teacher_sizes(
+    session: Session, out: Path, teacher: results.Measured | None
+) -> dict[str, results.Measured]:
+    """The teacher fitted and measured at each size of `teacher.deploy_sizes`, by name ("teacher-224").
 
-    They are kept in `out`, where a resumed run finds them. A size that would take too long is left out.
+    teacher: the student's teacher, whose speed tells what a size will take; one that takes too long is left
+    out. They are kept in `out`, where a resumed run finds them.
     """
-    left = _SECONDS if session.budget is None else session.budget.left * _SHARE_OF_BUDGET
+    if teacher is None:
+        return {}
     found: dict[str, results.Measured] = {}
-    per_pixel = 0.0  # seconds, of the size before
-    for size, crop in _sizes(session):
-        name, started = f"teacher-{size}", time.monotonic()
-        if per_pixel * size**2 > left:
-            log.info(f"the teacher is not fitted at {size} px, for lack of time")
-            continue
+    for size, crop in _affordable(session, out, teacher.result):
+        name = f"teacher-{size}"
         found[name] = _fit_and_measure(session, out / CANDIDATES_FOLDER / name, size, crop)
-        taken = time.monotonic() - started
-        left, per_pixel = left - taken, taken / size**2
     if found:
         score = SCORES[session.dataset.task]
         scores = (f"{name[8:]} px {each.result.scores[score.key]:.1f} %" for name, each in found.items())
@@ -61,8 +61,32 @@ def measure_teacher_sizes(session: Session, out: Path) -> dict[str, results.Meas
     return found
 
 
+def _affordable(session: Session, out: Path, teacher: ModelResult) -> list[tuple[int, float]]:
+    """(size, crop) that there is time for, smallest first."""
+    left = _SECONDS if session.budget is None else session.budget.left * _SHARE_OF_BUDGET
+    data, kept, dropped = session.dataset, [], []
+    passes = _num_views(session) * len(data.train.images) + len(data.val.images)
+    per_pixel = passes / teacher.images_per_s / math.prod(teacher.image_size or (1, 1))
+    for size, crop in _sizes(session):
+        there = holds_teacher(out / CANDIDATES_FOLDER / f"teacher-{size}")
+        seconds = 0.0 if there else _OVERHEAD + per_pixel * size**2
+        if seconds > left:
+            dropped.append(f"{size} px")
+            continue
+        left -= seconds
+        kept.append((size, crop))
+    if dropped:
+        log.info(f"the teacher is not fitted at {', '.join(dropped)}, for lack of time")
+    return sorted(kept)
+
+
+def _num_views(session: Session) -> int:
+    """The views of each training image: itself and, if the student may flip images, its mirror image."""
+    return 2 if session.config.augment.flip > 0 else 1
+
+
 def _sizes(session: Session) -> list[tuple[int, float]]:
-    """(size, crop) to fit the teacher at, smallest first; none if it is an ensemble, fitted, or stored."""
+    """(size, crop) to fit the teacher at, most telling first; none if it is an ensemble or fitted."""
     config = session.config.teacher
     sizes = config.deploy_sizes
     if sizes is None or not session.config.has_live_teacher:
@@ -72,11 +96,12 @@ def _sizes(session: Session) -> list[tuple[int, float]]:
     [member, *others] = parse(config.spec)
     if others or member.source == FITTED:
         return []
-    trust, possible = config.trust_remote_code, set()
+    trust, views = config.trust_remote_code, []
     for size in sizes:  # some networks take a single size
-        model = open_member(member, InputSize(size, (size, size)), trust_remote_code=trust)
-        possible.add((max(model.preprocessing.image_size), model.preprocessing.crop))
-    return sorted(possible)
+        views.append(
+            open_member(member, InputSize(size, (size, size)), trust_remote_code=trust).preprocessing
+        )
+    return list(dict.fromkeys((max(view.image_size), view.crop) for view in views))
 
 
 def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> results.Measured:
@@ -90,9 +115,9 @@ def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> 
 
 
 def _fit(session: Session, size: int, crop: float) -> Teacher:
-    """A head on the view of each training image and, if the student may flip images, its mirror image."""
+    """A head on the views of each training image."""
     train, config = _split(session, session.dataset.train, size, crop), session.config
-    num_views = 2 if config.augment.flip > 0 else 1
+    num_views = _num_views(session)
     with log.progress_bar(f"fitting the teacher at {size} px", num_views * len(train.images)) as advance:
 
         def views(v: int) -> Iterator[Tensor]:
