@@ -43,7 +43,7 @@ _OVERHEAD = 3.0  # seconds per size, for decoding and the choice of a backend
 def measure_teacher_sizes(
     session: Session, out: Path, teacher: results.Measured | None
 ) -> dict[str, results.Measured]:
-    """The teacher fitted and measured at each size of `teacher.deploy_sizes`, by name ("teacher-224").
+    """The teacher fitted and measured at each size of `teacher.deploy_sizes`, by name.
 
     teacher: the student's teacher, whose speed tells what a size will take; one that takes too long is left
     out. They are kept in `out`, where a resumed run finds them.
