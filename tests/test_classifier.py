@@ -185,7 +185,11 @@ def test_the_teacher_at_its_own_sizes(taught, capsys, monkeypatch):
     _, err = command(capsys, "predict", run, images / "cat", "--device=cpu", "--json")
     assert "candidates/teacher-96, which" in err
     page = write_report(run).read_text(encoding="utf-8")
-    assert "Teacher at 96 px" in page and "By the teacher at 96 px, which is recommended" in page
+    assert (
+        "Teacher at 96 px" in page
+        and "Up is more accurate" in page
+        and "By the teacher at 96 px, which is recommended" in page
+    )
     for name in ("../teacher", "teacher-97", "candidates/teacher-96"):
         with pytest.raises(RunFolderError, match="has no model"):
             model_folder(run, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..data.table import image_root
 from ..io import write_text
@@ -56,6 +57,7 @@ def write_report(run: Path) -> Path:
         uneven=is_uneven(results),
         shown=role,
         shown_name=role_name(role),
+        front=page.svg(front) if (front := _front_figure(results, score)) is not None else None,
         accuracy=page.svg(_accuracy_curve(run, results, score)),
         loss=page.svg(_loss_curve(run)),
         confusion=page.svg(confusion_figure(counts, info.classes)) if counts is not None else None,
@@ -104,6 +106,40 @@ def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
     if results.teacher is not None:
         axes.axhline(results.teacher.scores[score.key] or 0.0, color="tab:red", lw=1, label="teacher")
     page.legend_above(axes, columns=3)
+    return figure
+
+
+def _front_figure(results: RunResults, score: Score) -> Figure | None:
+    """Accuracy over speed of every model; None for fewer than three."""
+    models = [row for row in model_rows(results) if row.result is not None and row.score is not None]
+    models = [row for row in models if row.result is not None and row.result.images_per_s > 0]
+    if len(models) < 3:
+        return None
+    figure = Figure(figsize=(5.6, 3.2))
+    axes = figure.add_subplot(xlabel="images/s", ylabel=f"{score.name} on validation, %", xscale="log")
+    models.sort(key=lambda row: row.result.images_per_s if row.result else 0.0)
+    for i, row in enumerate(models):
+        assert row.result is not None and row.role is not None and row.score is not None
+        chosen = row.role == results.recommended
+        color, weight = ("tab:red", "bold") if chosen else ("tab:blue", "normal")
+        low, high = row.result.interval or (row.score, row.score)
+        error = [[max(0.0, row.score - low)], [max(0.0, high - row.score)]]
+        point = (row.result.images_per_s, row.score)
+        axes.errorbar(*point, error, fmt="o", color=color, elinewidth=1)
+        # Neighbours' names are above and below, so that they do not cover each other.
+        axes.annotate(
+            role_name(row.role).removeprefix("teacher at "),
+            point,
+            (6, 4 if i % 2 else -11),
+            textcoords="offset points",
+            fontsize=8,
+            color=color,
+            weight=weight,
+        )
+    axes.margins(x=0.3, y=0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

@@ -44,9 +44,7 @@ def model_rows(results: RunResults) -> list[ModelRow]:
     if teacher is not None:
         rows.append(ModelRow(f"Teacher: {teacher.name}", teacher.scores.get(key), "teacher", teacher))
     for role, model in results.candidates.items():
-        rows.append(
-            ModelRow(f"{role_name(role).capitalize()}: {model.name}", model.scores.get(key), role, model)
-        )
+        rows.append(ModelRow(role_name(role).capitalize(), model.scores.get(key), role, model))
     rows.append(ModelRow(f"Student: DeiT {student.name}", student.scores.get(key), "student", student))
     if student.scores.get(f"{key}_distill") is not None:
         rows.append(ModelRow("class head alone", student.scores.get(f"{key}_class")))

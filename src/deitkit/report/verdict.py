@@ -204,8 +204,9 @@ class _Words:
             relation = "ahead of" if difference.value > 0 else "as much as"
         speedup = chosen.speedup_over(rival)
         speed = "" if speedup is None else f", at {_times(speedup)} its speed"
-        size = f"{chosen.params / 1e6:.1f} against {rival.params / 1e6:.1f} million parameters"
-        told = f", {relation} {rival.name}'s {self.score(rival)}{speed}, {size}"
+        told = f", {relation} {rival.name}'s {self.score(rival)}{speed}"
+        if not math.isclose(chosen.params, rival.params, rel_tol=0.1):
+            told += f", {chosen.params / 1e6:.1f} against {rival.params / 1e6:.1f} million parameters"
         return told if difference.decided else f"{told}. {self.undecided(difference)}"
 
     def undecided(self, difference: Difference) -> str:

@@ -35,7 +35,7 @@ from .session import Session
 
 _SIZES = (224, 128, 96, 160)  # those that tell most come first, if there is no time for all
 _MOST_IMAGES = 20_000  # with more training images, fitting at all sizes takes longer than it tells
-# What the sizes may take of a job's time: a share of what its budget has left, or so many seconds without one.
+# What the sizes may take: a share of what the budget has left, or so many seconds without a budget.
 _SHARE_OF_BUDGET, _SECONDS = 0.4, 900.0
 _OVERHEAD = 3.0  # seconds per size, for decoding and the choice of a backend
 
