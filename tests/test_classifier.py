@@ -155,7 +155,7 @@ def recommend(run, role, monkeypatch) -> None:
 
 def test_a_teacher_is_loaded_like_a_student(taught):
     run, images = taught
-    student, teacher = load(run, "cpu"), load(run / "teacher", "cpu")
+    student, teacher = load(run, "cpu", model="student"), load(run / "teacher", "cpu")
     assert isinstance(student, StudentClassifier) and isinstance(teacher, TeacherClassifier)
     assert teacher.classes == student.classes and teacher.image_size == student.image_size
     same(load(run, "cpu", model="teacher").predict(images), teacher.predict(images))
@@ -210,13 +210,13 @@ def test_predict_uses_what_is_recommended_and_says_so(taught, capsys, monkeypatc
         folder = model_folder(run, "recommended")
         assert folder == (run if role == "student" else run / role)
         out, err = command(capsys, *arguments)
-        expected = [p.probability for p in load(folder, "cpu").predict(images / "cat")]
+        expected = [p.probability for p in load(folder, "cpu", model="student").predict(images / "cat")]
         assert [row["probability"] for row in json.loads(out)] == pytest.approx(expected, abs=1e-5)
         assert (f"using {folder}" in err) == (role != "student")
     out, err = command(capsys, "predict", run / "baseline", *arguments[2:])  # which has no verdict
     assert [row["probability"] for row in json.loads(out)] == pytest.approx(expected, abs=1e-5)
     out, err = command(capsys, *arguments, "--model=student")
-    expected = [p.probability for p in load(run, "cpu").predict(images / "cat")]
+    expected = [p.probability for p in load(run, "cpu", model="student").predict(images / "cat")]
     assert [row["probability"] for row in json.loads(out)] == pytest.approx(expected, abs=1e-5)
     assert "using" not in err
     recommend(run, None, monkeypatch)

@@ -143,14 +143,22 @@ def deitkit_analyze(run: Path, data: Path):
 def test_a_card_in_the_root_of_a_run_changes_nothing(stage, hostile, name):
     """A run's student predicts, and its teacher is the one in RUN/teacher."""
     run = hostile / "run"
-    before = [p.label for p in deitkit.load(run, device="cpu").predict([stage / "images" / "dog" / "1.png"])]
+    before = [
+        p.label
+        for p in deitkit.load(run, device="cpu", model="student").predict(
+            [stage / "images" / "dog" / "1.png"]
+        )
+    ]
     shutil.copy(run / "teacher" / "teacher.json", run / name)
     shutil.copy(run / "teacher" / "teacher.safetensors", run / "teacher.safetensors")
     assert not holds_teacher(run) and holds_teacher(run / "teacher")
     assert call("predict", run, stage / "images" / "dog" / "1.png", "--model=student") == 0
     assert call("predict", run, stage / "images" / "dog" / "1.png", "--model=teacher") == 2  # code, refused
     assert [
-        p.label for p in deitkit.load(run, device="cpu").predict([stage / "images" / "dog" / "1.png"])
+        p.label
+        for p in deitkit.load(run, device="cpu", model="student").predict(
+            [stage / "images" / "dog" / "1.png"]
+        )
     ] == before
     assert not (hostile / "ran").exists()
     with pytest.raises(DeitkitError, match="holds no fitted teacher"):

@@ -1,7 +1,7 @@
 """A finished run put to use: images in, classes out, with the run's own preprocessing.
 
-classifier = deitkit.load("runs/flowers")                       # its student
-classifier = deitkit.load("runs/flowers", model="recommended")  # the model that its verdict recommends
+classifier = deitkit.load("runs/flowers")                   # the model that its verdict recommends
+classifier = deitkit.load("runs/flowers", model="student")  # its student
 [prediction] = classifier.predict("photo.jpg")
 prediction.label, prediction.probability
 """
@@ -242,14 +242,14 @@ def load(
     path: str | Path,
     device: str = "auto",
     *,
-    model: ModelChoice = "student",
+    model: ModelChoice = "recommended",
     backend: BackendName = "auto",
     merge: int = 0,
     code: str | None = None,
 ) -> Classifier:
     """The classifier of a finished run, or of a fitted teacher's folder.
 
-    model: which model of a run; "recommended" is the one that its verdict recommends. backend: "pytorch",
+    model: which model of a run; by default the one that its verdict recommends. backend: "pytorch",
     "compiled", "onnxruntime" or "openvino"; "auto" starts with PyTorch and, on a CPU, changes to a faster
     backend that agrees if there is much to classify. merge: patch tokens to merge in each block of a student
     (arXiv 2210.09461), faster and a little less accurate. code: python:MODULE:FUNCTION that a teacher may
@@ -279,8 +279,12 @@ def model_folder(path: Path, model: ModelChoice) -> Path:
     if role == "student":
         return path
     if role == "teacher":
-        return _teacher_of(path)
-    return _baseline_of(path) if role == "baseline" else candidate_folder(path, role)
+        folder = _teacher_of(path)
+    else:
+        folder = _baseline_of(path) if role == "baseline" else candidate_folder(path, role)
+    if model == "recommended":
+        log.info(f"using {folder}, which {path} recommends; --model student uses the student")
+    return folder
 
 
 def recommended_model(run: Path) -> Role:

@@ -19,7 +19,7 @@ def bench(
     run: Annotated[
         str, typer.Argument(help="Folder of a finished run or a fitted teacher, or nano, tiny, small, base.")
     ],
-    model: flags.Model = "student",
+    model: flags.Model = "recommended",
     data: Annotated[Path | None, typer.Option(help="Other images for accuracy and int8.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,32",
     backends: Annotated[

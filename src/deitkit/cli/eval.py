@@ -27,7 +27,7 @@ def evaluate(
             "labels.csv; images that the run was trained on are left out."
         ),
     ],
-    model: flags.Model = "student",
+    model: flags.Model = "recommended",
     part: Annotated[
         str | None, typer.Option(help="Rows of labels.csv: train, val or test; all by default.")
     ] = None,

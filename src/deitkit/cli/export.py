@@ -14,7 +14,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a fitted teacher.")],
     to: Annotated[str, typer.Option(help="onnx or openvino.")],
     out: Annotated[Path, typer.Option(help="The file: .onnx, or .xml for OpenVINO.")],
-    model: flags.Model = "student",
+    model: flags.Model = "recommended",
     int8: Annotated[bool, typer.Option("--int8", help="In int8, calibrated on the run's images.")] = False,
     data: Annotated[Path | None, typer.Option(help="Other images for --int8, a folder per class.")] = None,
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge in each block.")] = 0,
@@ -22,8 +22,7 @@ def export(
     """Write a run's classifier as one graph, with its preprocessing of views inside."""
     from ..deploy.exporter import export_run
 
-    chosen = model
-    exported = export_run(run, to, out, model=chosen, int8=int8, data=data, merge=merge)
+    exported = export_run(run, to, out, model=model, int8=int8, data=data, merge=merge)
     for file in exported.files:
         print(file)
     if exported.int8 is not None and exported.fp32 is not None:

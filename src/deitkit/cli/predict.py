@@ -27,7 +27,6 @@ def predict(
     teacher_code: flags.TeacherCode = None,
 ) -> None:
     """Classify images with the model that a run recommends, or with another of its models."""
-    from .. import log
     from ..classifier import load, model_folder
     from ..data.decode import UnreadableImage
     from ..data.image_inputs import NamedImage, expand
@@ -40,9 +39,7 @@ def predict(
         else:  # a file that is removed from now on is reported as unreadable
             images += [NamedImage(str(file), file) for file in expand([path])]
     folder = model_folder(run, model)
-    if model == "recommended" and folder != run:
-        log.info(f"using {folder}, which {run} recommends; --model student uses the student")
-    classifier = load(folder, device or "auto", code=teacher_code)
+    classifier = load(folder, device or "auto", model="student", code=teacher_code)
     predictions = list(classifier.predict_all(images))
     if top is None and classifier.task == "multiclass":
         top = 1

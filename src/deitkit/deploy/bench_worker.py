@@ -26,7 +26,9 @@ def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
     if spec["backend"] in CONVERTED:
         backend = open_file(spec["backend"], Path(spec["file"]))
     else:
-        graph = load(spec["run"], device=spec["device"], backend="pytorch", merge=spec["merge"]).as_graph()
+        graph = load(
+            spec["run"], model="student", device=spec["device"], backend="pytorch", merge=spec["merge"]
+        ).as_graph()
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec["precision"]]
         backend = PyTorchBackend(graph, device, precision=precision, compiled=spec["backend"] == "compiled")
 

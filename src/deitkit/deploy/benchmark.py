@@ -77,7 +77,7 @@ class BenchRow:
 def bench(
     target: str | Path,
     *,
-    model: ModelChoice = "student",
+    model: ModelChoice = "recommended",
     data: str | Path | None = None,
     batches: Sequence[int] = (1, 32),
     backends: Sequence[str] | None = None,
@@ -99,7 +99,7 @@ def bench(
     data = Path(data) if data is not None else None
     with tempfile.TemporaryDirectory() as folder:
         run = model_folder(_run_folder(target, Path(folder)), model)
-        classifier = load(run, device=device, backend="pytorch", merge=merge)
+        classifier = load(run, model="student", device=device, backend="pytorch", merge=merge)
         splits = _images(run, classifier, data, random=target in VARIANTS)
         sides = _sides(classifier, chosen, splits, Path(folder), random=target in VARIANTS)
         common = {

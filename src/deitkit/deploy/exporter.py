@@ -47,7 +47,7 @@ def export_run(
     to: str,
     out: str | Path,
     *,
-    model: ModelChoice = "student",
+    model: ModelChoice = "recommended",
     int8: bool = False,
     data: str | Path | None = None,
     merge: int = 0,
@@ -63,7 +63,7 @@ def export_run(
         raise SettingError("--data calibrates int8 and nothing else; add --int8 or leave --data out")
     check_target(to, out)
     folder = model_folder(Path(run), model)
-    classifier = load(folder, device="cpu", backend="pytorch", merge=merge)
+    classifier = load(folder, model="student", device="cpu", backend="pytorch", merge=merge)
     if int8 and isinstance(classifier, TeacherClassifier):
         raise SettingError("int8 is for students: a teacher's convolutions stay float; leave out --int8")
     if not int8:

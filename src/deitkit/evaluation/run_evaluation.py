@@ -96,7 +96,7 @@ def evaluate_folder(
     data: str | Path,
     batch_size: int = 32,
     *,
-    model: ModelChoice = "student",
+    model: ModelChoice = "recommended",
     device: str = "auto",
     merge: int = 0,
     part: str | None = None,
@@ -113,7 +113,7 @@ def evaluate_folder(
     folder = model_folder(Path(run), model)
     # A student stays on PyTorch: a measurement does not change backends half way.
     backend: BackendName = "auto" if holds_teacher(folder) else "pytorch"
-    classifier = load(folder, device, backend=backend, merge=merge, code=code)
+    classifier = load(folder, device, model="student", backend=backend, merge=merge, code=code)
     images, notes = labelled_images(Path(data), classifier, part), list[str]()
     if part is None:
         images, notes = without_training_images(folder, images)

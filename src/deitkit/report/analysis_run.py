@@ -57,7 +57,7 @@ def analyze_run(
     Returns the content of `analysis.json`. Raises a DeitkitError for anything the caller can fix.
     """
     folder, data = model_folder(Path(run), model), Path(data)
-    classifier = load(folder, code=code)
+    classifier = load(folder, model="student", code=code)
     if classifier.task == "multilabel":
         raise DataError(f"analyze needs one class per image, and {folder} is multilabel; use eval")
     config = Config()

@@ -95,12 +95,17 @@ def verdict(
     rivals = _rivals(candidates, measured)
     if not rivals:
         return Verdict(None, words.nothing_learned(list(candidates.values())))
-    best = max(rivals, key=lambda c: (c.score, c.images_per_s or 0.0))
+    best = max(rivals, key=_rank)
     chosen = max(
         (c for c in rivals if c is best or _may_replace(c, best, measured, prefer)),
         key=lambda c: _worth(c, best, prefer),
     )
     return Verdict(chosen.role, words.deploy(chosen, best, candidates, rivals))
+
+
+def _rank(model: Candidate) -> tuple[float, float]:
+    """By accuracy, and among equals by speed."""
+    return model.score, model.images_per_s or 0.0
 
 
 def _rivals(candidates: Mapping[Role, Candidate], measured: Measurement) -> list[Candidate]:
@@ -175,7 +180,7 @@ class _Words:
     ) -> str:
         """What to deploy, beside which other model, and what else there is."""
         others = [c for c in rivals if c is not chosen]
-        rival = best if best is not chosen else max(others, key=lambda c: c.score, default=None)
+        rival = best if best is not chosen else max(others, key=_rank, default=None)
         beside = self.alone(chosen, candidates) if rival is None else self.beside(chosen, rival)
         rest = [c for c in front(rivals) if c is not chosen and c is not rival]
         sentences = [
