@@ -31,7 +31,8 @@ class _TerminalHandler(logging.Handler):
     """Prints a record as one plain line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        # A file's name may be no UTF-8.
+        text = record.getMessage().encode("utf-8", "backslashreplace").decode()
         if record.levelno >= logging.WARNING:
             text = f"warning: {text}"
         _console.print(text, markup=False, soft_wrap=True)

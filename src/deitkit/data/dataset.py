@@ -181,8 +181,9 @@ def _refuse_unreadable_split(
     splits: Splits, train: Split, val: Split, skipped: Sequence[tuple[str, str]]
 ) -> None:
     """Raises DataError if no training image of a class, or no validation image, can be read."""
-    gone = (splits.train.counts() > 0) & (train.images.counts() == 0)
     what = "validation image"
+    labelled = bool(splits.train.classes)
+    gone = (splits.train.counts() > 0) & (train.images.counts() == 0) if labelled else np.zeros(0, bool)
     if gone.any():
         what = f"training image of class {splits.train.classes[int(gone.argmax())]!r}"
     elif len(val.images) > 0:

@@ -75,7 +75,8 @@ def _samples(rows: list[dict[str, str]], classes: Sequence[str], root: Path) -> 
     """Each class with its number of validation images, and some of them; of many classes the first."""
     found = []
     for name in classes[:_MOST_SAMPLED]:
-        paths = [row["path"] for row in rows if row["label"] == name]
+        written = name.encode("utf-8", "backslashreplace").decode()  # as in predictions.csv
+        paths = [row["path"] for row in rows if row["label"] == written]
         shown = [thumbnail(root / path) for path in paths[:_SAMPLES]]
         found.append({"name": name, "images": len(paths), "thumbnails": [image for image in shown if image]})
     return found

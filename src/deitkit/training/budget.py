@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 # Kept back from a budget for evaluation, speed, the report and a machine that slows down.
-_RESERVE_SHARE, _MOST_RESERVE_S = 0.28, 25.0
+_RESERVE_SHARE, _RESERVE_S, _MOST_RESERVE_SHARE = 0.08, 15.0, 0.28
 _EVALUATION = 1.08  # of the time of an epoch's steps, with the evaluation after some epochs
 _STEPS_OF_A_RUN = 100
 _FEWEST_STEPS, _TIMED_STEPS = 3, 12  # timed in each phase of training
@@ -46,7 +46,8 @@ class Budget:
     @property
     def deadline(self) -> float:
         """When training has to end, so that evaluation and the report fit as well."""
-        return self.started + self.seconds - min(_MOST_RESERVE_S, _RESERVE_SHARE * self.seconds)
+        reserve = min(_RESERVE_S + _RESERVE_SHARE * self.seconds, _MOST_RESERVE_SHARE * self.seconds)
+        return self.started + self.seconds - reserve
 
     @property
     def left(self) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .. import log
@@ -138,10 +139,10 @@ def open_session(
 
 def describe_images(splits: Splits) -> list[str]:
     """What there is to train on, in words: the images of each class, and how they are split."""
-    counted = [images.counts() for images in (splits.train, splits.val, splits.test) if images is not None]
-    counts, names = sum(counted[1:], counted[0]), splits.train.classes
-    lines = []
+    parts = [images for images in (splits.train, splits.val, splits.test) if images is not None]
+    names, lines = splits.train.classes, []
     if names:
+        counts = np.sum([images.counts() for images in parts], 0)
         kind = "labels" if splits.train.task == "multilabel" else "classes"
         rarest = int(counts.argmin())
         if len(names) <= _NAMED_CLASSES:
