@@ -373,7 +373,10 @@ def outputs(stage: Stage, job: Job, process: Process) -> dict[str, str]:
         elif ("checkpoints" not in path.parts and path.suffix in (
             ".safetensors", ".onnx", ".bin", ".csv",
         )) or path.name in ("split.json", "skipped.json", "plan.json", "analysis.json"):  # fmt: skip
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            content = (
+                path.read_bytes().replace(bytes(stage.run), b"RUN").replace(bytes(stage.images), b"IMAGES")
+            )
+            found[name] = hashlib.sha256(content).hexdigest()
     return found
 
 

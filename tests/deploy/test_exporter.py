@@ -10,7 +10,7 @@ import torch
 from deitkit.classifier import load
 from deitkit.cli import main
 from deitkit.deploy.exporter import export_run
-from deitkit.errors import DeitkitError
+from deitkit.errors import DeitkitError, RunFolderError
 
 
 def views(B: int) -> torch.Tensor:
@@ -102,3 +102,16 @@ def test_int8_without_images_says_what_to_do(random_run, tmp_path, image_folder)
     image_folder.rename(tmp_path / "moved")
     with pytest.raises(DeitkitError, match=r"no longer in .*--data"):
         export_run(random_run, "onnx", tmp_path / "a.onnx", int8=True)
+
+
+def test_openvino_that_cannot_write_says_so(random_run, tmp_path, monkeypatch):
+    """On a full disk OpenVINO only says "iostream error"."""
+    openvino = pytest.importorskip("openvino")
+
+    def full(*arguments, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(RunFolderError, match=r"cannot be written to .* free some space there"):
+        export_run(random_run, "openvino", tmp_path / "o" / "a.xml")
+    assert not list((tmp_path / "o").iterdir())

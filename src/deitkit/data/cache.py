@@ -7,6 +7,7 @@ it is first used; an image whose bytes have changed on the disk is decoded again
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -147,7 +148,7 @@ def open_store(
             f"decoded images cannot be cached in {cache_dir} ({error.strerror}); {remedy}, "
             "or set DEITKIT_CACHE to another folder"
         ) from None
-    read = _CheckedPixels(pixels, facts["sums"], images, decoder)
+    read = _CheckedPixels(path, pixels, facts["sums"], images, decoder)
     store = PixelStore(np.array(facts["aspects"], np.float32), read, np.arange(len(images)))
     return store, [(i, reason) for i, reason in facts["unreadable"]]
 
@@ -156,9 +157,11 @@ class _CheckedPixels:
     """Rows of cached pixels, each compared with its checksum when it is first read."""
 
     def __init__(
-        self, pixels: NDArray[np.uint8], sums: Sequence[int], images: ImageSet, decoder: Decoder
+        self, path: Path, pixels: NDArray[np.uint8], sums: Sequence[int], images: ImageSet, decoder: Decoder
     ) -> None:
-        self._pixels, self._sums, self._images, self._decoder = pixels, sums, images, decoder
+        self._path, self._pixels, self._sums = path, pixels, sums
+        self._images, self._decoder = images, decoder
+        self._damaged = False
         self._checked = np.zeros(len(images), bool)
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -168,10 +171,20 @@ class _CheckedPixels:
             if zlib.crc32(found[k]) == self._sums[i]:
                 self._checked[i] = True
             else:
-                path = self._images.full_path(i)
-                log.warning(f"the cached pixels of {path} have changed on the disk; it is decoded again")
-                found[k] = self._decoder(path)[0]
+                self._report(i)
+                found[k] = self._decoder(self._images.full_path(i))[0]
         return found
+
+    def _report(self, i: int) -> None:
+        """Warns once, and has the next job decode all images again."""
+        if not self._damaged:
+            self._damaged = True
+            log.warning(
+                f"cached pixels of {self._images.full_path(i)} have changed on the disk; such images are "
+                "decoded again"
+            )
+            with contextlib.suppress(OSError):
+                self._path.with_suffix(".json").unlink()
 
 
 def _mapped(path: Path, images: ImageSet, decoder: Decoder) -> NDArray[np.uint8]:

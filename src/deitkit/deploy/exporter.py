@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import log
 from ..classifier import Classifier, ModelChoice, TeacherClassifier, load, model_folder
-from ..errors import DependencyError, SettingError
+from ..errors import DependencyError, RunFolderError, SettingError
 from ..evaluation.evaluate import evaluate_backends
 from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
 from ..inference.backends import (
@@ -163,7 +163,15 @@ def _write_openvino(classifier: Classifier, calibration: Iterable[Tensor] | None
         )
     for key, value in metadata(classifier).items():
         model.set_rt_info(value, ["deitkit", key])
-    openvino.save_model(model, file, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, file, compress_to_fp16=False)
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()
+        # OpenVINO does not pass the number of the operating system's error on.
+        raise RunFolderError(
+            f"the exported model cannot be written to {file.parent.parent} "
+            f"({said[-1] if said else 'no reason given'}); free some space there, or choose another --out"
+        ) from None
 
 
 @dataclass(frozen=True)
