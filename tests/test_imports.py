@@ -37,6 +37,7 @@ LAYERS: tuple[str, ...] = (
     "keywords",
     "config",
     "settings",
+    "locks",
     "io",
     "log",
     "errors",

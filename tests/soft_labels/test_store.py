@@ -12,8 +12,8 @@ import torch
 
 from deitkit import recipes
 from deitkit.errors import DeitkitError
+from deitkit.locks import Claims
 from deitkit.soft_labels.codec import SoftLabelFormat
-from deitkit.soft_labels.locks import Claims
 from deitkit.soft_labels.manifest import Manifest, read_manifest
 from deitkit.soft_labels.store import SoftLabelStore, open_soft_labels
 
@@ -118,7 +118,7 @@ def test_no_manifest_says_how_to_label(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from deitkit.soft_labels.locks import Claims
+from deitkit.locks import Claims
 with Claims(Path(sys.argv[1])) as claims:
     print(claims.take(0), claims.take(1), flush=True)
     sys.stdin.read()

@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_named(checkpoints, capsys):
 HOLD = """
 import sys
 from pathlib import Path
-from deitkit.soft_labels.locks import Claims
+from deitkit.locks import Claims
 with Claims(Path(sys.argv[1])) as claims:
     assert claims.take(0)
     print("held", flush=True)

@@ -24,9 +24,9 @@ from ..data.splits import refuse_out_among_classes
 from ..errors import RunFolderError, SettingError
 from ..io import refuse_occupied
 from ..keywords import Keywords
+from ..locks import Claims
 from ..run_folder import TEACHER_FOLDER, model_to_json
 from ..soft_labels.codec import SoftLabelFormat, make_codec
-from ..soft_labels.locks import Claims
 from ..soft_labels.manifest import FILE, Manifest, fixed_settings, read_manifest, refuse_other_settings
 from ..soft_labels.replay import FIRST_VIEWS, keep_first_views, refuse_other_views
 from ..soft_labels.store import SHARD_VIEWS, Place, SoftLabelStore

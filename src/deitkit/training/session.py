@@ -25,9 +25,9 @@ from ..data.splits import Splits
 from ..errors import ResumeError, RunFolderError, SettingError
 from ..inference.device import resolve_device
 from ..io import refuse_occupied, write_json
+from ..locks import Claims
 from ..models import Student
 from ..run_folder import TEACHER_FOLDER, read_config, read_info
-from ..soft_labels.locks import Claims
 from ..teachers.prepare import fit_to_dataset
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
