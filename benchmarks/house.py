@@ -277,6 +277,7 @@ def trace(root: Path, teacher: str, folder: Path) -> dict[str, Any]:
         "--epochs=2",
         "--device=cpu",
         "--init=none",
+        "--set=teacher.deploy_sizes=none",  # which would fit the teacher again, once per size
     ]
     if teacher == "none":
         command.append("--distillation=none")

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from deitkit.classifier import load
 from deitkit.cli import main as command_line
+from deitkit.data.decode import UnreadableImage
 
 from .conftest import TINY, write_images
 
@@ -206,7 +208,7 @@ def test_a_class_without_a_readable_image(tmp_path, capsys):
     assert "no training image of class 'cat' can be read (3 files are unreadable" in refused
 
 
-def test_max_pixels_of_training_and_of_its_classifier(tmp_path, capsys):
+def test_max_pixels_of_training_and_of_its_classifier(tmp_path):
     data = write_images(tmp_path / "d", ("cat", "dog"), count=20, side=24)
     for i in range(3):
         Image.new("RGB", (40, 40)).save(data / "cat" / f"{i}.png")
@@ -214,7 +216,8 @@ def test_max_pixels_of_training_and_of_its_classifier(tmp_path, capsys):
     main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--set", limit])
     skipped = json.loads((tmp_path / "run" / "skipped.json").read_text())
     assert [entry["reason"] for entry in skipped] == 3 * ["too large: 40 x 40 pixels, of at most 1,000"]
-    assert "too large" in refusal(capsys, "predict", tmp_path / "run", data / "cat" / "0.png")
+    with pytest.raises(UnreadableImage, match="too large: 40 x 40 pixels, of at most 1,000"):
+        load(tmp_path / "run").predict(data / "cat" / "0.png")
 
 
 def test_one_unreadable_image_in_a_hundred_and_twenty_is_no_reason_to_stop(tmp_path):

@@ -68,7 +68,7 @@ def test_fit_eval_and_train_under_the_fitted_one(tmp_path, image_folder, capsys)
     folder = tmp_path / "teacher"
     arguments = ["teacher", "fit", CALL, image_folder, "--out", folder, "--device=cpu", *SIZES]
     said = run(capsys, *arguments, stream="both")
-    assert "linear probe over 1 views" in said and f"--teacher {folder}" in said
+    assert "linear probe over 1 view," in said and f"--teacher {folder}" in said
     assert (folder / "teacher.json").exists()
     evaluate = ["teacher", "eval", folder, image_folder, "--device=cpu", f"--set=teacher.code={CALL}"]
     found = json.loads(run(capsys, *evaluate, "--json"))

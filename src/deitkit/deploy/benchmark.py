@@ -98,10 +98,11 @@ def bench(
     chosen, target = _check_backends(backends), str(target)
     data = Path(data) if data is not None else None
     with tempfile.TemporaryDirectory() as folder:
-        run = model_folder(_run_folder(target, Path(folder)), model)
-        classifier = load(run, model="student", device=device, backend="pytorch", merge=merge)
-        splits = _images(run, classifier, data, random=target in VARIANTS)
-        sides = _sides(classifier, chosen, splits, Path(folder), random=target in VARIANTS)
+        with log.activity("loading the model"):
+            run = model_folder(_run_folder(target, Path(folder)), model)
+            classifier = load(run, model="student", device=device, backend="pytorch", merge=merge)
+            splits = _images(run, classifier, data, random=target in VARIANTS)
+            sides = _sides(classifier, chosen, splits, Path(folder), random=target in VARIANTS)
         common = {
             "device": classifier.device.type,
             "image_size": classifier.image_size,

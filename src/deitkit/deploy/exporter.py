@@ -67,9 +67,11 @@ def export_run(
     if int8 and isinstance(classifier, TeacherClassifier):
         raise SettingError("int8 is for students: a teacher's convolutions stay float; leave out --int8")
     if not int8:
-        return Exported(export(classifier, to, out)[1])
+        with log.activity("exporting"):
+            return Exported(export(classifier, to, out)[1])
     splits = run_splits(folder, classifier, Path(data) if data is not None else None)
-    backend, files = export(classifier, to, out, calibration_views(classifier, splits.train))
+    with log.activity("calibrating and exporting"):
+        backend, files = export(classifier, to, out, calibration_views(classifier, splits.train))
     backends = {"int8": backend, "fp32": classifier.backend}
     with log.progress_bar("measuring", len(splits.val)) as advance:
         found = evaluate_backends(backends, pixel_batches(classifier, splits.val), advance)

@@ -113,10 +113,11 @@ def evaluate_folder(
     folder = model_folder(Path(run), model)
     # A student stays on PyTorch: a measurement does not change backends half way.
     backend: BackendName = "auto" if holds_teacher(folder) else "pytorch"
-    classifier = load(folder, device, model="student", backend=backend, merge=merge, code=code)
-    images, notes = labelled_images(Path(data), classifier, part), list[str]()
-    if part is None:
-        images, notes = without_training_images(folder, images)
+    with log.activity("loading the model"):
+        classifier = load(folder, device, model="student", backend=backend, merge=merge, code=code)
+        images, notes = labelled_images(Path(data), classifier, part), list[str]()
+        if part is None:
+            images, notes = without_training_images(folder, images)
     for note in notes:
         log.info(note)
 

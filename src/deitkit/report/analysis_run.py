@@ -57,7 +57,8 @@ def analyze_run(
     Returns the content of `analysis.json`. Raises a DeitkitError for anything the caller can fix.
     """
     folder, data = model_folder(Path(run), model), Path(data)
-    classifier = load(folder, model="student", code=code)
+    with log.activity("loading the model"):
+        classifier = load(folder, model="student", code=code)
     if classifier.task == "multilabel":
         raise DataError(f"analyze needs one class per image, and {folder} is multilabel; use eval")
     config = Config()
@@ -68,7 +69,8 @@ def analyze_run(
     images, notes = without_training_images(folder, labelled_images(data, classifier))
     out = _claimed(default_out(folder) if out is None else Path(out))
     part, skipped = _open_images(images, classifier, config)
-    models, missing = _models_of(folder, config, classifier)
+    with log.activity("loading the other models"):
+        models, missing = _models_of(folder, config, classifier)
     notes += missing
     for note in notes:
         log.info(note)
@@ -97,7 +99,8 @@ def analyze_run(
         "date": datetime.date.today().isoformat(),
     }
     write_json(out / "analysis.json", found)
-    write_analysis(out / "analysis.html", found, wrong, analysis.attention_images(models, part))
+    with log.activity("writing the page"):
+        write_analysis(out / "analysis.html", found, wrong, analysis.attention_images(models, part))
     return found
 
 
