@@ -277,8 +277,9 @@ def trace(root: Path, teacher: str, folder: Path) -> dict[str, Any]:
         "--epochs=2",
         "--device=cpu",
         "--init=none",
-        "--set=teacher.deploy_sizes=none",  # which would fit the teacher again, once per size
     ]
+    if (root / "deitkit/training/teacher_sizes.py").exists():  # not in version 0.1
+        command.append("--set=teacher.deploy_sizes=none")  # which fits the teacher again, once per size
     if teacher == "none":
         command.append("--distillation=none")
     sys.setprofile(tracer)
