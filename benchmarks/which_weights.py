@@ -25,6 +25,7 @@ import deitkit
 from deitkit.evaluation.evaluate import Predictions, evaluate_student
 from deitkit.models import joint_probabilities
 from deitkit.training import student_training
+from deitkit.training.schedule import Schedule
 
 RESULTS = Path(__file__).parents[1] / "results" / "which-weights.csv"
 DRAWS = 300
@@ -80,9 +81,12 @@ def recorded(folder: Path, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return predictions
 
     student_training.evaluate_student = recording
+    # As often as in a run with a fourth of its images held out, however many there are here.
+    often = Schedule.evaluates_after
+    Schedule.evaluates_after = lambda self, epoch, val_share: often(self, epoch, 1 / 3)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
         deitkit.train(folder, Path(out) / "run", teacher__deploy_sizes=None, **settings)
-    student_training.evaluate_student = evaluate_student
+    student_training.evaluate_student, Schedule.evaluates_after = evaluate_student, often  # type: ignore[method-assign]
     return torch.stack(outputs).unflatten(0, (-1, 2)), labels
 
 
@@ -109,11 +113,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training images")
+    parser.add_argument("--eval-fraction", type=float, default=1.0, help="share of the validation images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--images", type=int, nargs="+", default=[30, 75, 200], help="to choose by")
     options = parser.parse_args()
-    settings: dict[str, Any] = {"data__train_fraction": options.fraction}
+    settings: dict[str, Any] = {
+        "data__train_fraction": options.fraction,
+        "data__eval_fraction": options.eval_fraction,
+    }
     if options.epochs:
         settings["train__epochs"] = options.epochs
     RESULTS.parent.mkdir(exist_ok=True)
