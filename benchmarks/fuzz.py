@@ -481,7 +481,7 @@ def fuzz(arguments: argparse.Namespace) -> dict[str, Tally]:
     end = time.monotonic() + 60 * arguments.minutes
     while time.monotonic() < end:
         for name in names:
-            count = arguments.cases or {IMAGES: 400, INVENTED: 40, "onnx": 60}.get(name, 100)
+            count = arguments.cases or {IMAGES: 1500, INVENTED: 40, "onnx": 60}.get(name, 100)
             if name == IMAGES:
                 run_images(arguments.seed, next_case[name], count, tallies[name])
             else:

@@ -355,3 +355,11 @@ def test_links_to_nowhere_and_files_that_vanish_are_listed(random_run, image_fol
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 1 + 24 + 1
     assert sum(row.endswith("the file is not there") for row in rows) == 2
+
+
+def test_a_refused_image_holds_no_memory(random_run, image_folder):
+    """A traceback would hold its pixels while the rest of the batch is decoded."""
+    (image_folder / "cat" / "0.png").write_bytes((image_folder / "cat" / "1.png").read_bytes()[:900])
+    found = deitkit.load(random_run, device="cpu").predict_all([image_folder / "cat"])
+    [error] = [each for each in found if isinstance(each, DeitkitError)]
+    assert error.__traceback__ is error.__context__ is error.__cause__ is None

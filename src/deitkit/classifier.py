@@ -167,7 +167,8 @@ class Classifier:
         try:
             return self._view(image)
         except UnreadableImage as error:
-            return error
+            # A new one: the traceback of `error` holds what was decoded, up to hundreds of megabytes.
+            return UnreadableImage(error.path, error.reason)
 
     def _predict_views(self, names: Sequence[str], views: list[NDArray[np.uint8]]) -> list[Prediction]:
         outputs = self._outputs(torch.from_numpy(np.stack(views)))

@@ -241,6 +241,17 @@ def test_mistakes_at_the_verbs(tmp_path, image_folder, capsys):
     assert not out.exists()
 
 
+def test_a_fit_that_was_stopped_before_its_card_starts_again(tmp_path, image_folder, capsys):
+    out = tmp_path / "stopped"
+    out.mkdir()
+    (out / "teacher.safetensors").write_bytes(b"cut")
+    command = ["teacher", "fit", CALL, image_folder, "--out", out, "--set=teacher.probe_views=1"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(word) for word in command])
+    assert not end.value.code and (out / "teacher.json").is_file()
+    assert "is not empty" in refused(capsys, *command)
+
+
 def test_list(capsys):
     found = json.loads(run(capsys, "teacher", "list", "--json"))
     assert {"timm", "torchvision", "hf", "onnx", "run", "python"} <= {

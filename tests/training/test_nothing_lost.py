@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from deitkit import train
 from deitkit.config import OptimConfig
-from deitkit.errors import RunFolderError
+from deitkit.errors import Interrupted, RunFolderError, TrainingError
+from deitkit.io import digest, write_tensors
 from deitkit.training.optim import create_optimizer
 from deitkit.training.state import EMA, TrainingState, load_checkpoint, save_checkpoint
+from deitkit.training.trainer import Trainer
 from tests.conftest import write_images
 
 SETTINGS = {
@@ -97,3 +100,26 @@ def test_a_run_folder_belongs_to_one_process(tmp_path):
     holder.communicate()
     train(images, out, **SETTINGS)
     assert (out / "results.json").exists()
+
+
+def test_a_checkpoint_of_nothing_but_nan_ends_a_training(tmp_path, monkeypatch):
+    """Its checksum is right, as a stranger would make it."""
+    images, out, end = write_images(tmp_path / "images"), tmp_path / "run", Trainer._end_epoch
+
+    def stop(self: Trainer, *arguments: object) -> None:
+        end(self, *arguments)
+        raise Interrupted
+
+    settings = SETTINGS | {"train.epochs": 3, "train.patience": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_end_epoch", stop)
+        with pytest.raises(Interrupted):
+            train(images, out, **settings)
+    [path] = (out / "checkpoints").iterdir()
+    with safe_open(path, "pt") as opened:
+        facts = opened.metadata()["facts"]
+        flat = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 - not a dict
+    flat = {k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in flat.items()}
+    write_tensors(path, flat, {"facts": facts, "sha256": digest(flat, facts)})
+    with pytest.raises(TrainingError, match="the loss is not a finite number"):
+        train(images, out, resume=True, **settings)

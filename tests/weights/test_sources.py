@@ -164,6 +164,8 @@ def test_an_unreachable_hub_gives_one_sentence(source, monkeypatch, tmp_path):
             {"config.json": '{"model_type": "vit", "id2label": {"x": 1}}'},
             "does not describe a model as transf",
         ),
+        ({"config.json": '{"model_type": "vit", "id2label": [true]}'}, "does not describe a model as transf"),
+        ({"config.json": '{"model_type": "vit", "image_size": [1]}'}, "does not describe a model as transf"),
         ({"config.json": '{"architecture": "a", "pretrained_cfg": {"mean": 3}}'}, "a model as timm does"),
         ({"config.json": '{"student": {"depth": "x"}, "classes": ["a"]}'}, "config.json cannot be read"),
     ],

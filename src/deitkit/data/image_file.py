@@ -374,13 +374,11 @@ class _Memory:
 
 
 def _shared_memory() -> int:
-    """Enough for one image of the largest size, or a 32nd of the machine's memory if that is more: with many
-    cores there is much memory, and they then decode large images side by side."""
-    one = _BYTES_PER_PIXEL * MAX_PIXELS
+    """2 GiB, or an eighth of the machine's memory if that is more: many cores then decode large images."""
     try:
-        return max(one, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 32)
+        return max(2 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
     except (AttributeError, ValueError, OSError):  # not on Windows
-        return one
+        return 2 * 2**30
 
 
 _memory = _Memory(_shared_memory())

@@ -26,7 +26,7 @@ from .pretrained import CHOICE_BATCH, Pretrained, backend_builders, choose_backe
 from .spec import FITTED, allowed_code, open_member, parse_member, refuse_code
 from .teacher import MemberCard, Teacher, TeacherCard, TeacherMember
 
-_WEIGHTS = "teacher.safetensors"
+WEIGHTS = "teacher.safetensors"
 _LARGEST_SIDE = 4096  # pixels
 
 
@@ -40,7 +40,7 @@ def save_teacher(folder: Path, teacher: Teacher) -> None:
         if member.card.finetuned:
             assert member.finetuned is not None
             state |= {f"{i}.body.{key}": value for key, value in member.finetuned.state_dict().items()}
-    write_tensors(folder / _WEIGHTS, state)
+    write_tensors(folder / WEIGHTS, state)
     # Last: a folder with a card is a complete teacher.
     write_json(folder / TEACHER_CARD, _card_to_file(teacher.card))
 
@@ -85,7 +85,7 @@ def read_teacher(
     card = read_card(folder)
     for member_card in card.members:
         refuse_code(parse_member(member_card.spec), code, folder / TEACHER_CARD)
-    state = _read_weights(folder / _WEIGHTS)
+    state = _read_weights(folder / WEIGHTS)
     members = []
     for i, member_card in enumerate(card.members):
         model = _open_backbone(i, member_card, folder, state, trust_remote_code)
@@ -231,7 +231,7 @@ def _check_outputs(member: TeacherMember, num_classes: int, folder: Path) -> Non
 
 def _mismatch(folder: Path) -> WeightsError:
     return WeightsError(
-        f"the teacher in {folder} cannot be used: {TEACHER_CARD}, {_WEIGHTS} and the pretrained weights do "
+        f"the teacher in {folder} cannot be used: {TEACHER_CARD}, {WEIGHTS} and the pretrained weights do "
         "not belong together; fit it again"
     )
 

@@ -12,8 +12,8 @@ from ..data.dataset import find_splits
 from ..data.splits import refuse_out_among_classes
 from ..io import refuse_occupied
 from ..keywords import Keywords
-from ..run_folder import model_to_json
-from ..teachers.saved import save_teacher
+from ..run_folder import TEACHER_CARD, model_to_json
+from ..teachers.saved import WEIGHTS, save_teacher
 from ..teachers.spec import check_spec
 from . import results
 from .session import open_session
@@ -30,7 +30,8 @@ def fit_folder(
     data, out = Path(data), Path(out)
     config = recipes.get(recipe).override({"teacher.spec": spec, **dotted(settings)})
     check_spec(config.teacher.spec)
-    refuse_occupied(out)
+    # A process that was stopped before it wrote the card may have left the weights.
+    refuse_occupied(out, own=() if (out / TEACHER_CARD).exists() else {WEIGHTS})
     refuse_out_among_classes(data, out)
     session = open_session(config, partial(find_splits, data))
     teacher = session.fit_teacher()

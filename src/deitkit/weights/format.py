@@ -104,7 +104,7 @@ def info_beside(weights: Path) -> CheckpointInfo:
         if kind.describes(config):
             try:
                 return kind.info(config, path.parent)
-            except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
                 raise WeightsError(
                     f"{path} does not describe a model as {kind.name} does; "
                     "correct it, or move the weights to another folder"
