@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import log
 from ..data.cache import Decoder
 from ..data.dataset import Split, open_pixels
-from ..errors import DataError
+from ..errors import DataError, WeightsError
 from ..evaluation.evaluate import views_of
 from ..evaluation.run_evaluation import write_predictions
 from ..models import DeiTOutput
@@ -86,7 +86,7 @@ def _num_views(session: Session) -> int:
 
 
 def _sizes(session: Session) -> list[tuple[int, float]]:
-    """(size, crop) to fit the teacher at, most telling first; none if it is an ensemble or fitted."""
+    """(size, crop) to fit the teacher at, most telling first; none if it is an ensemble, fitted or of one size."""
     config = session.config.teacher
     sizes = config.deploy_sizes
     if sizes is None or not session.config.has_live_teacher:
@@ -97,10 +97,13 @@ def _sizes(session: Session) -> list[tuple[int, float]]:
     if others or member.source == FITTED:
         return []
     trust, views = config.trust_remote_code, []
-    for size in sizes:  # some networks take a single size
-        views.append(
-            open_member(member, InputSize(size, (size, size)), trust_remote_code=trust).preprocessing
-        )
+    try:
+        for size in sizes:
+            views.append(
+                open_member(member, InputSize(size, (size, size)), trust_remote_code=trust).preprocessing
+            )
+    except WeightsError:  # a network of a single size, at which it teaches already
+        return []
     return list(dict.fromkeys((max(view.image_size), view.crop) for view in views))
 
 
