@@ -426,3 +426,12 @@ def test_images_of_every_kind(finished, tmp_path, capsys):
     rgb.save(folder / "turned.jpg", exif=turned)
     main(["predict", str(finished), str(folder), "--csv"])
     assert len(capsys.readouterr().out.splitlines()) == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_folder_where_there_can_be_none(tmp_path, capsys):
+    write_images(tmp_path / "images")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "images"), "--out", "/proc/nope", *TINY])
+    assert ended.value.code == 2
+    assert "the folder /proc/nope cannot be created" in capsys.readouterr().err

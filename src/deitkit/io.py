@@ -197,6 +197,16 @@ def _inside(at: str, name: str) -> str:
     return f"{at}.{name}" if at else name
 
 
+def create_folder(folder: Path) -> None:
+    """Creates `folder` and its parents. Raises RunFolderError where there can be none, such as in /proc."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a file system without folders of its own
+        raise RunFolderError(
+            f"the folder {folder} cannot be created ({error.strerror}); choose another --out"
+        ) from None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes `tensors` as safetensors, atomically, and flushes them to disk.
 

@@ -112,7 +112,7 @@ class Stage:
 
     def evaluate(self, run: str, data: str, *arguments: str) -> dict[str, Any]:
         """The numbers of `deitkit eval --json`."""
-        return numbers(json.loads(self.deitkit("eval", run, data, *arguments, "--json")))
+        return numbers(json.loads(self.deitkit("eval", run, data, "--model=student", *arguments, "--json")))
 
 
 def environment_variables() -> dict[str, str]:
@@ -271,7 +271,7 @@ def onnx_answers(path: Path, size: int) -> dict[str, Any]:
 def small_data(stage: Stage) -> dict[str, Any]:
     """The default recipe, with a packaged start, a teacher, guidance; and every answer of the run."""
     stage.deitkit("train", "pictures", "--out=run", *STUDENT, *TEACHER, "--epochs=6")
-    stage.deitkit("export", "run", "--to=onnx", "--out=run.onnx")
+    stage.deitkit("export", "run", "--model=student", "--to=onnx", "--out=run.onnx")
     stage.deitkit("convert", "run", "converted", "--to=timm", "--image-size=24")
     return {
         "weights": stage.hash_of("run/model.safetensors"),

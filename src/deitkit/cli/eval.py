@@ -67,6 +67,9 @@ def evaluate(
         print(json.dumps(found.to_dict(), indent=1))
     else:
         _print_tables(found)
+    for file in (csv_, html):
+        if file is not None:
+            log.info(f"written: {file}")
 
 
 def _print_tables(found: Evaluation) -> None:

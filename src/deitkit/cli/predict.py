@@ -27,6 +27,7 @@ def predict(
     teacher_code: flags.TeacherCode = None,
 ) -> None:
     """Classify images with the model that a run recommends, or with another of its models."""
+    from .. import log
     from ..classifier import load, model_folder
     from ..data.decode import UnreadableImage
     from ..data.image_inputs import NamedImage, expand
@@ -38,9 +39,14 @@ def predict(
             images.append(NamedImage("-", sys.stdin.buffer.read()))
         else:  # a file that is removed from now on is reported as unreadable
             images += [NamedImage(str(file), file) for file in expand([path])]
-    folder = model_folder(run, model)
-    classifier = load(folder, device or "auto", model="student", code=teacher_code)
-    predictions = list(classifier.predict_all(images))
+    with log.activity("loading the model"):
+        folder = model_folder(run, model)
+        classifier = load(folder, device or "auto", model="student", code=teacher_code)
+    predictions = []
+    with log.progress_bar("predicting", len(images)) as advance:
+        for prediction in classifier.predict_all(images):
+            predictions.append(prediction)
+            advance(1)
     if top is None and classifier.task == "multiclass":
         top = 1
     write = output.write_json if json_ else output.write_csv if csv_ else output.write_text

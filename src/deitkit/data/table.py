@@ -265,7 +265,8 @@ def _one_of(wanted: tuple[str, ...], names: list[str], file: Path, optional: boo
     if not found and not optional:
         meant = next(filter(None, (did_you_mean(name, wanted) for name in names if name)), "")
         raise DataError(
-            f"{file} has no column {wanted[0]!r}{meant}; its first line must name columns, such as path,label"
+            f"{file} has no column {wanted[0]!r}{meant}; its first line must name columns, such as "
+            f"path,label, and has {', '.join(map(repr, names))}"
         )
     return found[0] if found else None
 

@@ -65,7 +65,10 @@ def export_run(
     folder = model_folder(Path(run), model)
     classifier = load(folder, model="student", device="cpu", backend="pytorch", merge=merge)
     if int8 and isinstance(classifier, TeacherClassifier):
-        raise SettingError("int8 is for students: a teacher's convolutions stay float; leave out --int8")
+        raise SettingError(
+            "int8 is for students: a teacher's convolutions stay float; leave out --int8, or add "
+            "--model student"
+        )
     if not int8:
         with log.activity("exporting"):
             return Exported(export(classifier, to, out)[1])

@@ -22,7 +22,7 @@ from ..data.dataset import find_splits, refuse_multilabel
 from ..data.loader import prefetch
 from ..data.splits import refuse_out_among_classes
 from ..errors import RunFolderError, SettingError
-from ..io import refuse_occupied
+from ..io import create_folder, refuse_occupied
 from ..keywords import Keywords
 from ..locks import Claims
 from ..run_folder import TEACHER_FOLDER, model_to_json
@@ -66,7 +66,7 @@ def label(
     session = open_session(config, partial(find_splits, data))
     refuse_multilabel(session.splits.train, "deitkit label")
     kept = _format(out, known, session, top_k, hard)
-    out.mkdir(parents=True, exist_ok=True)
+    create_folder(out)
     make = session.views().make
     with Claims(out / "lock") as claims:
         claims.take(_PREPARING, wait=True)

@@ -24,7 +24,7 @@ from ..data.loader import TrainingViews
 from ..data.splits import Splits
 from ..errors import ResumeError, RunFolderError, SettingError
 from ..inference.device import resolve_device
-from ..io import refuse_occupied, write_json
+from ..io import create_folder, refuse_occupied, write_json
 from ..locks import Claims
 from ..models import Student
 from ..run_folder import TEACHER_FOLDER, read_config, read_info
@@ -123,13 +123,14 @@ def open_session(
         resolved = resolve(config, splits, device)
     claims = None
     if out is not None:
+        described = describe_images(splits)  # before a short budget takes a share of them
         saved = saved_config(out, resume)
         resolved = resolve_initial_weights(resolved, saved)
         with log.activity("creating the student"):  # raises if weights do not fit
             student, changes = create_student(resolved, len(splits.train.classes))
             resolved, splits = _fit_to_budget(resolved, splits, saved, student, device)
         claims = _claim(out, resolved, saved, resume)
-        for line in describe_images(splits):
+        for line in described:
             log.info(line)
         log.info(resolved.reasons)
         for change in changes:
@@ -226,7 +227,7 @@ def _claim(out: Path, config: ResolvedConfig, saved: Config | None, resume: bool
             )
     if not settings.exists():
         refuse_occupied(out, without="run", own={_LOCK})
-    out.mkdir(parents=True, exist_ok=True)
+    create_folder(out)
     claims = Claims(out / _LOCK).__enter__()  # closed with the session
     if not claims.take(0, required=False) or saved_config(out, resume) != saved:
         raise RunFolderError(f"another process works in {out}; wait until it ends, or choose another --out")

@@ -86,7 +86,7 @@ def _num_views(session: Session) -> int:
 
 
 def _sizes(session: Session) -> list[tuple[int, float]]:
-    """(size, crop) to fit the teacher at, most telling first; none if it is an ensemble, fitted or of one size."""
+    """(size, crop) to fit the teacher at, most telling first; none for an ensemble, or a fixed size."""
     config = session.config.teacher
     sizes = config.deploy_sizes
     if sizes is None or not session.config.has_live_teacher:
