@@ -189,7 +189,7 @@ def test_max_broken_allows_more_and_none(tmp_path, capsys):
     for i in range(4):
         (data / "cat" / f"{i}.png").write_bytes(b"")
     refused = train(capsys, data, tmp_path / "run")
-    assert "4 of 40 images" in refused and "allow more with data.max_broken" in refused
+    assert "4 of 40 images" in refused and "allow more with --max-broken" in refused
     main(["train", str(data), "--out", str(tmp_path / "run"), *TINY, "--epochs=1", "--max-broken=0.1"])
     assert len(json.loads((tmp_path / "run" / "skipped.json").read_text())) == 4
     (data / "cat" / "0.png").write_bytes((data / "dog" / "0.png").read_bytes())

@@ -268,10 +268,11 @@ def candidate_folder(run: Path, name: str) -> Path:
     folder = run / CANDIDATES_FOLDER / name
     # The name may come from a damaged or foreign results.json.
     if Path(name).name != name or not holds_teacher(folder):
-        known = sorted(path.name for path in (run / CANDIDATES_FOLDER).glob("*") if holds_teacher(path))
-        raise RunFolderError(
-            f"{run} has no model {name!r}; choose {', '.join(['student', 'teacher', 'baseline', *known])}"
-        )
+        known = ["student"]
+        known += ["teacher"] if holds_teacher(run / TEACHER_FOLDER) else []
+        known += ["baseline"] if baseline_folder(run).is_dir() else []
+        known += sorted(path.name for path in (run / CANDIDATES_FOLDER).glob("*") if holds_teacher(path))
+        raise RunFolderError(f"{run} has no model {name!r}; choose {', '.join(known)}")
     return folder
 
 

@@ -228,7 +228,7 @@ def _refuse_many(unreadable: Sequence[tuple[str, str]], num_images: int, max_bro
     if len(unreadable) > allowed:
         raise DataError(
             f"{len(unreadable)} of {num_images} images cannot be read, more than {100 * max_broken:g} %: "
-            f"{_some(unreadable)}; repair or remove them, or allow more with data.max_broken"
+            f"{_some(unreadable)}; repair or remove them, or allow more with --max-broken (data.max_broken)"
         )
     if len(unreadable) == num_images:
         raise DataError(f"no image can be read: {_some(unreadable)}; repair or replace them")

@@ -117,7 +117,7 @@ def _fastest(first: Backend, names: list[str], candidates: Builders, views: Tens
             say(f"{name} disagrees with {first.name} on {what} and is not used")
             continue
         speeds = {who: len(views) / seconds for who, seconds in race((first, other), views).items()}
-        say(f"{what}'s backend: " + ", ".join(f"{n} {v:.0f} images/s" for n, v in speeds.items()))
+        say(f"backends for {what}: " + ", ".join(f"{n} {v:.0f} images/s" for n, v in speeds.items()))
         return first if speeds[first.name] > rule.margin * speeds[other.name] else other
     return first
 

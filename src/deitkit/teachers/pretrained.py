@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -61,7 +61,8 @@ def backend_builders(model: Pretrained, view: Preprocessing, device: torch.devic
 def choose_backend(candidates: Builders, view: Preprocessing, device: torch.device, wanted: str) -> Backend:
     """The backend `wanted` for a teacher; see `inference.selection.choose_backend`."""
     images = torch.rand(CHOICE_BATCH, 3, *view.image_size, generator=torch.Generator().manual_seed(0))
-    return selection.choose_backend(candidates, images, device, wanted, _RULE)
+    rule = replace(_RULE, what=f"the teacher at {view.image_size[0]} px")
+    return selection.choose_backend(candidates, images, device, wanted, rule)
 
 
 class TeacherSource(ABC):
