@@ -17,8 +17,8 @@ from performance import source, table
 FOLDER = Path(__file__).parents[1] / "results" / "reliability"
 HEAD = """# Reliability
 
-Made by `python benchmarks/reliability.py` from the files in `reliability/`, which `make chaos` and `make fuzz`
-write; a short run of each belongs to `make test`. [SECURITY.md](../SECURITY.md) says what is promised.
+Made by `python benchmarks/reliability.py` from the files in `reliability/`, which `make chaos` and `make
+fuzz` write; a short run of each belongs to `make test`. [SECURITY.md](../SECURITY.md) says what is promised.
 """
 
 
