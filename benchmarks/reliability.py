@@ -32,6 +32,8 @@ def chaos(found: dict[str, Any]) -> Iterator[str]:
         "content for content, or in a refusal of one sentence; no file under a final name is incomplete, and "
         "no process, lock or shared memory is left. A finding is a case that did anything else."
     )
+    if "note" in found:
+        yield found["note"]
     for key, title in (("by_verb", "verb"), ("by_disturbance", "disturbance")):
         rows = []
         for name, count in found["counts"].items():
@@ -65,6 +67,8 @@ def fuzz(found: dict[str, Any]) -> Iterator[str]:
         f"or is silent "
         f"for {limits['silence']:.0f} s. Files of a run folder are refused one by one and not counted."
     )
+    if "note" in found:
+        yield found["note"]
     rows = [
         [name, f"{t['cases']:,}", f"{t['refused']:,}", f"{t['seconds'] / 60:.0f}", str(len(t["findings"]))]
         for name, t in found["targets"].items()
