@@ -152,6 +152,7 @@ def test_a_share_holds_every_label_and_grows_by_addition():
         ("path,labels\na.png,x,y\n", r"line 2 of .* more cells than the header; separate labels by ;"),
         ("path,labels\na.png,x\n,y\n", r"line 3 of .* names no image"),
         ("path,labels\na.png,x\nb.png,y\n./a.png,y\n", r"a\.png is in lines 2 and 4"),
+        ('path,labels\n",\n0"\n', r"line 3 of .* names ',\\n0', and .* holds no such file"),
         ("path,labels\na.png,x\nb.jpg,y\n", r"line 3 of .* names b\.jpg, and .* holds no such file"),
         ("path,labels\na.png,\nb.png,;\n", r"no image in .*labels\.csv has a label"),
         ("path,labels\na.png,Cat\nb.png,cat\n", r"the labels 'Cat' and 'cat' in .* differ only by case"),

@@ -240,8 +240,9 @@ class _Columns:
         if not path:
             raise DataError(f"line {line} of {file} names no image; fill in its path or remove the line")
         if not (file.parent / path).is_file():
+            shown = path if path.isprintable() else repr(path)  # a quoted cell may hold line breaks
             raise DataError(
-                f"line {line} of {file} names {path}, and {file.parent} holds no such file; "
+                f"line {line} of {file} names {shown}, and {file.parent} holds no such file; "
                 "correct the path or remove the line"
             )
         split = None
