@@ -95,7 +95,7 @@ class Photographs:
     def digest(self) -> str:
         """Of the files, for the cache; links count as what they link to."""
         names = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in self.paths)
-        return hashlib.sha1(names.encode()).hexdigest()[:16]
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
