@@ -269,6 +269,7 @@ def test_given_splits_are_kept(tmp_path):
         write_images(tmp_path / "d" / part, count=count)
     run = deitkit.train(tmp_path / "d", tmp_path / "run", teacher__spec="none", train__epochs=1, **SMALL)
     assert run.results["val"]["images"] == 8 and run.results["test"]["images"] == 10
+    assert "On the 10 images of the test split, top-1, %:\nstudent " in run.report.read_text()
 
 
 def test_kept_and_on_demand_pixels_train_the_same_model(data, tmp_path):

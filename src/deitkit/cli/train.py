@@ -101,7 +101,7 @@ def _print_summary(run: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..report.tables import is_uneven, model_rows
+    from ..report.tables import is_uneven, model_rows, test_scores
     from ..run_folder import REPORT, read_results
     from ..run_schema import role_name
     from ..tasks import SCORES
@@ -125,4 +125,7 @@ def _print_summary(run: Path) -> None:
     console = Console()
     console.print(table)
     console.print(results.verdict, markup=False)
+    on_test = ", ".join(f"{name} {score:.1f} %" for name, score in test_scores(results))
+    if on_test:
+        console.print(f"on the test split: {on_test}", markup=False)
     console.print(f"report: {run / REPORT}", markup=False, soft_wrap=True)

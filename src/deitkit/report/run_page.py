@@ -26,7 +26,7 @@ from ..run_schema import Role, RunResults, probability_column, role_name
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
 from .figures import confusion_figure, thumbnail
-from .tables import class_rows, confusion_of, is_uneven, model_rows, shown_role
+from .tables import class_rows, confusion_of, is_uneven, model_rows, shown_role, test_scores
 
 _MOST_SAMPLED, _SAMPLES = 24, 3  # classes shown with images, and images of each
 _WORST = 24  # mistakes shown as images
@@ -54,6 +54,7 @@ def write_report(run: Path) -> Path:
         task=task,
         score=score,
         models=model_rows(results),
+        test_scores=test_scores(results),
         uneven=is_uneven(results),
         shown=role,
         shown_name=role_name(role),

@@ -54,6 +54,16 @@ def model_rows(results: RunResults) -> list[ModelRow]:
     return rows
 
 
+def test_scores(results: RunResults) -> list[tuple[str, float]]:
+    """The models that were measured on the test split, with their scores."""
+    key = SCORES[results.task].key
+    measured: dict[str, Mapping[str, float | None] | None] = {"student": results.test}
+    others = {"teacher": results.teacher, **results.candidates, "baseline": results.baseline}
+    measured |= {role: model.test for role, model in others.items() if model is not None}
+    found = [(role_name(role), scores[key]) for role, scores in measured.items() if scores]
+    return [(name, score) for name, score in found if score is not None]
+
+
 def is_uneven(results: RunResults) -> bool:
     """Whether the classes of the validation images are uneven, so that balanced accuracy is shown."""
     return results.confusion is not None and uneven([sum(row) for row in results.confusion])

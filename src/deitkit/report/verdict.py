@@ -185,7 +185,7 @@ class _Words:
         rest = [c for c in front(rivals) if c is not chosen and c is not rival]
         sentences = [
             f"Deploy {chosen.name}{where(chosen)}: {self.full(chosen)}{beside}.",
-            self.also(chosen, rest),
+            self.also(rest),
             self.of_student(chosen, rival, candidates),
             self.caveat(),
         ]
@@ -224,14 +224,10 @@ class _Words:
             f"{difference.high:+.1f}); {more}"
         )
 
-    def also(self, chosen: Candidate, rest: list[Candidate]) -> str:
+    def also(self, rest: list[Candidate]) -> str:
         """The other models that are faster, or more accurate, than all the rest."""
-        named = [f"{c.name} ({self.score(c)}{self.pace(c, chosen)})" for c in rest]
+        named = [f"{c.name} ({self.score(c)}{_rate(c)})" for c in rest]
         return f"Other choices: {'; '.join(named)}." if named else ""
-
-    def pace(self, model: Candidate, chosen: Candidate) -> str:
-        speedup = model.speedup_over(chosen)
-        return "" if speedup is None else f", {_times(speedup)} the speed"
 
     def of_student(
         self, chosen: Candidate, rival: Candidate | None, candidates: Mapping[Role, Candidate]
@@ -263,8 +259,8 @@ class _Words:
         if speedup is None or speedup.steady:
             return ""
         return (
-            f"The machine was busy: measured in turns, the student's speedup over the teacher varied from "
-            f"{speedup.low:.1f}x to {speedup.high:.1f}x; deitkit bench measures it again."
+            f"The machine was busy: measured in turns, the ratio of two speeds varied by a factor of "
+            f"{speedup.high / speedup.low:.1f}; deitkit bench measures them again."
         )
 
     def remedy(self) -> str:
@@ -281,6 +277,10 @@ def where(model: Candidate) -> str:
     kept = {"teacher": f"{TEACHER_FOLDER}/", "baseline": f"{BASELINE_FOLDER}/"}
     folder = model.folder or f"{kept.get(model.role, f'{CANDIDATES_FOLDER}/{model.role}/')} of the run"
     return f" ({folder})"
+
+
+def _rate(model: Candidate) -> str:
+    return "" if model.images_per_s is None else f", {model.images_per_s:.0f} images/s"
 
 
 def _times(speedup: float) -> str:

@@ -18,7 +18,7 @@ from .. import log
 from ..data.dataset import Dataset, Split
 from ..data.image_set import has_label
 from ..evaluation.comparison import chance, compare, learned, metric_of, scored, unpaired_difference
-from ..evaluation.evaluate import evaluate_student, teacher_logits, views_of
+from ..evaluation.evaluate import evaluate, evaluate_student, teacher_logits, views_of
 from ..evaluation.metrics import (
     balanced_accuracy,
     balanced_accuracy_interval,
@@ -84,8 +84,10 @@ class TrainedStudent:
     weights: Literal["ema", "raw"]
 
 
-def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple[Measured, Tensor]:
-    """Accuracy on validation in percent, speed at batch 32, size; and the logits (n, K)."""
+def measure_teacher(
+    teacher: Teacher, val: Split, device: torch.device, test: Split | None = None
+) -> tuple[Measured, Tensor]:
+    """Accuracy on validation (and test) in percent, speed at batch 32, size; and the logits (n, K)."""
     logits = teacher_logits(teacher, val, device)
     probabilities, task = probabilities_of(logits, val.images.task), val.images.task
     score, interval = score_and_interval(probabilities, val.labels)
@@ -106,9 +108,15 @@ def measure_teacher(teacher: Teacher, val: Split, device: torch.device) -> tuple
         backend=teacher.backend,
         how=teacher.card.how,
         image_size=teacher.card.members[0].preprocessing.image_size,
+        test=None if test is None else _test_scores(teacher, test, device),
         confusion=None if counts is None else tuple(map(tuple, counts.tolist())),
     )
     return Measured(result, probabilities, lambda: teacher(batch)), logits
+
+
+def _test_scores(teacher: Teacher, test: Split, device: torch.device) -> dict[str, float | None]:
+    predictions = evaluate(lambda views: {"class_logits": teacher(views).logits}, views_of(test, device))
+    return predictions.metrics().to_dict()
 
 
 def stored_teacher(soft_labels: SoftLabelStore) -> Measured:

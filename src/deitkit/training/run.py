@@ -90,7 +90,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     if teacher is not None:
         with log.activity("evaluating the teacher"):
             measured_teacher, by_teacher = results.measure_teacher(
-                teacher, session.dataset.val, session.device
+                teacher, session.dataset.val, session.device, session.dataset.test
             )
     if measured_teacher is not None:
         results.log_teacher(measured_teacher.result, session.dataset.val)

@@ -110,9 +110,10 @@ def _sizes(session: Session) -> list[tuple[int, float]]:
 def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> results.Measured:
     """The teacher at `size` pixels, from `folder` if it is kept there, on validation."""
     val = _split(session, session.dataset.val, size, crop)
+    test = session.dataset.test and _split(session, session.dataset.test, size, crop)
     teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size, crop))
     with log.activity(f"evaluating the teacher at {size} px"):
-        measured, logits = results.measure_teacher(teacher, val, session.device)
+        measured, logits = results.measure_teacher(teacher, val, session.device, test)
     write_predictions(folder / PREDICTIONS, val.images, DeiTOutput(logits, None), None)
     return replace(measured, result=replace(measured.result, image_size=(size, size)))
 
