@@ -448,7 +448,8 @@ def run_batch(name: str, seed: int, first: int, count: int, tally: Tally) -> Non
             tally.cases += said.get("count", 1)
             tally.refused += bool(said["refused"])
             if said["problem"]:
-                tally.findings.append({"case": case, "problem": said["problem"]})
+                problem = said["problem"].replace(f"{ROOT}/", "").replace(f"{sys.prefix}/", "")
+                tally.findings.append({"case": case, "problem": problem})
         if process.wait() != 0:
             problem = f"exit status {process.returncode} in or after this case: {errors.read()[-1500:]}"
             tally.findings.append({"case": case, "problem": problem})
