@@ -23,6 +23,15 @@ from rich.progress import (
 logger = logging.getLogger("deitkit")
 info, warning = logger.info, logger.warning
 
+
+def _in_utf8(record: logging.LogRecord) -> bool:
+    """File names may not be UTF-8, and a handler that writes to a file would fail on them."""
+    record.msg = record.getMessage().encode("utf-8", "backslashreplace").decode("utf-8")
+    record.args = ()
+    return True
+
+
+logger.addFilter(_in_utf8)
 _console = Console(stderr=True, highlight=False)
 _bars: Progress | None = None  # the display that is on, if any
 
@@ -31,8 +40,7 @@ class _TerminalHandler(logging.Handler):
     """Prints a record as one plain line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A file's name may be no UTF-8.
-        text = record.getMessage().encode("utf-8", "backslashreplace").decode()
+        text = record.getMessage()
         if record.levelno >= logging.WARNING:
             text = f"warning: {text}"
         _console.print(text, markup=False, soft_wrap=True)
