@@ -432,6 +432,6 @@ def test_images_of_every_kind(finished, tmp_path, capsys):
 def test_a_folder_where_there_can_be_none(tmp_path, capsys):
     write_images(tmp_path / "images")
     with pytest.raises(SystemExit) as ended:
-        main(["train", str(tmp_path / "images"), "--out", "/proc/nope", *TINY])
+        command_line(["train", str(tmp_path / "images"), "--out", "/proc/nope", *TINY])
     assert ended.value.code == 2
     assert "the folder /proc/nope cannot be created" in capsys.readouterr().err

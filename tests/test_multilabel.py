@@ -167,7 +167,7 @@ def test_predictions_can_serve_as_labels(stage, capsys):
 
 @pytest.mark.parametrize(("to", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml")])
 def test_an_exported_graph_answers_with_sigmoids(stage, tmp_path, to, suffix):
-    classifier = load(stage / "run", device="cpu", backend="pytorch")
+    classifier = load(stage / "run", device="cpu", model="student", backend="pytorch")
     backend, _ = delivery_export.export(classifier, to, tmp_path / f"model{suffix}")
     views = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     probabilities, class_logits, distill_logits = backend(views)

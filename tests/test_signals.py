@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -18,6 +19,7 @@ def test_a_signal_while_images_are_decoded(tmp_path, monkeypatch, capsys, name):
 
     def stopped(*_: object) -> None:
         os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(10)  # another thread may get the signal first
 
     monkeypatch.setattr(session, "open_dataset", stopped)
     command = ["train", str(images), "--out", str(tmp_path / "run"), *TINY]

@@ -31,7 +31,7 @@ def splits_of(count: int) -> Splits:
 
 
 def resolved(count: int, side: int, monkeypatch: pytest.MonkeyPatch, **settings) -> ResolvedConfig:
-    monkeypatch.setattr(resolving, "_median_side", lambda images: side)
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: side)
     return resolve(recipes.get("small-data").override(settings), splits_of(count), CPU)
 
 
@@ -96,7 +96,7 @@ def test_a_gpus_patch_follows_the_size_that_is_asked_for(image_folder):
 
 
 def test_a_gpu_takes_a_large_batch_in_parts(monkeypatch):
-    monkeypatch.setattr(resolving, "_median_side", lambda images: 300)
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: 300)
     for batch, micro in ((1024, 256), (64, 64)):
         config = Config().override({"train.batch_size": batch})
         resolved = resolve(config, splits_of(2000), torch.device("cuda"))

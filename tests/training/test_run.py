@@ -301,7 +301,10 @@ def test_a_teacher_and_feature_distillation(data, tmp_path):
         "guidance" in k or "features" in k or "teacher" in k for k in model
     )
     assert all(torch.isfinite(t).all() for t in model.values())
-    assert deitkit.load(run.folder).predict([data / "cat" / "0.png"])[0].distill_label is not None
+    assert (
+        deitkit.load(run.folder, model="student").predict([data / "cat" / "0.png"])[0].distill_label
+        is not None
+    )
 
 
 def test_unlabelled_images(data, tmp_path):
