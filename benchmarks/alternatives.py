@@ -58,6 +58,7 @@ from deitkit.data.dataset import find_splits
 from deitkit.evaluation.side_by_side import serve, take_turns
 from deitkit.training.teacher_fitting import fit_folder
 from provenance import provenance
+from rows import append_row
 
 PROBES = tuple(f"probe lite0@{size}" for size in (96, 128, 160, 224))
 FIELDS = (
@@ -509,12 +510,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             )
             rows.append(dict(zip(FIELDS, values, strict=True)))
             print(f"{name} {alternative} seed {seed}: {scores.top1:.1f} %", file=sys.stderr)
-            new = not table.exists()
-            with open(table, "a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(rows[-1])
+            append_row(table, FIELDS, rows[-1])
     return [row for row in rows if row["alternative"] in options.alternatives]
 
 

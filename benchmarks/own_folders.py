@@ -33,7 +33,7 @@ from deitkit.evaluation.run_evaluation import evaluate_folder
 from deitkit.evaluation.speed import describe_machine
 from deitkit.report.verdict import POINTS_PER_DOUBLING
 from deitkit.run_folder import read_results
-from deitkit.run_schema import ModelResult, role_name
+from deitkit.run_schema import role_name
 
 RESULTS = Path(__file__).parents[1] / "results" / "own-folders.md"
 TEST_IMAGES = 100  # per class
@@ -154,9 +154,9 @@ def table(source: Source, folder: Path) -> dict[str, str]:
     for label in source.classes()[:4]:
         for path in source.images("train", label)[:100]:
             name = f"{label} {path.name}"  # the classes number their images alike
-            (folder / "pictures").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / "pictures" / name)
-            rows.append(f"pictures/{name};{label}")
+            (folder / "all").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / "all" / name)
+            rows.append(f"all/{name};{label}")
     (folder / "labels.csv").write_text("\r\n".join(rows) + "\r\n", encoding="utf-8-sig")
     return {label: label for label in source.classes()[:4]}
 
@@ -213,11 +213,8 @@ class Tested:
 
 def tested(run: Path, test: Path) -> dict[str, Tested]:
     """Every model of a run, measured on the images of `test`."""
-    results, found = read_results(run), {}
-    models: dict[str, ModelResult | None] = {"student": results.student, "teacher": results.teacher}
-    for role, result in (models | dict(results.candidates)).items():
-        if result is None:
-            continue
+    found = {}
+    for role, result in read_results(run).models.items():
         rows = run / f"test-{role}.csv"
         evaluate_folder(run, test, model=role, csv_file=rows)
         with rows.open(encoding="utf-8", newline="") as file:
@@ -250,7 +247,8 @@ def rows_of(one: Case, options: argparse.Namespace) -> Iterator[str]:
     seconds = time.monotonic() - started
     (work / "stderr.txt").write_text(done.stderr)
     if done.returncode:
-        yield f"| {one.about} | failed: {done.stderr.strip().splitlines()[-1]} | | | no |"
+        said = done.stderr.strip().splitlines()[-1].replace(str(options.out), "DIR")
+        yield f"| {one.about} | failed: {said} | | | no |"
         return
     results, models = read_results(work / "run"), tested(work / "run", work / "test")
     scores = ", ".join(f"{role_name(m.role)} {m.top1:.1f}" for m in models.values())

@@ -26,6 +26,7 @@ import deitkit
 from deitkit import recipes
 from deitkit.config import RENAMED
 from deitkit.data.dataset import find_splits
+from rows import append_row
 
 ARMS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -161,12 +162,7 @@ def main() -> None:
                 settings = held | {"train.seed": seed} | settings_of(arm, options.unlabeled)
                 out = Path(scratch) / f"{len(rows)}"
                 rows.append(row_of(name, arm, seed, deitkit.train(data, out, **settings).results))
-                new = not table.exists()
-                with open(table, "a", newline="") as file:
-                    writer = csv.DictWriter(file, FIELDS)
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(rows[-1])
+                append_row(table, FIELDS, rows[-1])
     print(json.dumps({arm: summary([r for r in rows if r["arm"] == arm]) for arm in options.arms}))
 
 

@@ -11,7 +11,6 @@ by images that it has not seen. Rows are appended to results/which-weights.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import tempfile
 from collections.abc import Callable
@@ -26,9 +25,11 @@ from deitkit.evaluation.evaluate import Predictions, evaluate_student
 from deitkit.models import joint_probabilities
 from deitkit.training import student_training
 from deitkit.training.schedule import Schedule
+from rows import append_row
 
 RESULTS = Path(__file__).parents[1] / "results" / "which-weights.csv"
 DRAWS = 300
+FIELDS = ["data", "fraction", "seed", "evaluations", "images", "rule", "balanced", "date"]
 Rule = Callable[[Tensor, Tensor], tuple[int, int]]  # losses, top-1 (E, 2: raw and averaged) -> evaluation
 
 
@@ -127,18 +128,21 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     for seed in options.seeds:
         found, labels = recorded(options.folder, settings | {"train__seed": seed})
-        with RESULTS.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(
-                    ["data", "fraction", "seed", "evaluations", "images", "rule", "balanced", "date"]
+        for images in options.images:
+            for rule, score in replay(found, labels, images, seed).items():
+                today = datetime.date.today().isoformat()
+                values = (
+                    options.name,
+                    options.fraction,
+                    seed,
+                    len(found),
+                    images,
+                    rule,
+                    f"{score:.2f}",
+                    today,
                 )
-            for images in options.images:
-                for rule, score in replay(found, labels, images, seed).items():
-                    today = datetime.date.today().isoformat()
-                    row = [options.name, options.fraction, seed, len(found), images, rule, f"{score:.2f}"]
-                    writer.writerow([*row, today])
-                    print(*row)
+                append_row(RESULTS, FIELDS, dict(zip(FIELDS, values, strict=True)))
+                print(*values)
 
 
 if __name__ == "__main__":

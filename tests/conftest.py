@@ -24,6 +24,18 @@ TINY = [
     "--device=cpu",
 ]
 
+# A script for a process of its own: runs the command lines in its argument, a JSON list of them.
+VERBS = """
+import json, sys
+from deitkit import cli
+for arguments in json.loads(sys.argv[1]):
+    try:
+        cli.main(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise SystemExit(f"{arguments} ended with {end.code}")
+"""
+
 
 def write_images(
     folder: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 12, side: int = 24

@@ -14,7 +14,7 @@ from deitkit.errors import DeitkitError
 from deitkit.preprocessing import InputSize
 from deitkit.teachers.spec import open_member, parse
 
-from .conftest import write_images
+from .conftest import VERBS, write_images
 from .teachers.models import timm_file
 
 # Runs at the start of each Python process below: notes every attempt to reach a network, and refuses it.
@@ -32,17 +32,6 @@ def refuse(event, args):
     raise OSError("no network in this test")
 
 sys.addaudithook(refuse)
-"""
-
-VERBS = """
-import json, sys
-from deitkit import cli
-for arguments in json.loads(sys.argv[1]):
-    try:
-        cli.main(arguments)
-    except SystemExit as end:
-        if end.code:
-            raise SystemExit(f"{arguments} ended with {end.code}")
 """
 
 

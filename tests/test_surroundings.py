@@ -18,20 +18,10 @@ from deitkit.data.cache import Decoder, default_cache_dir, open_store
 from deitkit.data.folder import scan
 from deitkit.errors import DataError
 
-from .conftest import TINY, write_images
+from .conftest import TINY, VERBS, write_images
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="users as on POSIX")
 STRANGER = 54321  # no user of this machine
-VERBS = """
-import json, sys
-from deitkit import cli
-for arguments in json.loads(sys.argv[1]):
-    try:
-        cli.main(arguments)
-    except SystemExit as end:
-        if end.code:
-            raise SystemExit(f"{arguments} ended with {end.code}")
-"""
 
 
 @pytest.fixture

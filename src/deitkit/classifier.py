@@ -259,7 +259,18 @@ def load(
     Raises RunFolderError if the folder is incomplete, SettingError or DependencyError for a device or backend
     that is unknown or missing.
     """
-    folder = model_folder(Path(path), model)
+    return load_folder(model_folder(Path(path), model), device, backend=backend, merge=merge, code=code)
+
+
+def load_folder(
+    folder: Path,
+    device: str = "auto",
+    *,
+    backend: BackendName = "auto",
+    merge: int = 0,
+    code: str | None = None,
+) -> Classifier:
+    """As `load`, of the student or the fitted teacher in `folder` itself, such as `model_folder` names."""
     if not holds_teacher(folder):
         return load_student(folder, device, backend, merge)
     if merge:

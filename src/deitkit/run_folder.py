@@ -169,14 +169,9 @@ def read_results(run: Path) -> RunResults:
     path = run / RESULTS
     raw = _object(path)
     raw |= {"task": _task(raw), "baseline": raw.get("baseline", raw.get(_BASELINE_V01))}
-    for name in ("student", "teacher", "baseline"):
-        if isinstance(raw.get(name), dict):
-            raw[name] = raw[name] | {"scores": _scores(raw[name])}
+    raw |= {name: _unflattened(raw[name]) for name in ("student", "teacher", "baseline") if name in raw}
     if isinstance(raw.get("candidates"), dict):
-        raw["candidates"] = {
-            name: model | {"scores": _scores(model)} if isinstance(model, dict) else model
-            for name, model in raw["candidates"].items()
-        }
+        raw["candidates"] = {name: _unflattened(model) for name, model in raw["candidates"].items()}
     results = _fields(RunResults, raw, path)
     if results.task == "multiclass" and results.confusion is not None:
         size = len(results.confusion)
@@ -203,8 +198,7 @@ def model_to_json(model: ModelResult) -> dict[str, Any]:
 
 def model_from_json(raw: Any, path: Path) -> ModelResult:
     """The inverse of `model_to_json`. Raises RunFolderError, naming `path`, if it does not fit."""
-    scores = {"scores": _scores(raw)} if isinstance(raw, dict) else {}
-    return _fields(ModelResult, raw | scores if scores else raw, path)
+    return _fields(ModelResult, _unflattened(raw), path)
 
 
 def _listed(value: Any) -> Any:
@@ -379,11 +373,12 @@ def _task(raw: Mapping[str, Any]) -> Any:
     return _TASKS_V01.get(task, task) if isinstance(task, str) else task
 
 
-def _scores(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a model that are not fields of their own."""
-    fields = ModelResult.__dataclass_fields__
-    numbers = (int, float, type(None))
-    return {k: v for k, v in model.items() if k not in fields and isinstance(v, numbers)}
+def _unflattened(model: Any) -> Any:
+    """The inverse of `_flattened`: the numbers that are no fields of their own become `scores`."""
+    if not isinstance(model, dict):
+        return model
+    fields, numbers = ModelResult.__dataclass_fields__, (int, float, type(None))
+    return model | {"scores": {k: v for k, v in model.items() if k not in fields and isinstance(v, numbers)}}
 
 
 def _problem(info: RunInfo) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .config import Config
@@ -263,3 +263,10 @@ class RunResults:
     test: dict[str, float | None] | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
     per_class: tuple[dict[str, float | None], ...] | None = None
+
+    @property
+    def models(self) -> dict[Role, ModelResult]:
+        """Every model of the run, with its scores on the test split and its confusion matrix beside it."""
+        student = replace(self.student, test=self.test, confusion=self.confusion, per_class=self.per_class)
+        others = {"teacher": self.teacher, **self.candidates, "student": student, "baseline": self.baseline}
+        return {role: model for role, model in others.items() if model is not None}

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,12 @@ def opened(images: ImageSet, cache: Path, view: str = "resize", limit: int = 10*
     store, unreadable = open_store(images, decoder, cache_dir=cache, limit_bytes=limit, workers=2)
     assert unreadable == []
     return store
+
+
+def open_small(images: ImageSet, cache: Path, on_progress: Callable[[int], None]) -> None:
+    """Decodes into `cache`, an image at a time."""
+    decoder = Decoder((8, 8), "resize")
+    open_store(images, decoder, cache_dir=cache, limit_bytes=10**9, workers=1, on_progress=on_progress)
 
 
 @pytest.mark.parametrize("view", ["resize", "center_crop"])
@@ -199,14 +206,7 @@ def test_an_interrupt_leaves_nothing_behind(images, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_store(
-            images,
-            Decoder((8, 8), "resize"),
-            cache_dir=tmp_path / "c",
-            limit_bytes=10**9,
-            workers=1,
-            on_progress=interrupt,
-        )
+        open_small(images, tmp_path / "c", interrupt)
     assert list((tmp_path / "c").iterdir()) == []
 
 
@@ -266,12 +266,5 @@ def test_images_that_change_while_they_are_decoded_are_not_cached(images, tmp_pa
             file.write(b"more")
 
     with pytest.raises(DataError, match="changed while they were read; run the command again"):
-        open_store(
-            images,
-            Decoder((8, 8), "resize"),
-            cache_dir=tmp_path / "c",
-            limit_bytes=10**9,
-            workers=1,
-            on_progress=change,
-        )
+        open_small(images, tmp_path / "c", change)
     assert not list((tmp_path / "c").iterdir())

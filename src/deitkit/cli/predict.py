@@ -28,7 +28,7 @@ def predict(
 ) -> None:
     """Classify images with the model that a run recommends, or with another of its models."""
     from .. import log
-    from ..classifier import load, model_folder
+    from ..classifier import load_folder, model_folder
     from ..data.decode import UnreadableImage
     from ..data.image_inputs import NamedImage, expand
     from . import prediction_output as output
@@ -41,7 +41,7 @@ def predict(
             images += [NamedImage(str(file), file) for file in expand([path])]
     with log.activity("loading the model"):
         folder = model_folder(run, model)
-        classifier = load(folder, device or "auto", model="student", code=teacher_code)
+        classifier = load_folder(folder, device or "auto", code=teacher_code)
     predictions = []
     with log.progress_bar("predicting", len(images)) as advance:
         for prediction in classifier.predict_all(images):

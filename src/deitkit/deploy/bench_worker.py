@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..classifier import load
+from ..classifier import load_folder
 from ..evaluation.side_by_side import serve
 from ..inference.backends import CONVERTED, Backend, PyTorchBackend, open_file
 
@@ -26,9 +26,9 @@ def create_side(spec: dict[str, Any]) -> Callable[[int], Callable[[], object]]:
     if spec["backend"] in CONVERTED:
         backend = open_file(spec["backend"], Path(spec["file"]))
     else:
-        graph = load(
-            spec["run"], model="student", device=spec["device"], backend="pytorch", merge=spec["merge"]
-        ).as_graph()
+        run = Path(spec["run"])
+        classifier = load_folder(run, spec["device"], backend="pytorch", merge=spec["merge"])
+        graph = classifier.as_graph()
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec["precision"]]
         backend = PyTorchBackend(graph, device, precision=precision, compiled=spec["backend"] == "compiled")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..classifier import Classifier, ModelChoice, TeacherClassifier, load, model_folder
+from ..classifier import Classifier, ModelChoice, TeacherClassifier, load_folder, model_folder
 from ..data.image_set import evenly_spread
 from ..data.splits import Splits
 from ..errors import DeitkitError, SettingError
@@ -100,7 +100,7 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         with log.activity("loading the model"):
             run = model_folder(_run_folder(target, Path(folder)), model)
-            classifier = load(run, model="student", device=device, backend="pytorch", merge=merge)
+            classifier = load_folder(run, device=device, backend="pytorch", merge=merge)
             splits = _images(run, classifier, data, random=target in VARIANTS)
             sides = _sides(classifier, chosen, splits, Path(folder), random=target in VARIANTS)
         common = {

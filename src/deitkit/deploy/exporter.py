@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..classifier import Classifier, ModelChoice, TeacherClassifier, load, model_folder
+from ..classifier import Classifier, ModelChoice, TeacherClassifier, load_folder, model_folder
 from ..errors import DependencyError, RunFolderError, SettingError
 from ..evaluation.evaluate import evaluate_backends
 from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
@@ -63,7 +63,7 @@ def export_run(
         raise SettingError("--data calibrates int8 and nothing else; add --int8 or leave --data out")
     check_target(to, out)
     folder = model_folder(Path(run), model)
-    classifier = load(folder, model="student", device="cpu", backend="pytorch", merge=merge)
+    classifier = load_folder(folder, device="cpu", backend="pytorch", merge=merge)
     if int8 and isinstance(classifier, TeacherClassifier):
         raise SettingError(
             "int8 is for students: a teacher's convolutions stay float; leave out --int8, or add "

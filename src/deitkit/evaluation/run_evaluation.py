@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import log
-from ..classifier import ModelChoice, load, model_folder
+from ..classifier import ModelChoice, load_folder, model_folder
 from ..data.image_set import ImageSet
 from ..inference.backends import BackendName
 from ..models import DeiTOutput, joint_probabilities, probabilities_of
@@ -114,7 +114,7 @@ def evaluate_folder(
     # A student stays on PyTorch: a measurement does not change backends half way.
     backend: BackendName = "auto" if holds_teacher(folder) else "pytorch"
     with log.activity("loading the model"):
-        classifier = load(folder, device, model="student", backend=backend, merge=merge, code=code)
+        classifier = load_folder(folder, device, backend=backend, merge=merge, code=code)
         images, notes = labelled_images(Path(data), classifier, part), list[str]()
         if part is None:
             images, notes = without_training_images(folder, images)

@@ -15,7 +15,7 @@ from ..classifier import (
     ModelChoice,
     StudentClassifier,
     TeacherClassifier,
-    load,
+    load_folder,
     load_student,
     model_folder,
 )
@@ -58,7 +58,7 @@ def analyze_run(
     """
     folder, data = model_folder(Path(run), model), Path(data)
     with log.activity("loading the model"):
-        classifier = load(folder, model="student", code=code)
+        classifier = load_folder(folder, code=code)
     if classifier.task == "multilabel":
         raise DataError(f"analyze needs one class per image, and {folder} is multilabel; use eval")
     config = Config()

@@ -113,25 +113,24 @@ def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
 
 def _front_figure(results: RunResults, score: Score) -> Figure | None:
     """Accuracy over speed of every model; None for fewer than three."""
-    models = [row for row in model_rows(results) if row.result is not None and row.score is not None]
-    models = [row for row in models if row.result is not None and row.result.images_per_s > 0]
-    if len(models) < 3:
+    points = [
+        (model.images_per_s, value, role, model.interval or (value, value))
+        for role, model in results.models.items()
+        if (value := model.scores.get(score.key)) is not None and model.images_per_s > 0
+    ]
+    if len(points) < 3:
         return None
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.add_subplot(xlabel="images/s", ylabel=f"{score.name} on validation, %", xscale="log")
-    models.sort(key=lambda row: row.result.images_per_s if row.result else 0.0)
-    for i, row in enumerate(models):
-        assert row.result is not None and row.role is not None and row.score is not None
-        chosen = row.role == results.recommended
+    for i, (speed, value, role, (low, high)) in enumerate(sorted(points)):
+        chosen = role == results.recommended
         color, weight = ("tab:red", "bold") if chosen else ("tab:blue", "normal")
-        low, high = row.result.interval or (row.score, row.score)
-        error = [[max(0.0, row.score - low)], [max(0.0, high - row.score)]]
-        point = (row.result.images_per_s, row.score)
-        axes.errorbar(*point, error, fmt="o", color=color, elinewidth=1)
+        error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axes.errorbar(speed, value, error, fmt="o", color=color, elinewidth=1)
         # Neighbours' names are above and below, so that they do not cover each other.
         axes.annotate(
-            role_name(row.role).removeprefix("teacher at "),
-            point,
+            role_name(role).removeprefix("teacher at "),
+            (speed, value),
             (6, 4 if i % 2 else -11),
             textcoords="offset points",
             fontsize=8,

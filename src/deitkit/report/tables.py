@@ -38,30 +38,26 @@ class ClassRow:
 
 def model_rows(results: RunResults) -> list[ModelRow]:
     """The teacher, at each size, the student with each of its heads, and the baseline."""
-    key = SCORES[results.task].key
-    student, teacher, baseline = results.student, results.teacher, results.baseline
-    rows = []
-    if teacher is not None:
-        rows.append(ModelRow(f"Teacher: {teacher.name}", teacher.scores.get(key), "teacher", teacher))
-    for role, model in results.candidates.items():
-        rows.append(ModelRow(role_name(role).capitalize(), model.scores.get(key), role, model))
-    rows.append(ModelRow(f"Student: DeiT {student.name}", student.scores.get(key), "student", student))
-    if student.scores.get(f"{key}_distill") is not None:
-        rows.append(ModelRow("class head alone", student.scores.get(f"{key}_class")))
-        rows.append(ModelRow("distillation head alone", student.scores[f"{key}_distill"]))
-    if baseline is not None:
-        rows.append(ModelRow("Baseline: no teacher", baseline.scores.get(key), "baseline", baseline))
+    key, rows = SCORES[results.task].key, []
+    names = {
+        "teacher": f"Teacher: {results.teacher.name if results.teacher else ''}",
+        "student": f"Student: DeiT {results.student.name}",
+        "baseline": "Baseline: no teacher",
+    }
+    for role, model in results.models.items():
+        name = names.get(role, role_name(role).capitalize())
+        rows.append(ModelRow(name, model.scores.get(key), role, model))
+        if role == "student" and model.scores.get(f"{key}_distill") is not None:
+            rows.append(ModelRow("class head alone", model.scores.get(f"{key}_class")))
+            rows.append(ModelRow("distillation head alone", model.scores[f"{key}_distill"]))
     return rows
 
 
 def test_scores(results: RunResults) -> list[tuple[str, float]]:
     """The models that were measured on the test split, with their scores."""
     key = SCORES[results.task].key
-    measured: dict[str, Mapping[str, float | None] | None] = {"student": results.test}
-    others = {"teacher": results.teacher, **results.candidates, "baseline": results.baseline}
-    measured |= {role: model.test for role, model in others.items() if model is not None}
-    found = [(role_name(role), scores[key]) for role, scores in measured.items() if scores]
-    return [(name, score) for name, score in found if score is not None]
+    scores = {role_name(role): (model.test or {}).get(key) for role, model in results.models.items()}
+    return [(name, score) for name, score in scores.items() if score is not None]
 
 
 def is_uneven(results: RunResults) -> bool:
@@ -71,25 +67,19 @@ def is_uneven(results: RunResults) -> bool:
 
 def shown_role(results: RunResults, rows: Sequence[Mapping[str, str]]) -> Role:
     """The model whose classes are shown: the recommended one, if its predictions are known."""
-    if results.recommended == "teacher" and results.task == "multiclass":
+    role = results.recommended
+    if role == "teacher" and results.task == "multiclass":
         return "teacher" if rows and all(row.get("teacher_prediction") for row in rows) else "student"
-    candidate = results.candidates.get(results.recommended or "")
-    if candidate is not None and candidate.confusion is not None:
-        return results.recommended or ""
-    known = results.recommended == "baseline" and results.baseline is not None
-    return "baseline" if known and results.baseline and results.baseline.confusion else "student"
+    return role if role in results.models and results.models[role].confusion is not None else "student"
 
 
 def confusion_of(
     role: Role, results: RunResults, rows: Sequence[Mapping[str, str]], classes: Sequence[str]
 ) -> Counts | None:
-    """The confusion matrix of a model, the teacher's from the rows of `predictions.csv`."""
-    if role == "baseline":
-        return results.baseline.confusion if results.baseline else None
-    if role == "student":
-        return results.confusion
-    if role in results.candidates:
-        return results.candidates[role].confusion
+    """The confusion matrix of a model; the teacher's from the rows of `predictions.csv`, if need be."""
+    model = results.models.get(role)
+    if role != "teacher" or (model is not None and model.confusion is not None):
+        return model.confusion if model else None
     place = {name: k for k, name in enumerate(classes)}
     known = [row for row in rows if row["label"] in place and row["teacher_prediction"] in place]
     labels = torch.tensor([place[row["label"]] for row in known])

@@ -184,7 +184,7 @@ class _Words:
         beside = self.alone(chosen, candidates) if rival is None else self.beside(chosen, rival)
         rest = [c for c in front(rivals) if c is not chosen and c is not rival]
         sentences = [
-            f"Deploy {chosen.name}{where(chosen)}: {self.full(chosen)}{beside}.",
+            f"Deploy {chosen.name}{_where(chosen)}: {self.full(chosen)}{beside}.",
             self.also(rest),
             self.of_student(chosen, rival, candidates),
             self.caveat(),
@@ -270,7 +270,7 @@ class _Words:
         )
 
 
-def where(model: Candidate) -> str:
+def _where(model: Candidate) -> str:
     """The folder of a model that is not the student, in brackets."""
     if model.role == "student":
         return ""

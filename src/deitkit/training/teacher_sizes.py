@@ -66,10 +66,11 @@ def _affordable(session: Session, out: Path, teacher: ModelResult) -> list[tuple
     left = _SECONDS if session.budget is None else session.budget.left * _SHARE_OF_BUDGET
     data, kept, dropped = session.dataset, [], []
     passes = _num_views(session) * len(data.train.images) + len(data.val.images)
-    per_pixel = passes / teacher.images_per_s / math.prod(teacher.image_size or (1, 1))
     for size, crop in _sizes(session):
+        assert teacher.image_size is not None, "a live teacher has a size"
         there = holds_teacher(out / CANDIDATES_FOLDER / f"teacher-{size}")
-        seconds = 0.0 if there else _OVERHEAD + per_pixel * size**2
+        pixels = size**2 / math.prod(teacher.image_size)
+        seconds = 0.0 if there else _OVERHEAD + passes / teacher.images_per_s * pixels
         if seconds > left:
             dropped.append(f"{size} px")
             continue
@@ -113,7 +114,7 @@ def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> 
     test = session.dataset.test and _split(session, session.dataset.test, size, crop)
     teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size, crop))
     with log.activity(f"evaluating the teacher at {size} px"):
-        measured, logits = results.measure_teacher(teacher, val, session.device, test)
+        measured, logits = results.evaluate_teacher(teacher, val, session.device, test)
     write_predictions(folder / PREDICTIONS, val.images, DeiTOutput(logits, None), None)
     return replace(measured, result=replace(measured.result, image_size=(size, size)))
 
