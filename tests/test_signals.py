@@ -13,6 +13,14 @@ from deitkit.training import session
 from tests.conftest import TINY, write_images
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell starts background jobs with SIGINT ignored, and pytest may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_while_images_are_decoded(tmp_path, monkeypatch, capsys, name):
     images = write_images(tmp_path / "images")
