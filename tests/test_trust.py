@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import deitkit
-from deitkit import DeitkitError, cli
+from deitkit import DeitkitError, classifier, cli
 from deitkit.config import Config
 from deitkit.errors import WeightsError
 from deitkit.preprocessing import InputSize
@@ -344,13 +344,13 @@ def test_the_current_folder_replaces_no_module(tmp_path, monkeypatch):
 def test_links_to_nowhere_and_files_that_vanish_are_listed(random_run, image_folder, monkeypatch, capsys):
     """They end no classification of the others."""
     (image_folder / "cat" / "lost.png").symlink_to("nowhere")
-    vanishing, load = image_folder / "cat" / "0.png", deitkit.load
+    vanishing, load = image_folder / "cat" / "0.png", classifier.load_folder
 
     def slow_load(*arguments, **options):
         vanishing.unlink()  # after the folder was listed
         return load(*arguments, **options)
 
-    monkeypatch.setattr("deitkit.classifier.load", slow_load)
+    monkeypatch.setattr(classifier, "load_folder", slow_load)
     assert call("predict", random_run, image_folder, "--csv", "--device=cpu", "--model=student") == 1
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 1 + 24 + 1
