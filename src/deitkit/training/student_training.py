@@ -99,6 +99,7 @@ class StudentTraining:
         """A new trainer of a new student, for so many epochs."""
         config, dataset = self.config, self.dataset
         self.folder.mkdir(parents=True, exist_ok=True)
+        student = self.create().to(self.session.device)
         objective = Objective(
             config.distillation,
             config.train,
@@ -109,7 +110,7 @@ class StudentTraining:
         views = self.session.views(dataset)
         val, device = dataset.val, self.session.device
         return Trainer(
-            self.create().to(device),
+            student,
             objective,
             TrainingData(views, self.sampler, config.data.workers, dataset.pool.images.paths),
             Validation(lambda m: evaluate_student(m, val, device).metrics().to_dict(), len(val.images)),
