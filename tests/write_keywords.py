@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from .config import BackendName
 from .settings import Auto
 
 

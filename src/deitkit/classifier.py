@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import log
-from .config import Config
+from .config import BackendName, Config
 from .data.decode import UnreadableImage, center_crop
 from .data.image_inputs import ImageInput, NamedImage, named_images
 from .errors import RunFolderError, SettingError
-from .inference.backends import CONVERTED, Backend, BackendName
+from .inference.backends import CONVERTED, Backend
 from .inference.device import resolve_inference_device
 from .inference.joint_classifier import ClassifierGraph, JointClassifier, as_output
 from .inference.selection import create_backend

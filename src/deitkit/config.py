@@ -32,6 +32,9 @@ from .settings import (
     share,
 )
 
+# The names of inference.backends.BACKENDS, and "auto".
+BackendName = Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(Section):
@@ -148,7 +151,7 @@ class TeacherConfig(Section):
     std: tuple[float, float, float] | None = setting(
         None, "Channel standard deviations; none: the teacher's own.", above(0)
     )
-    backend: Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"] = setting(
+    backend: BackendName = setting(
         "auto", "Inference backend; auto: the fastest one that agrees with PyTorch."
     )
     soft_labels: str | None = setting(

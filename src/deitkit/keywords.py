@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from .config import BackendName
 from .settings import Auto
 
 
@@ -99,7 +100,7 @@ class Keywords(TypedDict, total=False):
     """Channel means; none: the teacher's own."""
     teacher__std: float | tuple[float, float, float] | None
     """Channel standard deviations; none: the teacher's own."""
-    teacher__backend: Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"]
+    teacher__backend: BackendName
     """Inference backend; auto: the fastest one that agrees with PyTorch."""
     teacher__soft_labels: str | None
     """Folder of stored soft labels (deitkit label) to use instead of a live teacher."""

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from deitkit.classifier import load
+from deitkit.config import BackendName
 from deitkit.errors import DeitkitError
 from deitkit.inference import selection as choose
-from deitkit.inference.backends import BACKENDS, CONVERTED, BackendName
+from deitkit.inference.backends import BACKENDS, CONVERTED
 from deitkit.inference.selection import AutoBackend, Tolerance, agrees
 
 

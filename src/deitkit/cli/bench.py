@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from .. import log
+from ..config import BackendName
 from ..errors import SettingError
 from . import options as flags
 
@@ -23,7 +24,7 @@ def bench(
     data: Annotated[Path | None, typer.Option(help="Other images for accuracy and int8.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,32",
     backends: Annotated[
-        str, typer.Option(help="all, or some of pytorch,compiled,onnxruntime,openvino.")
+        str, typer.Option(help=f"all, or some of {','.join(get_args(BackendName)[1:])}.")
     ] = "all",
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge in each block.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
+from ..config import BackendName
 from . import options as flags
 from .options import settings_of
 
@@ -20,7 +21,7 @@ _CLASSES = typer.Option(
     help="Outputs of the pretrained head: imagenet, or a JSON or CSV file of class and output number."
 )
 _IMAGE_SIZE = typer.Option(min=8, help="The teacher's input, pixels a side.")
-_BACKEND = typer.Option(help="auto, pytorch, compiled, openvino or onnxruntime.")
+_BACKEND = typer.Option(help=f"{', '.join(get_args(BackendName))}.")
 
 
 @app.command("fit")

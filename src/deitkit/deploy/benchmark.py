@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import log
 from ..classifier import Classifier, ModelChoice, TeacherClassifier, load_folder, model_folder
+from ..config import BackendName
 from ..data.image_set import evenly_spread
 from ..data.splits import Splits
 from ..errors import DeitkitError, SettingError
@@ -24,7 +25,6 @@ from ..evaluation.side_by_side import Turns, take_turns
 from ..inference.backends import (
     CONVERTED,
     Backend,
-    BackendName,
     installed,
     open_file,
     require,

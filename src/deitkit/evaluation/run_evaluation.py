@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import log
 from ..classifier import ModelChoice, load_folder, model_folder
+from ..config import BackendName
 from ..data.image_set import ImageSet
-from ..inference.backends import BackendName
 from ..models import DeiTOutput, joint_probabilities, probabilities_of
 from ..run_folder import holds_teacher
 from ..run_schema import probability_column

@@ -1,7 +1,7 @@
 """The backends that run a frozen network, in one registry: `BACKENDS`.
 
 A backend takes views (B, 3, H, W), float in [0, 1], and returns the network's outputs. To add one, write a
-class with `name` and `__call__`, and register it in `BACKENDS` and `BackendName`.
+class with `name` and `__call__`, register it in `BACKENDS`, and add its name to `config.BackendName`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from ..errors import DependencyError
 from .onnx_graph import to_onnx
-
-BackendName = Literal["auto", "pytorch", "compiled", "onnxruntime", "openvino"]
 
 
 class Backend(Protocol):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import log
+from ..config import BackendName
 from ..errors import DeitkitError, DependencyError
-from .backends import CONVERTED, Backend, BackendName, FrozenNetwork, builders, installed, require
+from .backends import CONVERTED, Backend, FrozenNetwork, builders, installed, require
 from .joint_classifier import ClassifierGraph
 
 Builders = Mapping[str, Callable[[], Backend]]  # by backend's name, the reference first
