@@ -43,6 +43,8 @@ def test_onnx_with_any_batch_and_its_names(random_run, tmp_path, merge):
     said = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
     assert said["classes"] == ["cat", "dog"]
     assert said["preprocessing"]["crop"] == 0.9
+    size, resize = said["preprocessing"]["image_size"], said["preprocessing"]["resize"]
+    assert resize == [int(side / 0.9) for side in size]  # what predict covers before it cuts the centre out
     assert said["preprocessing"]["mean"] == pytest.approx([0.4, 0.5, 0.6])
 
 

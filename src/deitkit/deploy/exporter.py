@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import log
 from ..classifier import Classifier, ModelChoice, TeacherClassifier, load_folder, model_folder
+from ..config import resized_side
 from ..errors import DependencyError, RunFolderError, SettingError
 from ..evaluation.evaluate import evaluate_backends
 from ..evaluation.run_images import calibration_views, pixel_batches, run_splits
@@ -131,6 +132,7 @@ def metadata(classifier: Classifier) -> dict[str, str]:
         "task": json.dumps(classifier.task),
         "preprocessing": json.dumps(
             {
+                "resize": [resized_side(side, classifier.crop) for side in classifier.image_size],
                 "image_size": list(classifier.image_size),
                 "crop": classifier.crop,
                 "interpolation": "bicubic",
