@@ -101,7 +101,26 @@ def predict(found: dict[str, Any]) -> Iterator[str]:
     yield table(["kind", "files", "what became of them"], rows)
 
 
-SECTIONS = {"chaos": chaos, "fuzz": fuzz, "predict": predict}
+def decode(found: dict[str, Any]) -> Iterator[str]:
+    yield "## Speed of decoding, before and after its limits"
+    yield source(found)
+    yield (
+        f"{found['images']} photographs, {found['rounds']} rounds in turns; milliseconds of the processor "
+        "per image, medians. Before is commit cecdeb0."
+    )
+    rows = [
+        [
+            view,
+            f"{row['before_ms']:.2f}",
+            f"{row['after_ms']:.2f}",
+            f"{row['speed_ratio']:.2f} ({row['slowest']:.2f} to {row['fastest']:.2f})",
+        ]
+        for view, row in found["views"].items()
+    ]
+    yield table(["view", "before", "after", "speed, after over before"], rows)
+
+
+SECTIONS = {"chaos": chaos, "decode": decode, "fuzz": fuzz, "predict": predict}
 
 
 def main() -> None:
