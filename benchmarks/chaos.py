@@ -397,7 +397,10 @@ def sentence_problem(process: Process) -> str | None:
     if "Traceback" in process.said:
         return "a traceback"
     lines = [line for line in process.said.splitlines() if line.strip()]
-    if process.code and not any(line.startswith(("deitkit: ", "Interrupted")) for line in lines[-1:]):
+    # By the parser of the command line, in a box below the usage.
+    refused = "Invalid value for" in process.said and lines[0].startswith("Usage: ")
+    sentence = refused or any(line.startswith(("deitkit: ", "Interrupted")) for line in lines[-1:])
+    if process.code and not sentence:
         return f"exit status {process.code} without a sentence"
     return None
 

@@ -107,12 +107,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"it is not JSON (line {error.lineno}, column {error.colno})") from None
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a file with one JSON object per line; empty if there is no such file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def parse_json(kind: type[T], value: Any, *, lenient: bool = False) -> T:
     """Converts parsed JSON to the type `kind`.
 

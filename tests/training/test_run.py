@@ -183,6 +183,8 @@ def test_eval_of_the_run_s_own_folder_leaves_the_training_images_out(run, data, 
             (tmp_path / "links" / label.name / file.name).symlink_to(file)
     for elsewhere in ("link", "links"):
         assert evaluate_folder(run.folder, tmp_path / elsewhere).to_dict()["images"] == 9
+    copied = shutil.copytree(data, tmp_path / "copied")
+    assert evaluate_folder(run.folder, copied).to_dict()["notes"] == measured["notes"]
     shutil.copytree(data / "cat", tmp_path / "train" / "cat")
     shutil.copytree(data / "dog", tmp_path / "Val" / "dog")
     assert evaluate_folder(run.folder, tmp_path).to_dict()["images"] == 12  # of train/ and val/, val/

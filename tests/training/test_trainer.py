@@ -27,7 +27,6 @@ from deitkit.data.loader import TrainingViews
 from deitkit.data.sampler import Sampler
 from deitkit.distillation.objective import Objective
 from deitkit.errors import DeitkitError, Interrupted
-from deitkit.io import read_json_lines
 from deitkit.models.deit import create_model
 from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training import trainer as loop
@@ -280,8 +279,8 @@ def test_a_deadline_ends_training_with_an_evaluation_and_resume_trains_the_rest(
     run = trainer(tmp_path, {}, deadline=time.monotonic())
     run.run([Steps()])
     assert run.late and run.finished and run.state.step == 1
-    [line] = read_json_lines(tmp_path / "metrics.jsonl")
-    assert line["step"] == 1 and "val_ema" in line
+    [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 1 and "val_ema" in json.loads(line)
     again, whole = trainer(tmp_path, {}), trainer(tmp_path / "whole", {})
     again.resume()
     again.run([Steps()])
@@ -289,6 +288,18 @@ def test_a_deadline_ends_training_with_an_evaluation_and_resume_trains_the_rest(
     assert again.state.step == EPOCHS * 3
     for k, v in whole.student.state_dict().items():
         assert torch.equal(v, again.student.state_dict()[k])
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"epoch": 1, "st', b"\xff\n"])
+def test_resume_brings_damaged_metrics_back(tmp_path, damaged):
+    run = trainer(tmp_path, {})
+    run.run([Steps()])
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(damaged)
+    again = trainer(tmp_path, {})
+    again.resume()
+    assert file.read_bytes() == whole and again.state.metrics == run.state.metrics
 
 
 def test_patience_ends_a_run_and_keeps_its_best_average(tmp_path):

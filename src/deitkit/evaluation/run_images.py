@@ -26,6 +26,7 @@ from ..errors import DataError
 from ..run_folder import holds_teacher, read_info, read_split, refuse_untrained, run_of_teacher
 
 CALIBRATION_IMAGES = 128
+_UNKNOWN = "The run's own images are not here: some of these may be among them."
 Decoded = TypeVar("Decoded")
 
 
@@ -110,18 +111,25 @@ def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, l
     """The images that a run, or a run's teacher, was not trained on, and notes on what was left out.
 
     On its training images a model looks more accurate and better calibrated than it is. They are recognised
-    by their files, whichever link or folder leads there; a copy is another file. Raises DataError if no image
-    is left.
+    by their files, whichever link or folder leads there, and in a copy of the whole folder by names, sizes
+    and labels. Any other copy is another image. Raises DataError if no image is left.
     """
     run = run_of(folder)
     if run is None:
         return images, [f"{folder} may have been fitted on some of these images."]
     info, split = read_info(run), read_split(run)  # converted weights have neither data nor a split
-    if info.data is None or split is None or not Path(info.data.root or "").exists():
-        return images, ["The run's own images are not here: some of these may be among them."]
-    root = image_root(Path(info.data.root or ""))
-    trained_on = {os.path.realpath(root / path) for path in (*split.train, *split.unlabeled)}
-    unseen = [i for i in range(len(images)) if os.path.realpath(images.full_path(i)) not in trained_on]
+    if info.data is None or split is None:
+        return images, [_UNKNOWN]
+    paths = (*split.train, *split.unlabeled)
+    here = Path(info.data.root or "").exists()
+    trained_on = _copied(images, paths, info.data.fingerprint)
+    if not trained_on and not here:
+        return images, [_UNKNOWN]
+    if here:
+        root = image_root(Path(info.data.root or ""))
+        files = {os.path.realpath(root / path) for path in paths}
+        trained_on |= {i for i in range(len(images)) if os.path.realpath(images.full_path(i)) in files}
+    unseen = [i for i in range(len(images)) if i not in trained_on]
     if not unseen:
         raise DataError(
             f"the run was trained on every image of {images.root}; give images that it has not seen"
@@ -129,6 +137,16 @@ def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, l
     left_out = len(images) - len(unseen)
     notes = [f"{left_out} images that the run was trained on are left out."] if left_out else []
     return images.subset(np.array(unseen)), notes
+
+
+def _copied(images: ImageSet, paths: Sequence[str], fingerprint: str) -> set[int]:
+    """The images of `paths`, if they are there in a copy of the folder with that fingerprint."""
+    place = {path: i for i, path in enumerate(images.paths)}
+    rows = [place[path] for path in paths if path in place]
+    if len(rows) < len(paths):
+        return set()
+    same = images.subset(np.array(rows, np.int64)).fingerprint(times=False) == fingerprint
+    return set(rows) if same else set()
 
 
 class FileBatches(Generic[Decoded]):

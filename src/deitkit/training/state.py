@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .. import log
 from ..config import Config
 from ..errors import ResumeError
 from ..io import digest, write_tensors
+from ..run_folder import METRICS
 
 _KEPT = 2  # checkpoints; if the newest was cut by a crash, the one before it is used
 _NO_DIGEST = ""  # in checkpoints of version 0.1
@@ -81,6 +82,7 @@ class TrainingState:
     best: BestWeights | None = None  # with early stopping
     step: int = 0  # steps done
     seconds: float = 0.0  # spent in training and evaluation, over all sessions
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
 
     @property
     def averaged(self) -> dict[str, Tensor]:
@@ -125,7 +127,7 @@ def save_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
     """Writes `step-N.safetensors` with `identity` in its header, and drops all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state.step:08d}.safetensors"
-    facts = json.dumps(identity | {"step": state.step, "seconds": state.seconds})
+    facts = json.dumps(identity | {"step": state.step, "seconds": state.seconds, "metrics": state.metrics})
     flat = {k: v.detach().contiguous().cpu() for k, v in state.tensors().items()}
     write_tensors(path, flat, {"facts": facts, "sha256": digest(flat, facts)})
     for old in sorted(folder.glob("step-*.safetensors"))[:-_KEPT]:
@@ -156,10 +158,20 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
                 "resume with the settings of the run, or choose another --out"
             )
         state.load(flat, facts["step"], facts.get("seconds", 0.0))
+        known = facts.get("metrics")
+        state.metrics = known if known is not None else _metrics_until(state.step, folder.parent)
         return path
     if found:
         raise ResumeError(f"no checkpoint in {folder} can be read; start the run again without --resume")
     return None
+
+
+def _metrics_until(step: int, run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to a step, for a checkpoint that does not hold them: of version 0.1."""
+    file = run / METRICS
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in lines if line["step"] <= step]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from ..data.dataset import Dataset
 from ..data.sampler import Sampler
 from ..distillation.objective import Objective
 from ..evaluation.evaluate import evaluate_student
-from ..io import read_json_lines, write_json
+from ..io import write_json
 from ..models import Student
 from ..run_schema import ModelResult, TrainingResult
 from ..soft_labels.store import SoftLabelStore
@@ -185,7 +185,7 @@ def train_and_measure(
 
 def _keep_better_weights(trainer: Trainer) -> Literal["ema", "raw"]:
     """Leaves the better weights in the student, by validation loss, which is less noisy than top-1."""
-    last = read_json_lines(trainer.folder / "metrics.jsonl")[-1]
+    last = trainer.state.metrics[-1]
     raw, averaged = last["val"]["loss"], last["val_ema"]["loss"]
     if trainer.state.best is not None:
         averaged = trainer.state.best.loss

@@ -33,6 +33,7 @@ from ..errors import Interrupted, TrainingError
 from ..io import write_json, write_text
 from ..models import Student
 from ..preprocessing import normalise
+from ..run_folder import METRICS
 from ..teachers.teacher import TeacherOutput
 from .callbacks import Callback, stop_requests
 from .optim import create_optimizer
@@ -178,13 +179,8 @@ class Trainer:
     def resume(self) -> int:
         """Restores the newest checkpoint, if there is one; returns the steps already done."""
         load_checkpoint(self.folder / "checkpoints", self.state, self.identity)
-        metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():  # drop the lines of epochs that come after the checkpoint
-            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = (line for line in lines if line.endswith("\n"))
-            write_text(
-                metrics, "".join(line for line in whole if json.loads(line)["step"] <= self.state.step)
-            )
+        # Without the lines of epochs that come after the checkpoint.
+        write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.state.metrics))
         return self.state.step
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
@@ -335,8 +331,8 @@ class Trainer:
                 line["val_ema"] = self.validation.evaluate(self.student)
             if self.state.best is not None:
                 self.state.best.update(line["val_ema"]["loss"], self.state.ema.weights)
-        # Before the checkpoint: resuming drops a line too many, but cannot bring back a lost one.
-        with open(self.folder / "metrics.jsonl", "a") as log:
+        self.state.metrics.append(line)
+        with open(self.folder / METRICS, "a") as log:
             log.write(json.dumps(line) + "\n")
         if "val" in line or self._checkpoint_is_due():
             self.save()
