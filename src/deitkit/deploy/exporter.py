@@ -1,4 +1,4 @@
-"""`deitkit export`: a model as one file for another runtime: ONNX, or OpenVINO's IR; float or int8."""
+"""`deitkit export`: a model for another runtime: ONNX, or OpenVINO's IR, float or int8; or a web page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +28,14 @@ from ..inference.backends import (
     to_openvino,
 )
 from ..inference.int8 import quantise
+from ..inference.joint_classifier import ClassifierGraph
 from ..inference.onnx_graph import require_onnx, to_onnx
 from ..inference.selection import STUDENT_TOLERANCE, agrees
+from ..io import refuse_occupied
+from .model_card import ModelCard, read_card
+from .web import GRAPH as WEB_GRAPH
+from .web import web_graph, write_site
+from .web_runtime import web_runtime
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,19 @@ def export_run(
     int8: bool = False,
     data: str | Path | None = None,
     merge: int = 0,
+    runtime: str | None = None,
 ) -> Exported:
     """Writes a model of `run`, or the fitted teacher in that folder, in the format `to`; see `export`.
 
     int8: calibrated on training images of the run, or of the folder `data`, and measured on the validation
-    images beside the float model. merge: patch tokens to merge in each block. Raises a DeitkitError for
-    anything the caller can fix.
+    images beside the float model. merge: patch tokens to merge in each block. runtime: see
+    `web_runtime.web_runtime`. Raises a DeitkitError for anything the caller can fix.
     """
     out = Path(out)
     if data is not None and not int8:
         raise SettingError("--data calibrates int8 and nothing else; add --int8 or leave --data out")
     check_target(to, out)
+    _check_options(to, int8=int8, runtime=runtime)
     folder = model_folder(Path(run), model)
     classifier = load_folder(folder, device="cpu", backend="pytorch", merge=merge)
     if int8 and isinstance(classifier, TeacherClassifier):
@@ -70,21 +77,35 @@ def export_run(
             "int8 is for students: a teacher's convolutions stay float; leave out --int8, or add "
             "--model student"
         )
+    job = ExportJob(classifier, partial(read_card, folder, classifier), runtime)
     if not int8:
         with log.activity("exporting"):
-            return Exported(export(classifier, to, out)[1])
+            return Exported(export(job, to, out)[1])
     splits = run_splits(folder, classifier, Path(data) if data is not None else None)
     with log.activity("calibrating and exporting"):
-        backend, files = export(classifier, to, out, calibration_views(classifier, splits.train))
+        job = replace(job, calibration=calibration_views(classifier, splits.train))
+        backend, files = export(job, to, out)
     backends = {"int8": backend, "fp32": classifier.backend}
     with log.progress_bar("measuring", len(splits.val)) as advance:
         found = evaluate_backends(backends, pixel_batches(classifier, splits.val), advance)
     return Exported(files, len(splits.val), **found)
 
 
-def export(
-    classifier: Classifier, to: str, out: Path, calibration: Iterable[Tensor] | None = None
-) -> tuple[Backend, list[Path]]:
+@dataclass(frozen=True)
+class ExportJob:
+    """What an export is made of.
+
+    card: reads the model card, which a web page shows. runtime: where a web page's runtime is; see
+    `web_runtime.web_runtime`. calibration: views to quantise the graph to int8 by; None keeps it float.
+    """
+
+    classifier: Classifier
+    card: Callable[[], ModelCard]
+    runtime: str | None = None
+    calibration: Iterable[Tensor] | None = None
+
+
+def export(job: ExportJob, to: str, out: Path) -> tuple[Backend, list[Path]]:
     """Writes a classifier as one graph. Returns a backend that runs the written file, and the files.
 
     The graph's input is `views` (B, 3, H, W), float in [0, 1], of any B; normalisation is inside. Its outputs
@@ -92,8 +113,8 @@ def export(
     `distill_logits`, each (B, K). JSON in the metadata: `classes`, `preprocessing` and `task`, where
     "multilabel" means that each probability is a label's own.
 
-    to: a name of FORMATS, whose suffix `out` has. calibration: views to quantise the graph to int8 by; None
-    keeps it float, and then its outputs are compared with PyTorch's before it is written.
+    to: a name of FORMATS, whose suffix `out` has. A float graph's outputs are compared with PyTorch's before
+    it is written.
 
     Raises SettingError if `out` ends otherwise, DependencyError if a package is missing, the model cannot be
     converted, or the outputs differ.
@@ -102,12 +123,13 @@ def export(
     target = FORMATS[to]
     with tempfile.TemporaryDirectory(dir=_folder(out)) as folder:
         written = Path(folder) / out.name
-        target.write(classifier, calibration, written)
-        if calibration is None:
-            _check(open_file(target.runtime, written), classifier, out)
+        target.write(job, written)
+        if job.calibration is None:
+            backend = open_file(target.runtime, written / target.graph_file)
+            _check(backend, target.graph(job.classifier), job.classifier.image_size, out)
         # The .bin before the .xml that names it.
         files = [f.replace(out.parent / f.name) for f in sorted(Path(folder).iterdir())]
-    return open_file(target.runtime, out), files
+    return open_file(target.runtime, out / target.graph_file), files
 
 
 def check_target(to: str, out: Path) -> None:
@@ -116,12 +138,22 @@ def check_target(to: str, out: Path) -> None:
     if to not in FORMATS:
         raise SettingError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
     target = FORMATS[to]
-    if out.suffix != target.suffix:
+    if target.graph_file:
+        refuse_occupied(out)
+    elif out.suffix != target.suffix:
         raise SettingError(
             f"a file for {to} ends in {target.suffix}, and {out} does not; "
             f"give --out {out.stem}{target.suffix}"
         )
     target.require()
+
+
+def _check_options(to: str, *, int8: bool, runtime: str | None) -> None:
+    """Raises SettingError for options that the format does not have."""
+    if int8 and to == "web":
+        raise SettingError("a web page has the float model, of a few MB; leave out --int8")
+    if runtime is not None and to != "web":
+        raise SettingError("--runtime is for --to web; leave it out")
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:
@@ -144,30 +176,37 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     }
 
 
-def _onnx_model(classifier: Classifier, calibration: Iterable[Tensor] | None) -> Any:
-    """An onnx.ModelProto, in int8 if there are views to calibrate on."""
-    graph = classifier.as_graph()
+def _onnx_model(job: ExportJob, graph: ClassifierGraph) -> bytes:
+    """An ONNX file's content, in int8 if there are views to calibrate on."""
+    classifier = job.classifier
     model = to_onnx(graph, classifier.image_size, graph.output_names, metadata(classifier))
-    return model if calibration is None else quantise(model, calibration)
+    content: bytes = (
+        model if job.calibration is None else quantise(model, job.calibration)
+    ).SerializeToString()
+    return content
 
 
-def _write_onnx(classifier: Classifier, calibration: Iterable[Tensor] | None, file: Path) -> None:
-    file.write_bytes(_onnx_model(classifier, calibration).SerializeToString())
+def _write_onnx(job: ExportJob, file: Path) -> None:
+    file.write_bytes(_onnx_model(job, job.classifier.as_graph()))
 
 
-def _write_openvino(classifier: Classifier, calibration: Iterable[Tensor] | None, file: Path) -> None:
+def _write_web(job: ExportJob, folder: Path) -> None:
+    runtime = web_runtime(job.runtime)
+    graph = _onnx_model(job, web_graph(job.classifier))
+    write_site(folder, job.classifier, graph, job.card(), runtime)
+
+
+def _write_openvino(job: ExportJob, file: Path) -> None:
     """Writes an .xml file with a .bin beside it. Int8 is quantised as ONNX, which OpenVINO then reads."""
-    openvino = import_openvino()
-    if calibration is None:
-        graph = classifier.as_graph()
+    openvino, classifier = import_openvino(), job.classifier
+    graph = classifier.as_graph()
+    if job.calibration is None:
         model = to_openvino(graph, classifier.image_size)
         for output, name in zip(model.outputs, graph.output_names, strict=True):
             output.get_tensor().set_names({name})
         model.input(0).get_tensor().set_names({"views"})
     else:
-        model = openvino.Core().read_model(
-            io.BytesIO(_onnx_model(classifier, calibration).SerializeToString())
-        )
+        model = openvino.Core().read_model(io.BytesIO(_onnx_model(job, graph)))
     for key, value in metadata(classifier).items():
         model.set_rt_info(value, ["deitkit", key])
     try:
@@ -186,27 +225,31 @@ class ExportFormat:
     """An entry of FORMATS.
 
     suffix: of the file. runtime: the inference backend that runs it. require: raises DependencyError if a
-    package is missing. write: classifier, views to calibrate int8 on or None for float, file.
+    package is missing. write: writes a file, or a folder with the graph in `graph_file`. graph: the
+    classifier as the graph that is written.
     """
 
     suffix: str
     runtime: str
     require: Callable[[], None]
-    write: Callable[[Classifier, Iterable[Tensor] | None, Path], None]
+    write: Callable[[ExportJob, Path], None]
+    graph: Callable[[Classifier], ClassifierGraph] = Classifier.as_graph
+    graph_file: str = ""
 
 
 FORMATS: Mapping[str, ExportFormat] = {
     "onnx": ExportFormat(".onnx", "onnxruntime", require_onnx, _write_onnx),
     "openvino": ExportFormat(".xml", "openvino", partial(require, "openvino"), _write_openvino),
+    "web": ExportFormat("", "onnxruntime", require_onnx, _write_web, web_graph, WEB_GRAPH),
 }
 
 
-def _check(backend: Backend, classifier: Classifier, out: Path) -> None:
+def _check(backend: Backend, graph: ClassifierGraph, image_size: tuple[int, int], out: Path) -> None:
     """Compares with PyTorch on random views of two batch sizes, neither of them the one traced."""
-    eager = PyTorchBackend(classifier.as_graph(), torch.device("cpu"))
+    eager = PyTorchBackend(graph, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for B in (1, 3):
-        views = torch.rand(B, 3, *classifier.image_size, generator=generator)
+        views = torch.rand(B, 3, *image_size, generator=generator)
         expected, found = eager(views), backend(views)
         if not agrees(expected, found, STUDENT_TOLERANCE):
             difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))

@@ -45,7 +45,14 @@ class JointClassifier(ClassifierGraph):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        output = self.network((views - self.mean) / self.std)
+        return self.outputs(self.network(self.normalise(views)))
+
+    def normalise(self, views: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the network's input."""
+        return (views - self.mean) / self.std
+
+    def outputs(self, output: DeiTOutput) -> tuple[Tensor, ...]:
+        """The graph's outputs of what the network returned."""
         return tuple(t for t in (joint_probabilities(output, self.task), *output[:2]) if t is not None)
 
 

@@ -53,12 +53,12 @@ class Attention(nn.Module):
         k, v = self._heads(F.linear(x, weight[D:], bias[D:]), 2)
         return q, k, v
 
-    def probabilities(self, x: Tensor) -> Tensor:
+    def probabilities(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """Attention weights of each query (row) over the keys: (B, N, D) -> (B, h, N, N), rows sum to 1.
 
-        For analysis. `forward` uses a fused kernel that never materialises them.
+        num_queries: as in `forward`, which uses a fused kernel that never materialises them.
         """
-        q, k, _ = self.queries_keys_values(x)
+        q, k, _ = self.queries_keys_values(x, num_queries)
         scores: Tensor = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         return scores.softmax(-1)
 

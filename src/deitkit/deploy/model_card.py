@@ -1,0 +1,105 @@
+"""What the people who use a model should know of it, from the run that it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..classifier import Classifier
+from ..run_folder import (
+    CANDIDATES_FOLDER,
+    CONFIG,
+    RESULTS,
+    baseline_folder,
+    holds_teacher,
+    read_info,
+    read_results,
+    run_of_teacher,
+)
+from ..run_schema import DataInfo, Role, RunResults, role_name
+from ..tasks import SCORES
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A model's score on images that it was not trained on: in percent, with its 95 % interval if known."""
+
+    metric: str
+    value: float
+    interval: tuple[float, float] | None
+    images: int
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A short model card, without paths of this machine: it may be published.
+
+    name: of the run's folder. model: which of the run's models, in words. architecture: such as "nano".
+    data: name of the folder of images; train_images, split: what is known of it. limits: what the model is
+    not for, a sentence each.
+    """
+
+    name: str
+    model: str
+    architecture: str
+    params: int | None
+    input: str
+    accuracy: Accuracy | None
+    data: str | None
+    train_images: int | None
+    split: str
+    date: str
+    limits: tuple[str, ...]
+
+
+def read_card(folder: Path, classifier: Classifier) -> ModelCard:
+    """The card of the model in `folder`, one that `classifier.model_folder` names."""
+    run, role = _run_and_role(folder.resolve())
+    results = read_results(run) if run is not None and (run / RESULTS).is_file() else None
+    data = read_info(run).data if run is not None and (run / CONFIG).is_file() else None
+    result = results.models.get(role) if results is not None else None
+    height, width = classifier.image_size
+    return ModelCard(
+        name=(run or folder.resolve()).name,
+        model=role_name(role),
+        architecture=result.name if result is not None else "",
+        params=result.params if result is not None else None,
+        input=f"{width} x {height} pixels",
+        accuracy=_accuracy(results, role),
+        data=Path(data.root).name if data is not None and data.root else None,
+        train_images=data.train if data is not None else None,
+        split=data.how if data is not None else "",
+        date=results.date if results is not None else "",
+        limits=_limits(classifier, data),
+    )
+
+
+def _run_and_role(folder: Path) -> tuple[Path | None, Role]:
+    """The run that the model in `folder` is of, and the model's role in it."""
+    if holds_teacher(folder):
+        is_candidate = folder.parent.name == CANDIDATES_FOLDER
+        return run_of_teacher(folder), folder.name if is_candidate else "teacher"
+    if baseline_folder(folder.parent) == folder:
+        return folder.parent, "baseline"
+    return folder, "student"
+
+
+def _accuracy(results: RunResults | None, role: Role) -> Accuracy | None:
+    model = results.models.get(role) if results is not None else None
+    if results is None or model is None:
+        return None
+    score = SCORES[results.task]
+    value = model.scores.get(score.key)
+    return None if value is None else Accuracy(score.name, value, model.interval, results.val.images)
+
+
+def _limits(classifier: Classifier, data: DataInfo | None) -> tuple[str, ...]:
+    one_of = "none or some" if classifier.task == "multilabel" else "one"
+    measured = "Its accuracy was measured on held-out images of the same folder"
+    return (
+        f"It knows {len(classifier.classes)} classes and nothing else: an image of anything else is given "
+        f"{one_of} of them, too, and often with confidence.",
+        f"{measured if data is not None else 'Its accuracy is not known here'}; other cameras, places or "
+        "light can lower it. Try it on images of your own before you rely on it.",
+        "It is not meant to decide about people's health, safety or rights without a person who checks.",
+    )

@@ -1,0 +1,222 @@
+// The page: where images come from, and where their answers go.
+
+import { startCamera } from "./camera.js";
+import { showCard, summary } from "./card.js";
+import { certainty, element, headline, leftOut, percent, showTable } from "./results.js";
+import { draw } from "./stage.js";
+
+const RECENT = 12; // images that are kept for another look
+const ANNOUNCE_MS = 2000; // the camera's answers are spoken at most this often
+const THUMBNAIL = 148;
+
+const $ = (id) => document.getElementById(id);
+let facts, model;
+let current = null; // { image, prediction } on the page
+let stopCamera = null;
+let whole = false; // whether the table has all classes
+let announced = 0;
+
+async function begin() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  const name = new URLSearchParams(location.search).get("model");
+  const address = name ? `model.json?model=${encodeURIComponent(name)}` : "model.json";
+  const answer = await fetch(address, { headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? "The model cannot be loaded.");
+  facts = await answer.json();
+  describe();
+  const opened = facts.home === "server" ? import("./server_model.js") : import("./local_model.js");
+  const { openServerModel, openLocalModel } = await opened;
+  model = await (openServerModel ?? openLocalModel)(facts, token);
+  $("notice").hidden = true;
+  for (const id of ["choose", "camera", "paste"]) $(id).disabled = false;
+  document.body.dataset.ready = "true";
+}
+
+function describe() {
+  const { card, home, attention, two_heads } = facts;
+  document.title = card.name;
+  $("name").textContent = card.name;
+  $("summary").textContent = summary(facts);
+  $("notice").textContent = "Loading the model…";
+  const local = home === "browser";
+  $("where").textContent = local ? "It stays on this device." : "It is sent to the server of this page.";
+  $("privacy").textContent = local
+    ? "The model runs in this browser; images do not leave it."
+    : "The model runs on the server of this page, which keeps no images.";
+  $("looks").hidden = !attention;
+  $("distillation").hidden = !two_heads;
+  $("stage").classList.add("empty-stage");
+  showCard(facts, { list: $("facts"), limits: $("limits") });
+  $("card").hidden = false;
+  const models = facts.models ?? [];
+  $("models").hidden = models.length < 2;
+  $("model").replaceChildren(...models.map((name) => new Option(name, name, false, name === card.name)));
+}
+
+/** Classifies files one after the other; the last one stays on the page. */
+async function classifyFiles(files) {
+  const images = [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
+  if (images.length === 0) return problem("That is no image; choose a JPEG, PNG, WebP or GIF file.");
+  stop();
+  for (const file of images) {
+    try {
+      const head = new Uint8Array(await file.slice(0, 3).arrayBuffer());
+      const isJpeg = head[0] === 0xff && head[1] === 0xd8 && head[2] === 0xff;
+      const image = await decoded(file);
+      const prediction = await model.classify(await createImageBitmap(image), { isJpeg, file });
+      problem(null);
+      show({ image, prediction });
+      remember(current, file.name);
+    } catch (error) {
+      problem(`${file.name || "The image"}: ${error.message}`);
+    }
+  }
+}
+
+async function decoded(file) {
+  try {
+    return await createImageBitmap(file, { colorSpaceConversion: "none" });
+  } catch {
+    throw new Error("this browser cannot read it as an image; save it as JPEG or PNG.");
+  }
+}
+
+async function classifyFrame(image) {
+  try {
+    const prediction = await model.classify(await createImageBitmap(image));
+    if (stopCamera) show({ image, prediction }, { live: true });
+  } catch (error) {
+    stop();
+    problem(error.message);
+  }
+}
+
+function show(found, { live = false } = {}) {
+  current = found;
+  $("empty").hidden = true;
+  $("picture").hidden = false;
+  $("stage").classList.remove("empty-stage");
+  redraw();
+  const label = headline(found.prediction, facts), now = performance.now();
+  $("answer").setAttribute("aria-live", live && now - announced < ANNOUNCE_MS ? "off" : "polite");
+  if ($("label").textContent !== label) {
+    $("label").textContent = label;
+    announced = now;
+  }
+  $("certainty").textContent = certainty(found.prediction, facts);
+  $("picture").setAttribute("aria-label", `The image, as the model sees it: ${label}`);
+  table();
+}
+
+function redraw() {
+  if (!current) return;
+  const look = document.querySelector("input[name=look]:checked").value;
+  const map = look && current.prediction.attention ? current.prediction.attention[Number(look)] : null;
+  draw($("picture"), current.image, facts, map, $("strength").value / 100);
+}
+
+function table() {
+  const hadFocus = document.activeElement?.id === "more";
+  showTable($("table"), current.prediction, facts, whole);
+  if (leftOut(facts)) {
+    const text = whole ? "Show fewer" : `Show all ${facts.classes.length} classes`;
+    const more = element("button", { id: "more", className: "more", type: "button", ariaExpanded: String(whole) }, text);
+    more.onclick = () => {
+      whole = !whole;
+      table();
+    };
+    $("table").append(more);
+    if (hadFocus) more.focus();
+  }
+}
+
+function remember(found, name) {
+  const label = headline(found.prediction, facts);
+  const canvas = document.createElement("canvas");
+  draw(canvas, found.image, facts, null, 0);
+  const small = element("canvas", { width: THUMBNAIL, height: THUMBNAIL });
+  small.getContext("2d").drawImage(canvas, 0, 0, THUMBNAIL, THUMBNAIL);
+  const picture = element("img", { src: small.toDataURL("image/jpeg", 0.8), alt: "" });
+  const button = element("button", { type: "button", title: name }, picture, element("span", {}, label));
+  button.setAttribute("aria-label", `Show ${name || "image"} again: ${label}, ${percent(Math.max(...found.prediction.probabilities))}`);
+  button.onclick = () => {
+    stop();
+    show(found);
+  };
+  $("recent").prepend(element("li", {}, button));
+  while ($("recent").children.length > RECENT) $("recent").lastChild.remove();
+}
+
+function problem(sentence) {
+  $("problem").hidden = !sentence;
+  $("problem").textContent = sentence ?? "";
+}
+
+async function toggleCamera() {
+  if (stopCamera) return stop();
+  problem(null);
+  try {
+    const showRate = (rate) => ($("rate").textContent = `${rate.toFixed(rate < 10 ? 1 : 0)} frames/s`);
+    stopCamera = () => {};
+    stopCamera = await startCamera($("video"), classifyFrame, showRate);
+    $("rate").hidden = false;
+    $("camera").textContent = "Stop camera";
+    $("camera").setAttribute("aria-pressed", "true");
+  } catch (error) {
+    stopCamera = null;
+    problem(error.message);
+  }
+}
+
+function stop() {
+  stopCamera?.();
+  stopCamera = null;
+  $("rate").hidden = true;
+  $("camera").textContent = "Start camera";
+  $("camera").setAttribute("aria-pressed", "false");
+}
+
+async function pasteFromClipboard() {
+  try {
+    const files = [];
+    for (const item of await navigator.clipboard.read()) {
+      const type = item.types.find((kind) => kind.startsWith("image/"));
+      if (type) files.push(new File([await item.getType(type)], "pasted image", { type }));
+    }
+    if (files.length) await classifyFiles(files);
+    else problem("There is no image in the clipboard.");
+  } catch {
+    problem("The browser does not let this button read the clipboard; press Ctrl+V (or ⌘V) instead.");
+  }
+}
+
+function listen() {
+  $("choose").onclick = () => $("files").click();
+  $("files").onchange = async () => {
+    await classifyFiles($("files").files);
+    $("files").value = "";
+  };
+  $("camera").onclick = toggleCamera;
+  $("paste").onclick = pasteFromClipboard;
+  $("looks").oninput = redraw;
+  $("model").onchange = () => (location.search = `?model=${encodeURIComponent($("model").value)}`);
+  document.addEventListener("paste", (event) => {
+    if (model && event.clipboardData.files.length) classifyFiles(event.clipboardData.files);
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    $("stage").classList.add("over");
+  });
+  document.addEventListener("dragleave", () => $("stage").classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    $("stage").classList.remove("over");
+    if (model && event.dataTransfer.files.length) classifyFiles(event.dataTransfer.files);
+  });
+}
+
+listen();
+begin().catch((error) => {
+  $("notice").hidden = true;
+  problem(error.message);
+});
