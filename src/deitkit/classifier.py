@@ -140,9 +140,12 @@ class Classifier:
             predictions = iter(self._predict_views(names, readable) if readable else ())
             yield from (v if isinstance(v, UnreadableImage) else next(predictions) for v in views)
 
-    def pixels(self, path: Path) -> NDArray[np.uint8]:
-        """An image file as a view (3, H, W) uint8, as in the run's validation. Raises UnreadableImage."""
-        return self._view(NamedImage(str(path), path))
+    def pixels(self, image: Path | bytes) -> NDArray[np.uint8]:
+        """An image file, or its bytes, as a view (3, H, W) uint8, as in the run's validation.
+
+        Raises UnreadableImage.
+        """
+        return self._view(NamedImage("image" if isinstance(image, bytes) else str(image), image))
 
     def forward(self, pixels: Tensor) -> DeiTOutput:
         """(B, 3, H, W) uint8 -> the heads' logits."""

@@ -22,6 +22,7 @@ from .label import label
 from .listing import list_models, list_recipes, list_settings
 from .predict import predict
 from .pretrain import pretrain
+from .serve import serve
 from .study import study
 from .teacher_commands import app as teacher
 from .train import train
@@ -62,6 +63,7 @@ for _verb, _function, _panel, _example in (
     ("predict", predict, _USE, "deitkit predict runs/photos new.jpg"),
     ("eval", evaluate, _USE, "deitkit eval runs/photos test-photos/"),
     ("export", export, _USE, "deitkit export runs/photos --to onnx --out photos.onnx"),
+    ("serve", serve, _USE, "deitkit serve runs/photos"),
     ("bench", bench, _USE, "deitkit bench runs/photos"),
     ("analyze", analyze, _IMPROVE, "deitkit analyze runs/photos test-photos/"),
     ("label", label, _IMPROVE, "deitkit label photos/ --epochs 60 --out soft-labels"),

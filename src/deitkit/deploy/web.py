@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import gzip
-import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ..classifier import Classifier
 from ..inference.attention_graph import with_attention
 from ..inference.joint_classifier import ClassifierGraph
+from ..io import write_json
 from ..tasks import THRESHOLD
 from .model_card import ModelCard
 from .web_runtime import LICENSE, SCRIPT, WASM
@@ -39,13 +40,12 @@ def page_files() -> dict[str, bytes]:
 
 
 def page_facts(
-    classifier: Classifier, graph: ClassifierGraph, card: ModelCard, home: Literal["browser", "server"]
+    classifier: Classifier, output_names: Sequence[str], card: ModelCard, home: Literal["browser", "server"]
 ) -> dict[str, Any]:
     """What the page is told of the model: the content of `model.json`.
 
-    home: where the model runs.
+    output_names: of the graph that runs. home: where it runs.
     """
-    names = graph.output_names
     return {
         "home": home,
         "classes": list(classifier.classes),
@@ -53,8 +53,8 @@ def page_facts(
         "threshold": THRESHOLD,
         "image_size": list(classifier.image_size),
         "crop": classifier.crop,
-        "two_heads": "distill_logits" in names,
-        "attention": "attention" in names,
+        "two_heads": "distill_logits" in output_names,
+        "attention": "attention" in output_names,
         "card": asdict(card),
     }
 
@@ -66,8 +66,8 @@ def write_site(
     (folder / RUNTIME).mkdir(parents=True)
     for name, content in page_files().items():
         (folder / name).write_bytes(content)
-    facts = page_facts(classifier, web_graph(classifier), card, "browser")
-    (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+    facts = page_facts(classifier, web_graph(classifier).output_names, card, "browser")
+    write_json(folder / FACTS, facts)
     (folder / GRAPH).write_bytes(graph)
     (folder / RUNTIME / SCRIPT).write_bytes(runtime[SCRIPT])
     # The page decompresses it: not every host of static files would, and 14 MB become 4.

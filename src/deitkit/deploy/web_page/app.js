@@ -33,7 +33,7 @@ async function begin() {
 }
 
 function describe() {
-  const { card, home, attention, two_heads } = facts;
+  const { card, home, two_heads } = facts;
   document.title = card.name;
   $("name").textContent = card.name;
   $("summary").textContent = summary(facts);
@@ -43,7 +43,6 @@ function describe() {
   $("privacy").textContent = local
     ? "The model runs in this browser; images do not leave it."
     : "The model runs on the server of this page, which keeps no images.";
-  $("looks").hidden = !attention;
   $("distillation").hidden = !two_heads;
   $("stage").classList.add("empty-stage");
   showCard(facts, { list: $("facts"), limits: $("limits") });
@@ -95,6 +94,7 @@ function show(found, { live = false } = {}) {
   current = found;
   $("empty").hidden = true;
   $("picture").hidden = false;
+  $("looks").hidden = !found.prediction.attention;
   $("stage").classList.remove("empty-stage");
   redraw();
   const label = headline(found.prediction, facts), now = performance.now();

@@ -24,7 +24,7 @@ function overlay(context, map, strength) {
   const small = new OffscreenCanvas(columns, rows), pixels = new ImageData(columns, rows);
   map.flat().forEach((weight, i) => {
     const value = weight / largest;
-    pixels.data.set([...color(value), Math.round(255 * strength)], 4 * i);
+    pixels.data.set([...color(value), Math.round(255 * strength * (0.4 + 0.6 * value))], 4 * i);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);
   context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
