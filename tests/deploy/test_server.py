@@ -1,0 +1,309 @@
+"""The HTTP API of `deitkit serve`: what it answers, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deitkit.classifier import load
+from deitkit.cli import main
+
+pytest.importorskip("fastapi", reason='needs pip install "deitkit[serve]"')
+pytest.importorskip("python_multipart", reason='needs pip install "deitkit[serve]"')
+pytest.importorskip("uvicorn", reason='needs pip install "deitkit[serve]"')
+from starlette.testclient import TestClient
+
+from deitkit.deploy.batching import Batcher
+from deitkit.deploy.request_images import Limits
+from deitkit.deploy.served_model import open_model
+from deitkit.deploy.server import Server, create_app
+
+IS_JSON = {"content-type": "application/json"}
+
+
+def encoded(side: int = 24, seed: int = 0, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side + 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def client_of(run, **options) -> TestClient:
+    limits = options.pop("limits", Limits(body_bytes=200_000, images=8, pixels=100_000, queue=4))
+    model = open_model(run, device="cpu", backend="pytorch", max_pixels=limits.pixels)
+    server = Server([model], limits=limits, **options)
+    client = TestClient(create_app(server), raise_server_exceptions=False)
+    client.server = server
+    return client
+
+
+@pytest.fixture
+def client(random_run):
+    with client_of(random_run) as client:
+        yield client
+
+
+def test_a_form_and_json_are_answered_like_predict(random_run, client):
+    images = [encoded(seed=1), encoded(side=40, seed=2, kind="JPEG")]
+    expected = load(random_run, device="cpu", backend="pytorch").predict(images)
+    form = client.post("/predict", files=[("image", (f"{i}.png", image)) for i, image in enumerate(images)])
+    body = {"images": [{"data": base64.b64encode(image).decode(), "name": "a"} for image in images]}
+    for answer in (form, client.post("/predict", json=body)):
+        assert answer.status_code == 200, answer.text
+        for found, prediction in zip(answer.json()["predictions"], expected, strict=True):
+            assert found["label"] == prediction.label and found["labels"] == list(prediction.labels)
+            assert found["probability"] == pytest.approx(prediction.probability, abs=1e-5)
+            assert found["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-5)
+            assert sum(found["class_probabilities"].values()) == pytest.approx(1)
+            assert found["attention"] is None
+    assert [p["name"] for p in form.json()["predictions"]] == ["0.png", "1.png"]
+
+
+def test_attention_comes_when_asked(client):
+    answer = client.post("/predict?attention=true", files={"image": encoded()}).json()
+    attention = np.array(answer["predictions"][0]["attention"])
+    assert attention.shape == (2, 2, 3) and (attention >= 0).all() and (attention.sum((1, 2)) <= 1).all()
+
+
+def test_the_page_and_its_facts(client):
+    page = client.get("/")
+    assert page.status_code == 200 and "Content-Security-Policy" in page.text
+    assert page.headers["x-frame-options"] == "DENY"
+    assert client.get("/app.js").headers["content-type"].startswith("text/javascript")
+    facts = client.get("/model.json").json()
+    assert facts["home"] == "server" and facts["classes"] == ["cat", "dog"] and facts["models"] == ["run"]
+
+
+def test_health_readiness_and_metrics(client):
+    assert client.get("/health").status_code == 200 and client.get("/ready").status_code == 200
+    client.post("/predict", files={"image": encoded()})
+    client.post("/predict", content=b"x")
+    text = client.get("/metrics").text
+    assert (
+        'deitkit_requests_total{status="200"} 1' in text and 'deitkit_requests_total{status="415"} 1' in text
+    )
+    assert 'deitkit_images_total{model="run"} 1' in text and "deitkit_request_seconds_count 1" in text
+
+
+def test_openapi_describes_both_bodies(client):
+    described = client.get("/openapi.json").json()["paths"]
+    assert set(described["/predict"]["post"]["requestBody"]["content"]) == {
+        "multipart/form-data",
+        "application/json",
+    }
+    assert {"/predict", "/health", "/ready", "/metrics", "/model.json"} == set(described)
+    assert client.get("/docs").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence", "request_"),
+    [
+        (415, "neither multipart", {"content": b"x", "headers": {"content-type": "text/plain"}}),
+        (400, "not JSON", {"content": b"{", "headers": IS_JSON}),
+        (400, "not JSON", {"content": b"[" * 100_000, "headers": IS_JSON}),
+        (400, 'no list "images"', {"json": {"image": "x"}}),
+        (400, "no image", {"json": {"images": []}}),
+        (400, "not base64", {"json": {"images": ["é"]}}),
+        (400, "no file", {"data": {"image": "text"}, "files": {"other": b"x"}}),
+        (413, "at most 8", {"json": {"images": ["eA=="] * 9}}),
+        (413, "at most 200,000 bytes", {"content": b" " * 200_001, "headers": IS_JSON}),
+        (422, "photo.png: not an image", {"files": {"image": ("photo.png", b"no image")}}),
+        (422, "too large", {"files": {"image": encoded(side=400, kind="JPEG")}}),
+        (400, "cannot be read", {"content": b"--x\r\n", "headers": {"content-type": "multipart/form-data"}}),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_by_a_sentence(client, status, sentence, request_):
+    answer = client.post("/predict", **request_)
+    assert answer.status_code == status, answer.text
+    assert sentence in answer.json()["error"]
+
+
+def test_other_mistakes(client):
+    assert client.post("/predict?model=other", files={"image": encoded()}).status_code == 404
+    assert client.post("/predict?attention=maybe", files={"image": encoded()}).status_code == 422
+    assert client.get("/predict").status_code == 405 and client.get("/nothing").json() == {
+        "error": "Not Found"
+    }
+    assert client.get("/model.json/").status_code == 404
+    name = {"images": [{"data": base64.b64encode(encoded()).decode(), "name": "\ud800"}]}
+    sent = client.post("/predict", content=json.dumps(name), headers=IS_JSON)
+    assert sent.json()["predictions"][0]["name"] == "\ud800"
+
+
+def test_a_token_and_a_host_are_asked_for(random_run):
+    with client_of(random_run, token="geheim", hosts=frozenset({"localhost"})) as client:
+        there = {"host": "localhost:8000"}
+        for path in ("/model.json", "/metrics"):
+            assert client.get(path, headers=there).status_code == 401
+            assert client.get(path, headers=there | {"authorization": "Bearer geheim"}).status_code == 200
+        assert client.post("/predict", files={"image": encoded()}, headers=there).status_code == 401
+        elsewhere = {"host": "attacker.example", "authorization": "Bearer geheim"}
+        assert client.get("/model.json", headers=elsewhere).status_code == 421
+        assert client.get("/health").status_code == 200
+
+
+def test_no_page_elsewhere_may_read_the_answers(client):
+    headers = {"origin": "https://elsewhere.example", "access-control-request-method": "POST"}
+    assert client.options("/predict", headers=headers).status_code == 405
+    assert "access-control-allow-origin" not in client.get("/model.json", headers=headers).headers
+
+
+def test_a_full_queue_is_answered_503(random_run):
+    with client_of(random_run, limits=Limits(queue=0)) as client:
+        answer = client.post("/predict", files={"image": encoded()})
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+
+
+def test_what_takes_too_long_is_answered_503(random_run, monkeypatch):
+    async def never(*arguments):
+        await asyncio.sleep(60)
+
+    with client_of(random_run, limits=Limits(seconds=0.05)) as client:
+        monkeypatch.setattr("deitkit.deploy.server.read_images", never)
+        answer = client.post("/predict", files={"image": encoded()})
+        assert answer.status_code == 503 and "within 0.05 s" in answer.json()["error"]
+        assert client.server.in_progress == 0
+
+
+def test_nothing_touches_the_disk(random_run, monkeypatch):
+    """A form's files of more than a megabyte usually spill into temporary files."""
+    monkeypatch.setattr("tempfile._TemporaryFileArgs", None, raising=False)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *a, **k: pytest.fail("a temporary file was made"))
+    noise = encoded(side=900)
+    assert len(noise) > 2 * 2**20
+    with client_of(random_run, limits=Limits()) as client:
+        assert client.post("/predict", files={"image": noise}).status_code == 200
+
+
+def broken_body(rng: random.Random) -> tuple[bytes, str]:
+    """A request that is almost right: a form or JSON with bytes changed, cut, repeated or mislabelled."""
+    image = encoded(seed=rng.randrange(4), kind=rng.choice(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"]))
+    if rng.random() < 0.5:
+        boundary = "b" * rng.randrange(1, 70)
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        body = head.encode() + image + f"\r\n--{boundary}--\r\n".encode()
+        kind = f"multipart/form-data; boundary={boundary}"
+    else:
+        entry = rng.choice([{"data": base64.b64encode(image).decode()}, {"data": 1}, None, "x", {"name": []}])
+        body, kind = json.dumps({"images": [entry]}).encode(), "application/json"
+    damaged = bytearray(body)
+    for _ in range(rng.randrange(6)):
+        place = rng.randrange(len(damaged))
+        change = rng.randrange(3)
+        if change == 0:
+            damaged[place] = rng.randrange(256)
+        elif change == 1:
+            del damaged[place : place + rng.randrange(1, 200)]
+        else:
+            damaged[place:place] = bytes(damaged[: rng.randrange(200)])
+        damaged = damaged or bytearray(b"x")
+    kinds = [kind] * 8 + [
+        "multipart/form-data",
+        "application/json; charset=x",
+        "multipart/form-data; boundary=",
+    ]
+    return bytes(damaged), rng.choice(kinds)
+
+
+def test_malformed_bodies_end_in_a_status(client):
+    rng = random.Random(0)
+    seen = set()
+    for i in range(int(os.environ.get("DEITKIT_BODIES", "1000"))):
+        body, kind = broken_body(rng)
+        answer = client.post("/predict", content=body, headers={"content-type": kind})
+        assert answer.status_code in (200, 400, 413, 415, 422), (i, kind, answer.text)
+        assert answer.status_code == 200 or answer.json()["error"]
+        seen.add(answer.status_code)
+    assert {200, 400, 422} <= seen and client.server.in_progress == 0
+
+
+def test_a_batch_holds_what_waits_and_an_error_reaches_its_requests():
+    sizes, go = [], threading.Event()
+
+    class Backend:
+        name = "counting"
+
+        def __call__(self, views):
+            go.wait(10)
+            sizes.append(len(views))
+            if len(sizes) == 3:
+                raise RuntimeError("broken")
+            return (views.mean((2, 3)),)
+
+    batcher = Batcher(Backend(), torch.device("cpu"), max_batch=4)
+    view = np.full((3, 8, 8), 255, np.uint8)
+    first = batcher.submit(view)
+    while not first.running():
+        time.sleep(0.01)
+    others = [batcher.submit(view) for _ in range(6)]
+    others[0].cancel()
+    go.set()
+    assert first.result(10)[0].tolist() == [1, 1, 1]
+    assert [f.result(10)[0].tolist() for f in others[1:4]] == [[1, 1, 1]] * 3
+    with pytest.raises(RuntimeError, match="broken"):
+        others[5].result(10)
+    last = batcher.submit(view)
+    batcher.close()
+    assert last.done() and sizes == [1, 3, 2, 1]
+
+
+def test_a_server_answers_what_it_accepted_before_it_stops(random_run):
+    command = [sys.executable, "-m", "deitkit", "serve", str(random_run), "--port=0", "--device=cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in process.stderr if "serving" in line)
+        address = line.split(" at ")[1].split(";")[0]
+        body = json.dumps({"images": [base64.b64encode(encoded()).decode()] * 40}).encode()
+        answers = []
+
+        def ask():
+            request = urllib.request.Request(f"{address}/predict", body, IS_JSON)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                answers.append(len(json.load(answer)["predictions"]))
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        metrics = f"{address}/metrics"
+        while "in_progress 6" not in (text := urllib.request.urlopen(metrics, timeout=60).read().decode()):
+            assert "_requests_total" in text
+            if len(answers) == len(threads):
+                break  # all were answered already
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert answers == [40] * 6
+        process.wait(60)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["--host", "256.0.0.1"], "cannot listen"), (["--model", "teacher"], "teacher")],
+)
+def test_mistakes_of_the_command_end_in_one_sentence(random_run, arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", str(random_run), "--port=0", "--device=cpu", *arguments])
+    assert exit_.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_two_runs_of_one_name_are_refused(random_run, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", str(random_run), str(random_run), "--port=0", "--device=cpu"])
+    assert "two runs are called run" in capsys.readouterr().err
