@@ -95,9 +95,8 @@ def image_folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
 
 
-@pytest.fixture
-def random_run(tmp_path: Path, image_folder: Path) -> Path:
-    """A run folder as far as it is needed to use it: a random model, its settings, its images."""
+def write_random_run(folder: Path, images: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """A run folder as far as it is needed to use it: a random model, its settings, where its images are."""
     import torch
     from safetensors.torch import save_file
 
@@ -107,22 +106,26 @@ def random_run(tmp_path: Path, image_folder: Path) -> Path:
     torch.manual_seed(0)
     shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "distilled": True}
     sizes = {"image_size": (16, 24), "patch_size": (8, 8)}
-    model = DeiT(num_classes=2, **sizes, **shape)
+    model = DeiT(num_classes=len(classes), **sizes, **shape)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    folder = tmp_path / "run"
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
     preprocessing = {"image_size": [16, 24], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
     saved = {
         "config": Config().to_dict(),
-        "classes": ["cat", "dog"],
+        "classes": list(classes),
         "preprocessing": preprocessing | {"interpolation": "bicubic", "crop": 0.9},
         "student": {"name": "nano"} | {k: list(v) for k, v in sizes.items()} | shape,
-        "data": {"root": str(image_folder)},
+        "data": {"root": str(images)},
     }
     (folder / "config.json").write_text(json.dumps(saved))
     return folder
+
+
+@pytest.fixture
+def random_run(tmp_path: Path, image_folder: Path) -> Path:
+    return write_random_run(tmp_path / "run", image_folder)
 
 
 @pytest.fixture
