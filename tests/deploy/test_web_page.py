@@ -7,6 +7,7 @@ import functools
 import http.server
 import io
 import os
+import re
 import shutil
 import tarfile
 import threading
@@ -77,7 +78,7 @@ def browser() -> Iterator:
 @pytest.fixture
 def page(browser, site) -> Iterator:
     """The loaded page; no error on it, and no request to another host."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, bypass_csp=False)
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     opened.set_default_timeout(TIMEOUT_MS)
     errors, requests = [], []
@@ -168,7 +169,7 @@ def test_an_image_is_chosen_and_explained(run, page):
 
 def test_earlier_images_are_shown_again(page):
     upload(page, photo(1), photo(2), photo(3))
-    page.wait_for_function("document.querySelectorAll('#recent li').length === 3")
+    page.locator("#recent li").nth(2).wait_for()
     page.locator("#recent button").last.click()
     assert page.inner_text("#label") == page.locator("#recent button").last.inner_text().strip()
 
@@ -192,7 +193,7 @@ def test_an_image_is_pasted_and_dropped(page, way):
 
 def test_the_camera_runs_and_stops(page):
     page.click("#camera")
-    page.wait_for_function("/^[0-9.]+ frames/.test(document.getElementById('rate').textContent)")
+    playwright.expect(page.locator("#rate")).to_have_text(re.compile("^[0-9.]+ frames/s"), timeout=TIMEOUT_MS)
     page.wait_for_selector("#table tr.first")
     assert page.get_attribute("#camera", "aria-pressed") == "true"
     page.click("#camera")

@@ -160,7 +160,10 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     """The metadata of an exported file, as JSON texts."""
     mean, std = classifier.normalisation()
     return {
-        "classes": json.dumps(list(classifier.classes), ensure_ascii=False),
+        # A folder's name may be no UTF-8; its bytes become escapes of JSON.
+        "classes": json.dumps(list(classifier.classes), ensure_ascii=False)
+        .encode("utf-8", "backslashreplace")
+        .decode(),
         "task": json.dumps(classifier.task),
         "preprocessing": json.dumps(
             {
