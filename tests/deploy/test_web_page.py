@@ -242,6 +242,22 @@ def test_no_other_host_can_be_reached(browser, site):
     page.close()
 
 
+def test_the_page_opens_again_without_a_network(run, site, browser):
+    handler = functools.partial(_QuietHandler, directory=str(run.parent / "site"))
+    page = browser.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.wait_for_selector("body[data-ready]")
+        page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        server.shutdown()
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    upload(page, photo(1))
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser, site, scheme):
     try:

@@ -223,6 +223,10 @@ def _write_openvino(job: ExportJob, file: Path) -> None:
         ) from None
 
 
+def _own_graph(classifier: Classifier) -> ClassifierGraph:
+    return classifier.as_graph()
+
+
 @dataclass(frozen=True)
 class ExportFormat:
     """An entry of FORMATS.
@@ -236,7 +240,7 @@ class ExportFormat:
     runtime: str
     require: Callable[[], None]
     write: Callable[[ExportJob, Path], None]
-    graph: Callable[[Classifier], ClassifierGraph] = Classifier.as_graph
+    graph: Callable[[Classifier], ClassifierGraph] = _own_graph
     graph_file: str = ""
 
 

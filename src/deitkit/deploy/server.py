@@ -22,7 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from .. import __version__, log
+from .. import log
 from ..data.decode import UnreadableImage
 from .request_images import JSON, MULTIPART, Limits, RequestError, read_images
 from .served_model import ServedModel
@@ -171,7 +171,7 @@ def create_app(server: Server) -> FastAPI:
     """The application over `server`: its API, described at /openapi.json, and the page."""
     app = FastAPI(
         title="deitkit",
-        version=__version__,
+        version="1",  # of the API
         lifespan=server.lifespan,
         docs_url=None,  # its page would load scripts from another host
         redoc_url=None,

@@ -14,7 +14,7 @@ let facts, model;
 let current = null; // { image, prediction } on the page
 let stopCamera = null;
 let whole = false; // whether the table has all classes
-let announced = 0;
+let spoken = { label: "", at: 0 }; // the answer that was last announced to a screen reader
 
 async function begin() {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
@@ -29,6 +29,7 @@ async function begin() {
   model = await (openServerModel ?? openLocalModel)(facts, token);
   $("notice").hidden = true;
   for (const id of ["choose", "camera", "paste"]) $(id).disabled = false;
+  if (facts.home === "browser") navigator.serviceWorker?.register("offline.js").catch(() => {});
   document.body.dataset.ready = "true";
 }
 
@@ -98,11 +99,10 @@ function show(found, { live = false } = {}) {
   $("stage").classList.remove("empty-stage");
   redraw();
   const label = headline(found.prediction, facts), now = performance.now();
-  $("answer").setAttribute("aria-live", live && now - announced < ANNOUNCE_MS ? "off" : "polite");
-  if ($("label").textContent !== label) {
-    $("label").textContent = label;
-    announced = now;
-  }
+  const speak = !live || (label !== spoken.label && now - spoken.at > ANNOUNCE_MS);
+  if (speak) spoken = { label, at: now };
+  $("answer").setAttribute("aria-live", speak ? "polite" : "off");
+  $("label").textContent = label;
   $("certainty").textContent = certainty(found.prediction, facts);
   $("picture").setAttribute("aria-label", `The image, as the model sees it: ${label}`);
   table();
