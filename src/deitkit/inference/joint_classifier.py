@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..models import DeiTOutput, joint_probabilities
+from ..models import DeiTOutput, joint_probabilities, tempered
 from ..tasks import Task
 
 
@@ -22,7 +22,7 @@ class JointClassifier(ClassifierGraph):
 
     network: normalised images (B, 3, H, W) -> DeiTOutput; its `distilled` says whether there is a second
     head. mean, std: of the three channels, in [0, 1]. task: multiclass probabilities are a softmax,
-    multilabel ones a sigmoid each.
+    multilabel ones a sigmoid each. temperature: of the probabilities; the logits stay as they are.
     """
 
     mean: Tensor
@@ -35,9 +35,10 @@ class JointClassifier(ClassifierGraph):
         std: Sequence[float],
         *,
         task: Task = "multiclass",
+        temperature: float = 1.0,
     ):
         super().__init__()
-        self.network, self.task = network, task
+        self.network, self.task, self.temperature = network, task, temperature
         self.output_names = ("probabilities", "class_logits", "distill_logits")[
             : 3 if network.distilled else 2
         ]
@@ -46,7 +47,8 @@ class JointClassifier(ClassifierGraph):
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         output = self.network((views - self.mean) / self.std)
-        return tuple(t for t in (joint_probabilities(output, self.task), *output[:2]) if t is not None)
+        probabilities = tempered(joint_probabilities(output, self.task), self.temperature, self.task)
+        return tuple(t for t in (probabilities, *output[:2]) if t is not None)
 
 
 def as_output(outputs: Sequence[Tensor]) -> DeiTOutput:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ..tasks import Task
 
+_LEAST = 1e-30  # a probability that has underflowed to 0 in float32
+
 
 class DeiTOutput(NamedTuple):
     """The output of a student, the same fields in training and evaluation.
@@ -89,6 +91,20 @@ def joint_probabilities(output: DeiTOutput, task: Task = "multiclass") -> Tensor
     if output.distill_logits is None:
         return p
     return (p + probabilities_of(output.distill_logits, task)) / 2
+
+
+def tempered(probabilities: Tensor, temperature: float, task: Task = "multiclass") -> Tensor:
+    """Probabilities (B, K) at a temperature above 0: powers 1 / T, normalised; the order stays.
+
+    For a softmax that divides its logits by T (arXiv 1706.04599, section 4.2). The joint classifier is a mean
+    of two softmaxes and has no logits; its powers calibrate it as a whole. Multilabel: the log-odds of each
+    label are divided by T.
+    """
+    if temperature == 1.0:
+        return probabilities
+    if task == "multilabel":
+        return (probabilities.logit() / temperature).sigmoid()
+    return (probabilities.clamp(min=_LEAST).log() / temperature).softmax(-1)
 
 
 def joint_logits(output: DeiTOutput) -> Tensor:

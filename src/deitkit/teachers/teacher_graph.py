@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..inference.joint_classifier import ClassifierGraph
-from ..models import probabilities_of
+from ..models import probabilities_of, tempered
 from ..preprocessing import Normalised, Preprocessing
 from ..tasks import Task
 from .teacher import Teacher, TeacherMember, mean_of_probabilities
@@ -17,14 +17,16 @@ from .teacher import Teacher, TeacherMember, mean_of_probabilities
 class TeacherGraph(ClassifierGraph):
     """Views (B, 3, *view_size), float in [0, 1] -> probabilities and logits, each (B, K).
 
-    Resizing to each member's size and its normalisation are inside. Raises WeightsError for a member that is
-    not a PyTorch network, such as an ONNX file or a Python function.
+    Resizing to each member's size and its normalisation are inside. temperature: of the probabilities; the
+    logits stay as they are. Raises WeightsError for a member that is not a PyTorch network, such as an ONNX
+    file or a Python function.
     """
 
     output_names = ("probabilities", "class_logits")
 
-    def __init__(self, teacher: Teacher, view_size: tuple[int, int]):
+    def __init__(self, teacher: Teacher, view_size: tuple[int, int], temperature: float = 1.0):
         super().__init__()
+        self.temperature = temperature
         self.members = nn.ModuleList(_MemberGraph(member, view_size) for member in teacher.members)
         self.weights = [member.card.weight for member in teacher.members]
         self.task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
@@ -32,7 +34,7 @@ class TeacherGraph(ClassifierGraph):
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         logits = [member(views) for member in self.members]
         joined = mean_of_probabilities(logits, self.weights, multilabel=self.task == "multilabel")
-        return probabilities_of(joined, self.task), joined
+        return tempered(probabilities_of(joined, self.task), self.temperature, self.task), joined
 
 
 class _MemberGraph(nn.Module):

@@ -1,4 +1,4 @@
-"""What a run writes beside its results: `config.json` and the weights."""
+"""What a run writes beside its results: `config.json`, the weights, and what validation images came to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..config import ResolvedConfig
 from ..data.dataset import Dataset
+from ..data.image_set import ImageSet
+from ..evaluation.run_evaluation import write_predictions
+from ..evaluation.temperature import calibrate
 from ..io import write_tensors
-from ..models import Student
+from ..models import DeiTOutput, Student
 from ..preprocessing import STUDENT_MEAN, STUDENT_STD
-from ..run_schema import ModelResult
+from ..run_folder import PREDICTIONS, TEACHER_FOLDER, write_calibration
+from ..run_schema import CalibrationInfo, ModelResult
 
 
 def describe_run(
@@ -64,6 +69,35 @@ def describe_run(
         "plan": plan,
         "teacher": {"name": teacher.name, "how": teacher.how} if teacher else None,
     }
+
+
+def write_validation(
+    folder: Path, images: ImageSet, output: DeiTOutput, by_teacher: Tensor | None = None
+) -> None:
+    """Calibrates the model in `folder` on its validation images; writes that, and `predictions.csv`.
+
+    output: the heads' logits (n, K). by_teacher: those of the teacher kept in `folder`, which is calibrated
+    as well.
+    """
+    calibration = write_calibrated(folder, images, output)
+    of_teacher = CalibrationInfo()
+    if by_teacher is not None:
+        of_teacher = write_calibrated(folder / TEACHER_FOLDER, images, DeiTOutput(by_teacher, None))
+    write_predictions(
+        folder / PREDICTIONS,
+        images,
+        output,
+        by_teacher,
+        temperature=calibration.temperature,
+        teacher_temperature=of_teacher.temperature,
+    )
+
+
+def write_calibrated(folder: Path, images: ImageSet, output: DeiTOutput) -> CalibrationInfo:
+    """Calibrates the model in `folder` on its validation images, from the heads' logits (n, K)."""
+    calibration = calibrate(output, torch.from_numpy(images.labels))
+    write_calibration(folder, calibration)
+    return calibration
 
 
 def save_model(path: Path, model: Student) -> None:
