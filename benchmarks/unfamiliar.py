@@ -34,7 +34,9 @@ from torch import Tensor
 from alternatives import Network, batch_of, centre, mirrored, on_openvino
 from deitkit.decision import least_in_set
 from deitkit.evaluation.calibration import calibration
+from deitkit.evaluation.familiarity import fit_familiarity
 from deitkit.evaluation.temperature import cross_fitted, fit_temperature, nll
+from deitkit.inference.unfamiliarity import unfamiliarity
 from deitkit.teachers.probe import fit_probe
 from provenance import provenance
 from rows import append_row
@@ -118,16 +120,18 @@ Score = Callable[[Tensor], Tensor]  # (n, F) features -> (n,), higher for less f
 
 
 def scores_of(fitted: Fitted) -> Mapping[str, Score]:
-    """The candidates. The first four need logits only, the others the features of the training images."""
+    """The candidates. The first four need logits only, the others features; the last is the package's."""
     T = fitted.temperature
-    distance, neighbours = mahalanobis(fitted), nearest(fitted.train)
+    familiarity = fit_familiarity(fitted.val, fitted.val_labels)
+    assert familiarity is not None, "there are more than 19 images"
     return {
         "max softmax": lambda x: 1 - fitted.logits(x).softmax(-1).amax(-1),
         "max softmax, calibrated": lambda x: 1 - (fitted.logits(x) / T).softmax(-1).amax(-1),
         "max logit": lambda x: -fitted.logits(x).amax(-1),
         "energy": lambda x: -fitted.logits(x).logsumexp(-1),
-        "mahalanobis": distance,
-        f"{NEIGHBOURS}th neighbour": neighbours,
+        "mahalanobis": mahalanobis(fitted),
+        f"{NEIGHBOURS}th neighbour": nearest(fitted.train),
+        "class mean": lambda x: unfamiliarity(x, familiarity.class_means),
     }
 
 
@@ -227,7 +231,9 @@ def measure(name, size, seed, splits, views, options, about) -> None:  # type: i
     rounded = {key: round(value, 4) for key, value in (answers | halves).items()}
     append_row(options.out / "answers.csv", ANSWERS, row | rounded)
     for score, of in scores_of(fitted).items():
-        own, limit = of(views[name]), of(fitted.val).quantile(KEPT)
+        own, limit = of(views[name]), float(of(fitted.val).quantile(KEPT))
+        if score == "class mean":  # its validation images are no strangers to the means
+            limit = fit_familiarity(fitted.val, fitted.val_labels).up_to
         for foreign in [other for other in options.folders if other != name]:
             theirs = of(views[foreign])
             found = {

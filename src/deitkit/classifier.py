@@ -25,22 +25,25 @@ from . import log
 from .config import BackendName, Config
 from .data.decode import UnreadableImage, center_crop
 from .data.image_inputs import ImageInput, NamedImage, named_images
-from .decision import UNKNOWN, Decision, decide, unfamiliarity
+from .decision import UNKNOWN, Decision, decide
 from .errors import RunFolderError, SettingError
 from .inference.backends import CONVERTED, Backend
 from .inference.device import resolve_inference_device
 from .inference.joint_classifier import ClassifierGraph, JointClassifier, as_output
 from .inference.selection import create_backend
+from .inference.unfamiliarity import unfamiliarity, unfamiliarity_of
 from .models import DeiTOutput, probabilities_of, tempered
 from .models.deit import DeiT
 from .models.token_merging import TokenMerging
 from .run_folder import (
+    CLASS_MEANS,
     RESULTS,
     TEACHER_FOLDER,
     baseline_folder,
     candidate_folder,
     holds_teacher,
     read_calibration,
+    read_class_means,
     read_info,
     read_results,
     read_student,
@@ -68,9 +71,9 @@ class Prediction:
     label, probability: the most likely class of the joint classifier. labels: of a multilabel model all
     labels above 0.5, most likely first; otherwise `label` alone. class_label, distill_label: each head's own
     class; a teacher has one head, whose class is in `class_label`. source: the path, or "image" for what has
-    none. unfamiliarity: how little the image looks like those of the classes, see `decision.unfamiliarity`;
-    None if multilabel. answered: False if `label` is "unknown" and `labels` empty, because of what
-    `Classifier.deciding` asks for.
+    none. unfamiliarity: how little the image looks like those of the classes, from 0 to 2, see
+    `inference.unfamiliarity`; None if multilabel or not calibrated. answered: False if `label` is "unknown"
+    and `labels` empty, because of what `Classifier.deciding` asks for.
     """
 
     source: str
@@ -96,7 +99,9 @@ class Classifier:
     max_pixels: width times height that an image may have, as in training.
     calibration: what validation told about the probabilities, whose temperature the backend applies.
     decision: when to answer; see `deciding`.
-    backend: views (B, 3, H, W) in [0, 1] -> probabilities and each head's logits, each (B, K).
+    class_means: (C, F) of the model's features, by which the backend tells what is unfamiliar, or None.
+    backend: views (B, 3, H, W) in [0, 1] -> probabilities and each head's logits, each (B, K), and
+    unfamiliarity, (B,).
     """
 
     classes: tuple[str, ...]
@@ -106,6 +111,7 @@ class Classifier:
     max_pixels: int
     device: torch.device
     calibration: CalibrationInfo
+    class_means: Tensor | None
     backend: Backend
     decision: Decision = field(default=Decision(), kw_only=True)
 
@@ -161,7 +167,10 @@ class Classifier:
         sets holds the true one. Raises SettingError for values out of range, for a multilabel model, and for
         one that was not calibrated.
         """
-        rule = decide(self.calibration, self.task, threshold=threshold, reject=reject, coverage=coverage)
+        known = self.calibration
+        if self.class_means is None:
+            known = replace(known, familiar_up_to=None)
+        rule = decide(known, self.task, threshold=threshold, reject=reject, coverage=coverage)
         return replace(self, decision=rule)
 
     def pixels(self, path: Path) -> NDArray[np.uint8]:
@@ -197,9 +206,8 @@ class Classifier:
     def _predict_views(self, names: Sequence[str], views: list[NDArray[np.uint8]]) -> list[Prediction]:
         outputs = self._outputs(torch.from_numpy(np.stack(views)))
         joint, heads = outputs[0].cpu(), as_output(outputs)
-        unfamiliar: list[float] | list[None] = [None] * len(names)
-        if self.task == "multiclass":
-            unfamiliar = unfamiliarity(joint, heads).tolist()
+        scores = unfamiliarity_of(outputs)
+        unfamiliar = [None] * len(names) if scores is None else scores.tolist()
         by_class = heads.class_logits.argmax(1).tolist()
         by_distill = heads.distill_logits.argmax(1).tolist() if heads.distill_logits is not None else None
         predictions = []
@@ -259,7 +267,8 @@ class TeacherClassifier(Classifier):
 
     @cached_property
     def _graph(self) -> TeacherGraph:
-        return TeacherGraph(self.teacher, self.image_size, self.calibration.temperature)
+        calibration, means = self.calibration, self.class_means
+        return TeacherGraph(self.teacher, self.image_size, calibration.temperature, means)
 
     def as_graph(self) -> TeacherGraph:
         return self._graph
@@ -359,7 +368,17 @@ def load_student(
     mean, std = (torch.tensor(v, device=where).view(1, 3, 1, 1) for v in (view.mean, view.std))
     model = model.to(where).eval()
     network = TokenMerging(model, merge) if merge else model
-    graph = JointClassifier(network, view.mean, view.std, task=info.task, temperature=calibration.temperature)
+    class_means = read_class_means(run, calibration)
+    if class_means is not None:
+        _check_width(class_means, model.num_prefix_tokens * model.embed_dim, run)
+    graph = JointClassifier(
+        network,
+        view.mean,
+        view.std,
+        task=info.task,
+        temperature=calibration.temperature,
+        class_means=class_means,
+    )
     return StudentClassifier(
         classes=info.classes,
         task=info.task,
@@ -368,6 +387,7 @@ def load_student(
         max_pixels=_max_pixels(info.config),
         device=where,
         calibration=calibration,
+        class_means=class_means,
         backend=create_backend(graph, model.image_size, backend, where),
         model=model,
         mean=mean,
@@ -396,6 +416,7 @@ def load_teacher(
     image_size, crop, config = _validated_view(folder) or (own.image_size, own.crop, None)
     task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
     calibration = read_calibration(folder)
+    class_means = read_class_means(folder, calibration)
     return TeacherClassifier(
         classes=teacher.card.classes,
         task=task,
@@ -404,24 +425,37 @@ def load_teacher(
         max_pixels=_max_pixels(config),
         device=where,
         calibration=calibration,
-        backend=_TeacherBackend(teacher, task, calibration.temperature),
+        class_means=class_means,
+        backend=_TeacherBackend(teacher, task, calibration.temperature, class_means),
         teacher=teacher,
     )
 
 
 class _TeacherBackend:
-    """Views (B, 3, H, W) in [0, 1] -> probabilities and logits, (B, K)."""
+    """Views (B, 3, H, W) in [0, 1] -> probabilities and logits, (B, K), and unfamiliarity, (B,)."""
 
-    def __init__(self, teacher: Teacher, task: Task, temperature: float):
-        self.teacher, self.task, self.temperature = teacher, task, temperature
+    def __init__(self, teacher: Teacher, task: Task, temperature: float, class_means: Tensor | None):
+        self.teacher, self.task = teacher, task
+        self.temperature, self.class_means = temperature, class_means
 
     @property
     def name(self) -> str:
         return self.teacher.backend
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        logits = self.teacher(views).logits
-        return tempered(probabilities_of(logits, self.task), self.temperature, self.task), logits
+        output = self.teacher(views)
+        probabilities = tempered(probabilities_of(output.logits, self.task), self.temperature, self.task)
+        if self.class_means is None or output.embedding is None:
+            return probabilities, output.logits
+        _check_width(self.class_means, output.embedding.shape[1], None)
+        means = self.class_means.to(output.embedding.device)
+        return probabilities, output.logits, unfamiliarity(output.embedding, means)
+
+
+def _check_width(class_means: Tensor, width: int, folder: Path | None) -> None:
+    if class_means.shape[1] != width:
+        of = "the teacher" if folder is None else str(folder)
+        raise RunFolderError(f"{CLASS_MEANS} does not belong to {of}; remove the file, or train again")
 
 
 def _device_of(backend: BackendName, device: str) -> str:

@@ -1,7 +1,7 @@
 """What becomes of a model's probabilities: an answer, "unknown", or a set that holds the true class.
 
 Everything is decided after the model has run, by numbers that its validation images gave
-(`run_schema.CalibrationInfo`); no prediction is changed. Shapes in comments: B images, K classes.
+(`run_schema.CalibrationInfo`); no probability is changed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from .errors import SettingError
-from .models import DeiTOutput
 from .run_schema import CalibrationInfo
 from .tasks import Task
 
@@ -76,11 +73,6 @@ def decide(
     )
 
 
-def unfamiliarity(probabilities: Tensor, output: DeiTOutput) -> Tensor:
-    """How little images look like those of the classes, (B,), higher for less familiar ones."""
-    return 1 - probabilities.amax(-1)
-
-
 def conformal_rank(n: int, coverage: float) -> int | None:
     """The rank, from 1 for the smallest of n scores, that bounds a new score with this probability.
 
@@ -104,7 +96,10 @@ def least_in_set(true_probabilities: Sequence[float], coverage: float) -> float 
 
 def _familiar_up_to(calibration: CalibrationInfo) -> float:
     if calibration.familiar_up_to is None:
-        raise SettingError(f"--reject needs 19 validation images or more: {_known(calibration)}")
+        raise SettingError(
+            "--reject needs what deitkit train keeps of 19 validation images or more, and the model has "
+            "nothing of the kind; train it again"
+        )
     return calibration.familiar_up_to
 
 

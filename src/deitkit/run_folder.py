@@ -8,6 +8,7 @@
     metrics.jsonl      one line per epoch                                                 read_metrics
     predictions.csv    one row per validation image                                       read_predictions
     calibration.json   what validation tells about probabilities; of each model           read_calibration
+    class_means.safetensors   of the model's features; of each model                      read_class_means
     results.json       accuracies, speeds and the verdict; written last                   read_results
     model.safetensors  the student's weights                                              read_student
     checkpoints/       state of an unfinished training
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from .config import Config
 from .errors import DeitkitError, RunFolderError
-from .io import parse_json, read_json, read_text, write_json
+from .io import parse_json, read_json, read_text, write_json, write_tensors
 from .models import DeiT
 from .preprocessing import INTERPOLATIONS
 from .run_schema import (
@@ -57,6 +58,7 @@ SKIPPED = "skipped.json"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
 CALIBRATION = "calibration.json"  # also beside a fitted teacher
+CLASS_MEANS = "class_means.safetensors"
 RESULTS = "results.json"
 WEIGHTS = "model.safetensors"
 REPORT = "report.html"
@@ -184,8 +186,21 @@ def read_calibration(folder: Path) -> CalibrationInfo:
     return found
 
 
-def write_calibration(folder: Path, calibration: CalibrationInfo) -> None:
-    """Writes `calibration.json` beside the files of a model."""
+def read_class_means(folder: Path, calibration: CalibrationInfo) -> Tensor | None:
+    """Reads `class_means.safetensors`, (C, F), of a model whose calibration goes with them; else None."""
+    path = folder / CLASS_MEANS
+    if calibration.familiar_up_to is None or not path.exists():
+        return None
+    means = _tensors(path).get("class_means")
+    if means is None or means.ndim != 2 or not means.isfinite().all():
+        raise _damaged(path, "it holds no class_means")
+    return means.float()
+
+
+def write_calibration(folder: Path, calibration: CalibrationInfo, class_means: Tensor | None = None) -> None:
+    """Writes `calibration.json`, and `class_means.safetensors` if there are any, beside a model's files."""
+    if class_means is not None:
+        write_tensors(folder / CLASS_MEANS, {"class_means": class_means})
     write_json(folder / CALIBRATION, _listed(asdict(calibration)))
 
 

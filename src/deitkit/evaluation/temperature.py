@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decision import KEPT, conformal_rank, unfamiliarity
 from ..models import DeiTOutput, joint_logits
 from ..run_schema import CalibrationInfo
 from .calibration import Calibration, calibration
@@ -74,13 +72,6 @@ def calibrate(output: DeiTOutput, labels: Tensor) -> CalibrationInfo:
     """
     scores, labels = log_scores(output, labels.ndim == 2), labels.cpu()
     temperature, held_out = _that_helps(scores, labels)
-    for_decisions: dict[str, Any] = {}
-    if labels.ndim == 1:
-        probabilities = (scores / temperature).softmax(-1)
-        for_decisions = {
-            "familiar_up_to": _familiar_up_to(unfamiliarity(probabilities, output)),
-            "true_probabilities": _true_probabilities(held_out.softmax(-1), labels),
-        }
     return CalibrationInfo(
         images=len(labels),
         temperature=temperature,
@@ -89,19 +80,13 @@ def calibrate(output: DeiTOutput, labels: Tensor) -> CalibrationInfo:
         nll_before=nll(scores, labels),
         ece=None if (found := _binned(held_out, labels)) is None else found.ece,
         ece_before=None if (found := _binned(scores, labels)) is None else found.ece,
-        **for_decisions,
+        true_probabilities=_true_probabilities(held_out, labels) if labels.ndim == 1 else (),
     )
 
 
-def _familiar_up_to(scores: Tensor) -> float | None:
-    """The unfamiliarity that 95 % of images like these n do not exceed, from theirs (n,)."""
-    rank = conformal_rank(len(scores), KEPT)
-    return None if rank is None else float(scores.sort().values[rank - 1])
-
-
-def _true_probabilities(probabilities: Tensor, labels: Tensor) -> tuple[float, ...]:
+def _true_probabilities(scores: Tensor, labels: Tensor) -> tuple[float, ...]:
     """The probabilities of the true classes, ascending; rounded down, so that sets stay large enough."""
-    found = probabilities.gather(1, labels[:, None]).flatten().sort().values
+    found = scores.softmax(-1).gather(1, labels[:, None]).flatten().sort().values
     return tuple((found * 10**_DIGITS).floor().div(10**_DIGITS).tolist())
 
 

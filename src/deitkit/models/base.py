@@ -20,6 +20,7 @@ class DeiTOutput(NamedTuple):
     patch_tokens: (B, N, D) after each block in `tokens_after`, without the prefix tokens.
     grid_size: rows and columns of patches.
     kept_patches: (B, N) indices into the flattened grid if patches were dropped; None: all, in order.
+    embedding: (B, F) what the heads read, one after the other; None for a model that does not say.
     """
 
     class_logits: Tensor
@@ -27,6 +28,7 @@ class DeiTOutput(NamedTuple):
     patch_tokens: tuple[Tensor, ...] = ()
     grid_size: tuple[int, int] | None = None
     kept_patches: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 class Student(nn.Module):

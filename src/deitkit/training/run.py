@@ -14,6 +14,7 @@ from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
 from ..io import write_json
 from ..keywords import Keywords
+from ..models import DeiTOutput
 from ..report.run_page import write_report
 from ..run_folder import BASELINE_FOLDER, model_to_json, results_to_json
 from ..soft_labels.replay import refuse_other_views
@@ -126,7 +127,10 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
         )
     if found.baseline is not None and baseline is not None:
         write_json(baseline.folder / "results.json", {"student": model_to_json(found.baseline)})
-    write_validation(out, val, trained.output, by_teacher)
+    of_teacher = None
+    if by_teacher is not None and measured_teacher is not None:
+        of_teacher = DeiTOutput(by_teacher, None, embedding=measured_teacher.embedding)
+    write_validation(out, val, trained.output, of_teacher)
     content = results_to_json(found)
     write_json(out / "results.json", content)
     with log.activity("writing the report"):

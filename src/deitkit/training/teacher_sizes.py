@@ -115,7 +115,7 @@ def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> 
     teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size, crop))
     with log.activity(f"evaluating the teacher at {size} px"):
         measured, logits = results.evaluate_teacher(teacher, val, session.device, test)
-    write_validation(folder, val.images, DeiTOutput(logits, None))
+    write_validation(folder, val.images, DeiTOutput(logits, None, embedding=measured.embedding))
     return replace(measured, result=replace(measured.result, image_size=(size, size)))
 
 
