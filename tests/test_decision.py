@@ -54,7 +54,7 @@ def test_sets_hold_the_true_class_over_random_splits(coverage, true_temperature)
     mean = sum(covered) / 100
     # n = 500 gives between coverage and coverage + 1 / 501 in expectation; 100 halves of one sample vary.
     assert coverage - 0.01 < mean < coverage + 0.015
-    assert min(covered) > coverage - 0.08
+    assert min(covered) > coverage - 0.12
 
 
 @pytest.mark.parametrize(
