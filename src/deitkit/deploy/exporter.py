@@ -89,9 +89,9 @@ def export(
 
     The graph's input is `views` (B, 3, H, W), float in [0, 1], of any B; normalisation is inside. Its outputs
     are `probabilities` (of a student, both heads joined), `class_logits` and, for a distilled student,
-    `distill_logits`, each (B, K). The probabilities are calibrated, the logits as trained. JSON in the
-    metadata: `classes`, `preprocessing`, `calibration` and `task`, where "multilabel" means that each
-    probability is a label's own.
+    `distill_logits`, each (B, K), and of a calibrated model `unfamiliarity`, (B,). The probabilities are
+    calibrated, the logits as trained. JSON in the metadata: `classes`, `preprocessing`, `calibration` and
+    `task`, where "multilabel" means that each probability is a label's own.
 
     to: a name of FORMATS, whose suffix `out` has. calibration: views to quantise the graph to int8 by; None
     keeps it float, and then its outputs are compared with PyTorch's before it is written.
@@ -135,6 +135,7 @@ def metadata(classifier: Classifier) -> dict[str, str]:
             {
                 "temperature": classifier.calibration.temperature,  # applied to `probabilities`
                 "head_temperatures": classifier.calibration.head_temperatures,  # to divide logits by
+                "familiar_up_to": classifier.calibration.familiar_up_to,  # of `unfamiliarity`
             }
         ),
         "preprocessing": json.dumps(
