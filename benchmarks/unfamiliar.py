@@ -1,6 +1,7 @@
 """Which score tells images of other folders from those that a classifier was trained for?
 
     python benchmarks/unfamiliar.py SETS --folders woof10 caltech99 elpv [--sizes 128] [--seeds 0] --out DIR
+    python benchmarks/unfamiliar.py SETS --folders woof10 caltech99 --student RUN --out DIR
 
 SETS holds folders with train/ and val/ and one folder per class. For each folder a linear probe on lite0, as
 deitkit fits it for the teacher, is trained on three quarters of train/. The other quarter is the validation
@@ -10,6 +11,9 @@ is judged, and as foreign images those of the other folders' val/.
 DIR/unfamiliar.csv gets a row per classifier, foreign folder and score: AUROC, the share of foreign images
 that pass where 95 % of the own images in val/ do (FPR at 95 % recall), and, at the threshold from validation,
 the own images that are kept and the foreign ones that are rejected.
+
+--student: the student of a finished run instead, on half of its validation images, the other half of which
+gives the class means. Foreign are up to 300 images of each folder's val/.
 
 DIR/answers.csv gets a row per classifier on val/: calibration before and after, and conformal sets of 95 %
 over 100 random halves of val/, one to set the sets up and one to count which hold the true class.
@@ -22,7 +26,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,17 +36,21 @@ from PIL import Image
 from torch import Tensor
 
 from alternatives import Network, batch_of, centre, mirrored, on_openvino
+from deitkit.classifier import StudentClassifier, load_student
 from deitkit.decision import least_in_set
 from deitkit.evaluation.calibration import calibration
 from deitkit.evaluation.familiarity import fit_familiarity
+from deitkit.evaluation.run_images import run_splits
 from deitkit.evaluation.temperature import cross_fitted, fit_temperature, nll
 from deitkit.inference.unfamiliarity import unfamiliarity
+from deitkit.models import DeiTOutput, joint_logits, joint_probabilities
 from deitkit.teachers.probe import fit_probe
 from provenance import provenance
 from rows import append_row
 
 KEPT = 0.95
 NEIGHBOURS = 10
+FOREIGN = 300  # images of a folder that a student judges
 SHRINKAGE = 0.1  # of the covariance towards its mean variance
 SPLITS, COVERAGE = 100, 0.95
 MACHINE = ("machine", "versions", "date", "command")
@@ -200,11 +208,14 @@ def main() -> None:
     parser.add_argument("--folders", nargs="+", required=True)
     parser.add_argument("--sizes", nargs="+", type=int, default=[128])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--student", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     about = provenance()
+    if options.student is not None:
+        return measure_student(options, about)
     splits = {
         name: tuple(Images.of(options.sets / name / part) for part in ("train", "val"))
         for name in options.folders
@@ -246,6 +257,58 @@ def measure(name, size, seed, splits, views, options, about) -> None:  # type: i
             judged |= {key: round(value, 2) for key, value in found.items()}
             append_row(options.out / "unfamiliar.csv", UNFAMILIAR, row | judged)
         print(name, size, seed, score, f"{auroc(own, theirs):.1f}", file=sys.stderr, flush=True)
+
+
+def measure_student(options, about) -> None:  # type: ignore[no-untyped-def]
+    """Rows of a student: scores of its logits, and the class mean of its embedding."""
+    classifier = load_student(options.student, "cpu", "pytorch")
+    own = run_splits(options.student, classifier, None).val
+    output, labels = (
+        outputs_of(classifier, [own.full_path(i) for i in range(len(own))]),
+        torch.from_numpy(own.labels),
+    )
+    half = torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).chunk(2)
+    fitted = fit_familiarity(output.embedding[half[0]], labels[half[0]])
+    assert fitted is not None, "there are more than 19 images"
+    p = joint_probabilities(output)
+    row = {"data": options.student.name, "size": classifier.image_size[0], "seed": 0} | about
+    row["top1"] = round(percent(p.argmax(1) == labels), 2)
+    scores: Mapping[str, Callable[[DeiTOutput], Tensor]] = {
+        "student: max softmax": lambda o: 1 - joint_probabilities(o).amax(-1),
+        "student: energy": lambda o: -joint_logits(o).logsumexp(-1),
+        "student: class mean": lambda o: unfamiliarity(o.embedding, fitted.class_means),
+    }
+    for foreign in options.folders:
+        paths = Images.of(options.sets / foreign / "val").paths
+        theirs = outputs_of(classifier, paths[:: max(1, len(paths) // FOREIGN)][:FOREIGN])
+        for name, score in scores.items():
+            known, unknown = score(output), score(theirs)
+            limit = fitted.up_to if "mean" in name else float(known[half[0]].quantile(KEPT))
+            known = known[half[1]]
+            found = {
+                "auroc": auroc(known, unknown),
+                "fpr95": percent(unknown <= known.quantile(KEPT)),
+                "kept": percent(known <= limit),
+                "rejected": percent(unknown > limit),
+            }
+            judged = {"foreign": foreign, "score": name}
+            judged |= {key: round(value, 2) for key, value in found.items()}
+            append_row(options.out / "unfamiliar.csv", UNFAMILIAR, row | judged)
+            print(foreign, name, judged, file=sys.stderr, flush=True)
+
+
+def outputs_of(classifier: StudentClassifier, paths: Sequence[Path]) -> DeiTOutput:
+    """The student's output for image files."""
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(paths), 32):
+            pixels = np.stack([classifier.pixels(path) for path in paths[first : first + 32]])
+            parts.append(classifier.model(classifier.normalise(torch.from_numpy(pixels))))
+    joined = [
+        None if part[0] is None else torch.cat(part)
+        for part in zip(*((p[0], p[1], p.embedding) for p in parts), strict=True)
+    ]
+    return DeiTOutput(joined[0], joined[1], embedding=joined[2])
 
 
 if __name__ == "__main__":

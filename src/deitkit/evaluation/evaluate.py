@@ -99,10 +99,10 @@ def evaluate_student(
 
 def teacher_logits(teacher: Teacher, split: Split, device: torch.device) -> Tensor:
     """The teacher's logits (n, K) over a split, on the views that the student sees."""
-    return evaluate_on_views(teacher, split, device).class_logits
+    return teacher_outputs(teacher, split, device).class_logits
 
 
-def evaluate_on_views(teacher: Teacher, split: Split, device: torch.device) -> DeiTOutput:
+def teacher_outputs(teacher: Teacher, split: Split, device: torch.device) -> DeiTOutput:
     """The teacher's logits (n, K) and embedding (n, F) over a split, on the views that the student sees."""
 
     def predict(views: Tensor) -> Outputs:

@@ -18,7 +18,7 @@ from .. import log
 from ..data.dataset import Dataset, Split
 from ..data.image_set import has_label
 from ..evaluation.comparison import chance, compare, learned, metric_of, scored, unpaired_difference
-from ..evaluation.evaluate import evaluate, evaluate_on_views, evaluate_student, views_of
+from ..evaluation.evaluate import evaluate, evaluate_student, teacher_outputs, views_of
 from ..evaluation.metrics import (
     balanced_accuracy,
     balanced_accuracy_interval,
@@ -102,7 +102,7 @@ def evaluate_teacher(
 
     The speed is not a number yet: `assemble` times all models in turns.
     """
-    output = evaluate_on_views(teacher, val, device)
+    output = teacher_outputs(teacher, val, device)
     logits = output.class_logits
     probabilities, task = probabilities_of(logits, val.images.task), val.images.task
     score, interval = score_and_interval(probabilities, val.labels)

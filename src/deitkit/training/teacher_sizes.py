@@ -116,7 +116,8 @@ def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> 
     with log.activity(f"evaluating the teacher at {size} px"):
         measured, logits = results.evaluate_teacher(teacher, val, session.device, test)
     write_validation(folder, val.images, DeiTOutput(logits, None, embedding=measured.embedding))
-    return replace(measured, result=replace(measured.result, image_size=(size, size)))
+    result = replace(measured.result, image_size=(size, size))
+    return replace(measured, result=result, embedding=None)  # what it told is written
 
 
 def _fit(session: Session, size: int, crop: float) -> Teacher:
