@@ -61,3 +61,19 @@ def test_the_score_is_found_among_a_graphs_outputs():
     logits, scores = torch.zeros(2, 3), torch.zeros(2)
     assert unfamiliarity_of((logits, logits)) is None
     assert unfamiliarity_of((logits, logits, scores)) is scores
+
+
+def test_int8_leaves_the_score_in_float():
+    pytest.importorskip("onnxruntime")
+    from deitkit.inference.int8 import quantise
+    from deitkit.inference.joint_classifier import JointClassifier
+    from deitkit.inference.onnx_graph import to_onnx
+    from deitkit.models import create_model
+
+    means = unit(torch.randn(3, 256, generator=torch.Generator().manual_seed(0)))
+    student = create_model("nano", num_classes=3, image_size=16, patch_size=8)
+    graph = JointClassifier(student, [0.5] * 3, [0.5] * 3, temperature=2.0, class_means=means).eval()
+    model = quantise(to_onnx(graph, (16, 16), graph.output_names), [torch.rand(4, 3, 16, 16)])
+    shapes = {tuple(tensor.dims) for tensor in model.graph.initializer if tensor.data_type == 1}
+    assert (3, 256) in shapes
+    assert "unfamiliarity" in [output.name for output in model.graph.output]

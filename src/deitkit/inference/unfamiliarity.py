@@ -22,8 +22,9 @@ def unit(features: Tensor) -> Tensor:
 
 def unfamiliarity(embedding: Tensor, class_means: Tensor) -> Tensor:
     """From 0 to 2 for each image, (B,), of features (B, F) and class means of length 1, (C, F)."""
-    similar: Tensor = unit(embedding.float()) @ class_means.T
-    return 1 - similar.amax(-1)
+    # The constant comes first, so that int8 leaves this product in float (`inference.int8`).
+    similar: Tensor = class_means @ unit(embedding.float()).T
+    return 1 - similar.amax(0)
 
 
 def unfamiliarity_of(outputs: Sequence[Tensor]) -> Tensor | None:
