@@ -23,6 +23,7 @@ LAYERS: tuple[str, ...] = (
     "report",
     "evaluation",
     "classifier",
+    "decision",
     "distillation",
     "soft_labels",
     "teachers",

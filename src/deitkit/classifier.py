@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,26 +25,31 @@ from . import log
 from .config import BackendName, Config
 from .data.decode import UnreadableImage, center_crop
 from .data.image_inputs import ImageInput, NamedImage, named_images
+from .decision import UNKNOWN, Decision, decide
 from .errors import RunFolderError, SettingError
 from .inference.backends import CONVERTED, Backend
 from .inference.device import resolve_inference_device
 from .inference.joint_classifier import ClassifierGraph, JointClassifier, as_output
 from .inference.selection import create_backend
-from .models import DeiTOutput, probabilities_of
+from .inference.unfamiliarity import unfamiliarity, unfamiliarity_of
+from .models import DeiTOutput, probabilities_of, tempered
 from .models.deit import DeiT
 from .models.token_merging import TokenMerging
 from .run_folder import (
+    CLASS_MEANS,
     RESULTS,
     TEACHER_FOLDER,
     baseline_folder,
     candidate_folder,
     holds_teacher,
+    read_calibration,
+    read_class_means,
     read_info,
     read_results,
     read_student,
     run_of_teacher,
 )
-from .run_schema import Role
+from .run_schema import CalibrationInfo, Role
 from .soft_labels.manifest import FILE as MANIFEST
 from .soft_labels.manifest import read_manifest
 from .tasks import THRESHOLD, Task
@@ -65,7 +71,9 @@ class Prediction:
     label, probability: the most likely class of the joint classifier. labels: of a multilabel model all
     labels above 0.5, most likely first; otherwise `label` alone. class_label, distill_label: each head's own
     class; a teacher has one head, whose class is in `class_label`. source: the path, or "image" for what has
-    none.
+    none. unfamiliarity: how little the image looks like those of the classes, from 0 to 2, see
+    `inference.unfamiliarity`; None if multilabel or not calibrated. answered: False if `label` is "unknown"
+    and `labels` empty, because of what `Classifier.deciding` asks for.
     """
 
     source: str
@@ -75,6 +83,8 @@ class Prediction:
     class_label: str
     distill_label: str | None
     probabilities: dict[str, float]  # of every class, most likely first
+    unfamiliarity: float | None = None
+    answered: bool = True
 
     def top(self, k: int | None = None) -> list[tuple[str, float]]:
         """The k most likely classes and their probabilities; None for `labels`."""
@@ -87,7 +97,11 @@ class Classifier:
 
     image_size: height and width of a view. crop: the share of an image's shorter side that a view keeps.
     max_pixels: width times height that an image may have, as in training.
-    backend: views (B, 3, H, W) in [0, 1] -> probabilities and each head's logits, each (B, K).
+    calibration: what validation told about the probabilities, whose temperature the backend applies.
+    decision: when to answer; see `deciding`.
+    class_means: (C, F) of the model's features, by which the backend tells what is unfamiliar, or None.
+    backend: views (B, 3, H, W) in [0, 1] -> probabilities and each head's logits, each (B, K), and
+    unfamiliarity, (B,).
     """
 
     classes: tuple[str, ...]
@@ -96,7 +110,10 @@ class Classifier:
     crop: float
     max_pixels: int
     device: torch.device
+    calibration: CalibrationInfo
+    class_means: Tensor | None
     backend: Backend
+    decision: Decision = field(default=Decision(), kw_only=True)
 
     def __repr__(self) -> str:
         return "\n".join(self._described())
@@ -140,6 +157,22 @@ class Classifier:
             predictions = iter(self._predict_views(names, readable) if readable else ())
             yield from (v if isinstance(v, UnreadableImage) else next(predictions) for v in views)
 
+    def deciding(
+        self, *, threshold: float | None = None, reject: bool = False, coverage: float | None = None
+    ) -> Self:
+        """The same classifier, which does not answer always, or answers with several classes.
+
+        threshold: "unknown" if no class has this probability. reject: "unknown" for images that are less
+        familiar than 95 % of the validation images. coverage: `labels` is a set of classes, and this share of
+        sets holds the true one. Raises SettingError for values out of range, for a multilabel model, and for
+        one that was not calibrated.
+        """
+        known = self.calibration
+        if self.class_means is None:
+            known = replace(known, familiar_up_to=None)
+        rule = decide(known, self.task, threshold=threshold, reject=reject, coverage=coverage)
+        return replace(self, decision=rule)
+
     def pixels(self, image: Path | bytes) -> NDArray[np.uint8]:
         """An image file, or its bytes, as a view (3, H, W) uint8, as in the run's validation.
 
@@ -176,21 +209,29 @@ class Classifier:
     def _predict_views(self, names: Sequence[str], views: list[NDArray[np.uint8]]) -> list[Prediction]:
         outputs = self._outputs(torch.from_numpy(np.stack(views)))
         joint, heads = outputs[0].cpu(), as_output(outputs)
+        scores = unfamiliarity_of(outputs)
+        unfamiliar = [None] * len(names) if scores is None else scores.tolist()
         by_class = heads.class_logits.argmax(1).tolist()
         by_distill = heads.distill_logits.argmax(1).tolist() if heads.distill_logits is not None else None
         predictions = []
         for i, (name, row) in enumerate(zip(names, joint, strict=True)):
             order = row.argsort(descending=True).tolist()
-            count = 1 if self.task == "multiclass" else int((row > THRESHOLD).sum())
+            ranked = row[order].tolist()
+            answered = self.decision.is_answer(ranked[0], unfamiliar[i])
+            count = int((row > THRESHOLD).sum())
+            if self.task == "multiclass":
+                count = self.decision.count(ranked) if answered else 0
             predictions.append(
                 Prediction(
                     source=name,
-                    label=self.classes[order[0]],
-                    probability=float(row[order[0]]),
+                    label=self.classes[order[0]] if answered else UNKNOWN,
+                    probability=ranked[0],
                     labels=tuple(self.classes[k] for k in order[:count]),
                     class_label=self.classes[by_class[i]],
                     distill_label=self.classes[by_distill[i]] if by_distill else None,
                     probabilities={self.classes[k]: float(row[k]) for k in order},
+                    unfamiliarity=unfamiliar[i],
+                    answered=answered,
                 )
             )
         return predictions
@@ -229,7 +270,8 @@ class TeacherClassifier(Classifier):
 
     @cached_property
     def _graph(self) -> TeacherGraph:
-        return TeacherGraph(self.teacher, self.image_size)
+        calibration, means = self.calibration, self.class_means
+        return TeacherGraph(self.teacher, self.image_size, calibration.temperature, means)
 
     def as_graph(self) -> TeacherGraph:
         return self._graph
@@ -322,13 +364,24 @@ def load_student(
     """The student of a finished run, or of a baseline's folder; see `load`."""
     run = Path(run)
     model, info = read_student(run)
+    calibration = read_calibration(run)
     device = _device_of(backend, device)
     where = resolve_inference_device(device)
     view = info.preprocessing
     mean, std = (torch.tensor(v, device=where).view(1, 3, 1, 1) for v in (view.mean, view.std))
     model = model.to(where).eval()
     network = TokenMerging(model, merge) if merge else model
-    graph = JointClassifier(network, view.mean, view.std, task=info.task)
+    class_means = read_class_means(run, calibration)
+    if class_means is not None:
+        _check_width(class_means, model.num_prefix_tokens * model.embed_dim, run)
+    graph = JointClassifier(
+        network,
+        view.mean,
+        view.std,
+        task=info.task,
+        temperature=calibration.temperature,
+        class_means=class_means,
+    )
     return StudentClassifier(
         classes=info.classes,
         task=info.task,
@@ -336,6 +389,8 @@ def load_student(
         crop=view.crop,
         max_pixels=_max_pixels(info.config),
         device=where,
+        calibration=calibration,
+        class_means=class_means,
         backend=create_backend(graph, model.image_size, backend, where),
         model=model,
         mean=mean,
@@ -363,6 +418,8 @@ def load_teacher(
     own = teacher.card.members[0].preprocessing
     image_size, crop, config = _validated_view(folder) or (own.image_size, own.crop, None)
     task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
+    calibration = read_calibration(folder)
+    class_means = read_class_means(folder, calibration)
     return TeacherClassifier(
         classes=teacher.card.classes,
         task=task,
@@ -370,24 +427,38 @@ def load_teacher(
         crop=crop,
         max_pixels=_max_pixels(config),
         device=where,
-        backend=_TeacherBackend(teacher, task),
+        calibration=calibration,
+        class_means=class_means,
+        backend=_TeacherBackend(teacher, task, calibration.temperature, class_means),
         teacher=teacher,
     )
 
 
 class _TeacherBackend:
-    """Views (B, 3, H, W) in [0, 1] -> probabilities and logits, (B, K)."""
+    """Views (B, 3, H, W) in [0, 1] -> probabilities and logits, (B, K), and unfamiliarity, (B,)."""
 
-    def __init__(self, teacher: Teacher, task: Task):
+    def __init__(self, teacher: Teacher, task: Task, temperature: float, class_means: Tensor | None):
         self.teacher, self.task = teacher, task
+        self.temperature, self.class_means = temperature, class_means
 
     @property
     def name(self) -> str:
         return self.teacher.backend
 
     def __call__(self, views: Tensor) -> tuple[Tensor, ...]:
-        logits = self.teacher(views).logits
-        return probabilities_of(logits, self.task), logits
+        output = self.teacher(views)
+        probabilities = tempered(probabilities_of(output.logits, self.task), self.temperature, self.task)
+        if self.class_means is None or output.embedding is None:
+            return probabilities, output.logits
+        _check_width(self.class_means, output.embedding.shape[1], None)
+        means = self.class_means.to(output.embedding.device)
+        return probabilities, output.logits, unfamiliarity(output.embedding, means)
+
+
+def _check_width(class_means: Tensor, width: int, folder: Path | None) -> None:
+    if class_means.shape[1] != width:
+        of = "the teacher" if folder is None else str(folder)
+        raise RunFolderError(f"{CLASS_MEANS} does not belong to {of}; remove the file, or train again")
 
 
 def _device_of(backend: BackendName, device: str) -> str:

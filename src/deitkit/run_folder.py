@@ -7,6 +7,8 @@
     skipped.json       images that could not be read                                      read_skipped
     metrics.jsonl      one line per epoch                                                 read_metrics
     predictions.csv    one row per validation image                                       read_predictions
+    calibration.json   what validation tells about probabilities; of each model           read_calibration
+    class_means.safetensors   of the model's features; of each model                      read_class_means
     results.json       accuracies, speeds and the verdict; written last                   read_results
     model.safetensors  the student's weights                                              read_student
     checkpoints/       state of an unfinished training
@@ -33,10 +35,11 @@ from torch import Tensor
 
 from .config import Config
 from .errors import DeitkitError, RunFolderError
-from .io import parse_json, read_json, read_text
+from .io import parse_json, read_json, read_text, write_json, write_tensors
 from .models import DeiT
 from .preprocessing import INTERPOLATIONS
 from .run_schema import (
+    CalibrationInfo,
     EpochMetrics,
     ModelResult,
     PlanInfo,
@@ -54,6 +57,8 @@ SPLIT = "split.json"
 SKIPPED = "skipped.json"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
+CALIBRATION = "calibration.json"  # also beside a fitted teacher
+CLASS_MEANS = "class_means.safetensors"
 RESULTS = "results.json"
 WEIGHTS = "model.safetensors"
 REPORT = "report.html"
@@ -67,6 +72,7 @@ TEACHER_CARD = "teacher.json"  # of a fitted teacher
 _TASKS_V01 = {"classes": "multiclass"}
 _BASELINE_V01 = "control"
 
+_TEMPERATURES = 0.01, 100.0  # outside of these, a file is damaged
 _LARGEST_SIDE = 65_536  # pixels of an image that a damaged file may ask for
 T = TypeVar("T")
 
@@ -162,6 +168,40 @@ def read_predictions(run: Path) -> list[dict[str, str]]:
             if not _is_number(row[column]):
                 raise _damaged(path, f"{column} in row {number} is {row[column]!r}, not a number")
     return rows
+
+
+def read_calibration(folder: Path) -> CalibrationInfo:
+    """Reads `calibration.json` of a student, baseline or teacher in its own folder.
+
+    Without the file, as in runs of version 0.1, nothing is known and probabilities stay as they are.
+    """
+    path = folder / CALIBRATION
+    if not path.exists():
+        return CalibrationInfo()
+    found = _fields(CalibrationInfo, _object(path), path)
+    low, high = _TEMPERATURES
+    for temperature in (found.temperature, *found.head_temperatures.values()):
+        if not low <= temperature <= high:
+            raise _damaged(path, f"a temperature is {temperature:g}, not between {low:g} and {high:g}")
+    return found
+
+
+def read_class_means(folder: Path, calibration: CalibrationInfo) -> Tensor | None:
+    """Reads `class_means.safetensors`, (C, F), of a model whose calibration goes with them; else None."""
+    path = folder / CLASS_MEANS
+    if calibration.familiar_up_to is None or not path.exists():
+        return None
+    means = _tensors(path).get("class_means")
+    if means is None or means.ndim != 2 or not means.isfinite().all():
+        raise _damaged(path, "it holds no class_means")
+    return means.float()
+
+
+def write_calibration(folder: Path, calibration: CalibrationInfo, class_means: Tensor | None = None) -> None:
+    """Writes `calibration.json`, and `class_means.safetensors` if there are any, beside a model's files."""
+    if class_means is not None:
+        write_tensors(folder / CLASS_MEANS, {"class_means": class_means})
+    write_json(folder / CALIBRATION, _listed(asdict(calibration)))
 
 
 def read_results(run: Path) -> RunResults:

@@ -112,6 +112,31 @@ class SkippedImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationInfo:
+    """`calibration.json` of one model: what its validation images tell about its probabilities.
+
+    images: validation images; 0 if nothing is known. temperature: of the probabilities of `predict`, see
+    `models.tempered`. head_temperatures: of a student with two heads, by which the logits of one head are
+    divided: "class", "distill", and "mean" for the mean of both, as timm and transformers evaluate. nll, ece:
+    negative log-likelihood in nats and expected calibration error in percent, each image at a temperature
+    that the other images gave; nll_before, ece_before: at 1. familiar_up_to: the unfamiliarity that 95 % of
+    images like these do not exceed; None for too few images. true_probabilities: of the true class of each
+    image, in ascending order, for conformal sets. Of a multilabel model, ece, familiar_up_to and
+    true_probabilities are not there.
+    """
+
+    images: int = 0
+    temperature: float = 1.0
+    head_temperatures: dict[str, float] = field(default_factory=dict)
+    nll: float | None = None
+    nll_before: float | None = None
+    ece: float | None = None
+    ece_before: float | None = None
+    familiar_up_to: float | None = None
+    true_probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
     """A line of `metrics.jsonl`.
 

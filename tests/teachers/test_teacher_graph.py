@@ -7,6 +7,7 @@ import torch
 
 from deitkit.config import TeacherConfig
 from deitkit.errors import WeightsError
+from deitkit.inference.unfamiliarity import unfamiliarity, unit
 from deitkit.preprocessing import Preprocessing
 from deitkit.teachers.fit import FitData, fit_teacher
 from deitkit.teachers.saved import read_teacher, save_teacher
@@ -42,8 +43,18 @@ def test_the_graph_computes_what_the_teacher_does(tmp_path, members):
     views = torch.rand(4, 3, 20, 28)
     with torch.inference_mode():
         probabilities, logits = TeacherGraph(teacher, (20, 28))(views)
-    torch.testing.assert_close(logits, teacher(views).logits, atol=1e-4, rtol=1e-4)
+    output = teacher(views)
+    torch.testing.assert_close(logits, output.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(probabilities, logits.softmax(1))
+    # Calibrated, with class means of the members' joined features.
+    means = unit(torch.rand(3, output.embedding.shape[1]))
+    graph = TeacherGraph(teacher, (20, 28), temperature=2.0, class_means=means)
+    with torch.inference_mode():
+        halved, same, scores = graph(views)
+    torch.testing.assert_close(same, logits)
+    torch.testing.assert_close(halved, (logits / 2).softmax(1))
+    torch.testing.assert_close(scores, unfamiliarity(output.embedding, means), atol=1e-4, rtol=1e-4)
+    assert graph.output_names == ("probabilities", "class_logits", "unfamiliarity")
 
 
 def test_a_member_that_is_no_network_is_refused(tmp_path):

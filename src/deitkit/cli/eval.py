@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Column, Table
 
     from ..evaluation.run_evaluation import Evaluation
+    from ..evaluation.selective import OperatingPoint
 
 _MOST_CONFUSED = 12  # classes up to which the confusion matrix is printed
 
@@ -30,6 +32,10 @@ def evaluate(
     model: flags.Model = "recommended",
     part: Annotated[
         str | None, typer.Option(help="Rows of labels.csv: train, val or test; all by default.")
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Find the threshold at which this share of the answers is right, such as 0.99."),
     ] = None,
     merge: Annotated[int, typer.Option(min=0, help="Patch tokens to merge in each block.")] = 0,
     device: flags.Device = None,
@@ -57,6 +63,7 @@ def evaluate(
         part=part,
         code=teacher_code,
         csv_file=csv_,
+        precision=precision,
     )
     if html is not None:
         from ..report.eval_page import write_evaluation
@@ -86,7 +93,13 @@ def _print_tables(found: Evaluation) -> None:
             "class an image shows.",
             highlight=False,
         )
+    for line in _calibration(found):
+        console.print(line, highlight=False)
     console.print(_per_class(found))
+    if found.operating_point is not None:
+        for line in _threshold(found.operating_point):
+            console.print(line, highlight=False)
+        console.print(_answered(found.operating_point, found.classes))
     if found.confusion is not None and len(found.classes) <= _MOST_CONFUSED:
         console.print(_confusion(found.confusion, found.classes))
 
@@ -118,6 +131,22 @@ def _scores(found: Evaluation) -> Table:
     return table
 
 
+def _calibration(found: Evaluation) -> list[str]:
+    """What the temperature does to the probabilities; nothing for a model without one."""
+    measured = found.reliability
+    if measured is None or measured.temperature == 1.0:
+        return []
+    errors = ""
+    if measured.calibration is not None and measured.calibration_before is not None:
+        before, after = measured.calibration_before.ece, measured.calibration.ece
+        errors = f"calibration error {before:.1f} -> {after:.1f} points, "
+    how = ", cross-fitted" if measured.cross_fitted else ""
+    return [
+        f"Probabilities at temperature {measured.temperature:.2f}{how}: {errors}"
+        f"negative log-likelihood {measured.nll_before:.3f} -> {measured.nll:.3f}."
+    ]
+
+
 def _per_class(found: Evaluation) -> Table:
     """Precision, recall and F1 of each class; for a label its average precision too."""
     from rich.markup import escape
@@ -135,6 +164,35 @@ def _per_class(found: Evaluation) -> Table:
         average = [_percent(row.ap)] if isinstance(row, LabelMetrics) else []
         scores = (_percent(row.recall), interval, _percent(row.precision), _percent(row.f1))
         table.add_row(escape(name), str(row.images), *average, *scores)
+    return table
+
+
+def _threshold(point: OperatingPoint) -> list[str]:
+    """What to give `predict --threshold`, and what comes of it on these images."""
+    if point.threshold is None or point.all.interval is None:
+        return [
+            f"No threshold reaches a precision of {point.target:.4g} % on these images; "
+            "the most confident answers are wrong too often."
+        ]
+    # Rounded down, so that the image at the threshold is still answered.
+    shown = math.floor(point.threshold * 10**6) / 10**6
+    return [
+        f"For a precision of {point.target:.4g} %: --threshold {shown:.6f} answers {point.all.share:.1f} % "
+        f"of the images, {point.all.precision:.2f} % of them right (95 % interval "
+        f"{_interval(point.all.interval)}). Images that were not used to find it tell how well it holds."
+    ]
+
+
+def _answered(point: OperatingPoint, classes: tuple[str, ...]) -> Table:
+    """What the threshold answers of each class."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns = ("images", "answered, %", "precision, %", "95 % interval")
+    table = Table("predicted class", *map(_right, columns))
+    for name, row in zip(classes, point.per_class, strict=True):
+        interval = "" if row.interval is None else _interval(row.interval)
+        table.add_row(escape(name), str(row.images), _percent(row.share), _percent(row.precision), interval)
     return table
 
 

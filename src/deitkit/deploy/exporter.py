@@ -110,8 +110,9 @@ def export(job: ExportJob, to: str, out: Path) -> tuple[Backend, list[Path]]:
 
     The graph's input is `views` (B, 3, H, W), float in [0, 1], of any B; normalisation is inside. Its outputs
     are `probabilities` (of a student, both heads joined), `class_logits` and, for a distilled student,
-    `distill_logits`, each (B, K). JSON in the metadata: `classes`, `preprocessing` and `task`, where
-    "multilabel" means that each probability is a label's own.
+    `distill_logits`, each (B, K), and of a calibrated model `unfamiliarity`, (B,). The probabilities are
+    calibrated, the logits as trained. JSON in the metadata: `classes`, `preprocessing`, `calibration` and
+    `task`, where "multilabel" means that each probability is a label's own.
 
     to: a name of FORMATS, whose suffix `out` has. A float graph's outputs are compared with PyTorch's before
     it is written.
@@ -165,6 +166,13 @@ def metadata(classifier: Classifier) -> dict[str, str]:
         .encode("utf-8", "backslashreplace")
         .decode(),
         "task": json.dumps(classifier.task),
+        "calibration": json.dumps(
+            {
+                "temperature": classifier.calibration.temperature,  # applied to `probabilities`
+                "head_temperatures": classifier.calibration.head_temperatures,  # to divide logits by
+                "familiar_up_to": classifier.calibration.familiar_up_to,  # of `unfamiliarity`
+            }
+        ),
         "preprocessing": json.dumps(
             {
                 "resize": [resized_side(side, classifier.crop) for side in classifier.image_size],

@@ -39,8 +39,9 @@ class Predictions:
     labels: Tensor
 
     def heads(self) -> DeiTOutput:
-        """Both heads' logits, of a predictor that returns `heads_of`."""
-        return DeiTOutput(self.outputs["class_logits"], self.outputs.get("distill_logits"))
+        """Both heads' logits, and what they read if it was kept, of a predictor that returns `heads_of`."""
+        heads = self.outputs["class_logits"], self.outputs.get("distill_logits")
+        return DeiTOutput(*heads, embedding=self.outputs.get("embedding"))
 
     def metrics(self) -> Metrics:
         """Metrics of class head, distillation head and joint, of a predictor that returns `heads_of`."""
@@ -69,10 +70,11 @@ def evaluate(
     return Predictions({name: torch.cat(parts) for name, parts in collected.items()}, torch.cat(labels))
 
 
-def heads_of(output: DeiTOutput) -> dict[str, Tensor]:
-    """The heads' logits as named outputs."""
-    heads = {"class_logits": output.class_logits, "distill_logits": output.distill_logits}
-    return {name: logits for name, logits in heads.items() if logits is not None}
+def heads_of(output: DeiTOutput, *, embedding: bool = False) -> dict[str, Tensor]:
+    """The heads' logits as named outputs; with `embedding` also what they read, if the model says."""
+    found = {"class_logits": output.class_logits, "distill_logits": output.distill_logits}
+    found |= {"embedding": output.embedding} if embedding else {}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def views_of(split: Split, device: torch.device, batch_size: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,16 +85,31 @@ def views_of(split: Split, device: torch.device, batch_size: int = _BATCH) -> It
         yield split.store.fetch(indices).to(device).float().div_(255.0), labels[indices]
 
 
-def evaluate_student(model: Student, split: Split, device: torch.device) -> Predictions:
-    """Both heads' logits over a split."""
+def evaluate_student(
+    model: Student, split: Split, device: torch.device, *, embedding: bool = False
+) -> Predictions:
+    """Both heads' logits over a split; with `embedding` also what they read."""
     model.eval()
-    return evaluate(lambda views: heads_of(model(normalise(views))), views_of(split, device))
+
+    def predict(views: Tensor) -> Outputs:
+        return heads_of(model(normalise(views)), embedding=embedding)
+
+    return evaluate(predict, views_of(split, device))
 
 
 def teacher_logits(teacher: Teacher, split: Split, device: torch.device) -> Tensor:
     """The teacher's logits (n, K) over a split, on the views that the student sees."""
-    found = evaluate(lambda views: {"logits": teacher(views).logits}, views_of(split, device))
-    return found.outputs["logits"]
+    return teacher_outputs(teacher, split, device).class_logits
+
+
+def teacher_outputs(teacher: Teacher, split: Split, device: torch.device) -> DeiTOutput:
+    """The teacher's logits (n, K) and embedding (n, F) over a split, on the views that the student sees."""
+
+    def predict(views: Tensor) -> Outputs:
+        output = teacher(views)
+        return heads_of(DeiTOutput(output.logits, None, embedding=output.embedding), embedding=True)
+
+    return evaluate(predict, views_of(split, device)).heads()
 
 
 def evaluate_backends(

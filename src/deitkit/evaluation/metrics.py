@@ -68,10 +68,7 @@ def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor)
     class_logits, labels = class_logits.float(), labels.to(class_logits.device)
     if labels.ndim == 2:
         return measure_labels(class_logits, distill_logits, labels)
-    # In double precision: a confident miss must cost its real loss, not infinity or a clamp.
-    log_p = class_logits.double().log_softmax(-1)
-    if distill_logits is not None:
-        log_p = torch.logaddexp(log_p, distill_logits.double().log_softmax(-1)) - math.log(2)
+    log_p = joint_log_probabilities(class_logits, distill_logits)
     joint = joint_probabilities(DeiTOutput(class_logits, distill_logits))
     counts = confusion(joint.argmax(1), labels, joint.shape[1])
     return MulticlassMetrics(
@@ -84,6 +81,17 @@ def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor)
         balanced_accuracy=balanced_accuracy(counts),
         macro_f1=macro_f1(counts),
     )
+
+
+def joint_log_probabilities(class_logits: Tensor, distill_logits: Tensor | None) -> Tensor:
+    """The logarithm of `joint_probabilities`, (n, K), multiclass.
+
+    In double precision: a confident miss must cost its real loss, not infinity or a clamp.
+    """
+    log_p = class_logits.double().log_softmax(-1)
+    if distill_logits is None:
+        return log_p
+    return torch.logaddexp(log_p, distill_logits.double().log_softmax(-1)) - math.log(2)
 
 
 def top_k(probabilities: Tensor, labels: Tensor, k: int) -> float:

@@ -54,12 +54,7 @@ class MultilabelMetrics:
 
 def measure_labels(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor) -> MultilabelMetrics:
     """The metrics of logits (n, K) against labels (n, K)."""
-    # In double precision: a confident miss must cost its real loss, not infinity or a clamp.
-    log_yes, log_no = (F.logsigmoid(s * class_logits.double()) for s in (1, -1))
-    if distill_logits is not None:
-        other_yes, other_no = (F.logsigmoid(s * distill_logits.double()) for s in (1, -1))
-        log_yes = torch.logaddexp(log_yes, other_yes) - math.log(2)
-        log_no = torch.logaddexp(log_no, other_no) - math.log(2)
+    log_yes, log_no = label_log_probabilities(class_logits, distill_logits)
     joint = joint_probabilities(DeiTOutput(class_logits, distill_logits), "multilabel")
     heads = {"": joint, "_class": class_logits.sigmoid()}
     heads |= {"_distill": distill_logits.sigmoid()} if distill_logits is not None else {}
@@ -68,6 +63,19 @@ def measure_labels(class_logits: Tensor, distill_logits: Tensor | None, labels: 
         values |= {f"{name}{head}": v for name, v in score_labels(probabilities, labels).items()}
     loss = -torch.where(labels.bool(), log_yes, log_no).mean().item()
     return MultilabelMetrics(images=len(labels), loss=loss, **values)
+
+
+def label_log_probabilities(class_logits: Tensor, distill_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logarithms, (n, K) each, of the joint classifier's probability of each label, and of its absence.
+
+    In double precision: a confident miss must cost its real loss, not infinity or a clamp.
+    """
+    log_yes, log_no = (F.logsigmoid(s * class_logits.double()) for s in (1, -1))
+    if distill_logits is not None:
+        other_yes, other_no = (F.logsigmoid(s * distill_logits.double()) for s in (1, -1))
+        log_yes = torch.logaddexp(log_yes, other_yes) - math.log(2)
+        log_no = torch.logaddexp(log_no, other_no) - math.log(2)
+    return log_yes, log_no
 
 
 def score_labels(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

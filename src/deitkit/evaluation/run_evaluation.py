@@ -16,7 +16,8 @@ from .. import log
 from ..classifier import ModelChoice, load_folder, model_folder
 from ..config import BackendName
 from ..data.image_set import ImageSet
-from ..models import DeiTOutput, joint_probabilities, probabilities_of
+from ..errors import SettingError
+from ..models import DeiTOutput, joint_probabilities, probabilities_of, tempered
 from ..run_folder import holds_teacher
 from ..run_schema import probability_column
 from ..tasks import SEPARATOR, THRESHOLD, Task
@@ -32,7 +33,15 @@ from .metrics import (
     score_and_interval,
 )
 from .multilabel import LabelMetrics, per_label
-from .run_images import FileBatches, labelled_images, stacked, without_training_images
+from .run_images import (
+    FileBatches,
+    has_validation_images,
+    labelled_images,
+    stacked,
+    without_training_images,
+)
+from .selective import CurvePoint, OperatingPoint, check_precision, operating_point, risk_coverage
+from .temperature import Reliability, reliability
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,9 @@ class Evaluation:
     intervals: of the task's score, by head: "joint", and "class" and "distill" of a student with two heads.
     balanced_interval, confusion: None if multilabel. per_class: in the order of `classes`. chance: the score
     of a model that knows nothing, see `comparison.chance`; learned: whether this one is better. mistakes:
-    multiclass only, the most confident first. skipped: files that could not be read.
+    multiclass only, the most confident first. skipped: files that could not be read. reliability: of the
+    calibrated probabilities; `metrics.loss` is that at temperature 1. risk_coverage: multiclass only.
+    operating_point: for the precision that was asked for.
     """
 
     task: Task
@@ -68,6 +79,9 @@ class Evaluation:
     mistakes: tuple[WrongPrediction, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    reliability: Reliability | None = None
+    risk_coverage: tuple[CurvePoint, ...] = ()
+    operating_point: OperatingPoint | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `deitkit eval --json`."""
@@ -88,6 +102,9 @@ class Evaluation:
             "mistakes": [dataclasses.asdict(mistake) for mistake in self.mistakes],
             "skipped": list(self.skipped),
             "notes": list(self.notes),
+            "calibration": self.reliability and _reliability_to_dict(self.reliability),
+            "risk_coverage": [dataclasses.asdict(point) for point in self.risk_coverage],
+            "operating_point": self.operating_point and _point_to_dict(self.operating_point, self.classes),
         }
 
 
@@ -102,19 +119,27 @@ def evaluate_folder(
     part: str | None = None,
     code: str | None = None,
     csv_file: str | Path | None = None,
+    precision: float | None = None,
 ) -> Evaluation:
     """Measures a model of `run`, or the fitted teacher in that folder, on the images of `data`.
 
     data: a folder with one sub-folder per class (some of the run's classes are enough), or with val/ that has
     these, or for a multilabel run with a labels.csv; `part` then takes its rows of train, val or test.
     Without `part`, images that the run was trained on are left out, and `notes` says so. model, device,
-    merge, code: as for `load`. csv_file: written with a row per image. Raises DataError for an unknown class.
+    merge, code: as for `load`. csv_file: written with a row per image. precision: the share of answers
+    that has to be right, for a threshold. Raises DataError for an unknown class.
     """
+    if precision is not None:
+        check_precision(precision)
     folder = model_folder(Path(run), model)
     # A student stays on PyTorch: a measurement does not change backends half way.
     backend: BackendName = "auto" if holds_teacher(folder) else "pytorch"
     with log.activity("loading the model"):
         classifier = load_folder(folder, device, backend=backend, merge=merge, code=code)
+        if precision is not None and classifier.task == "multilabel":
+            raise SettingError(
+                f"--precision needs one class per image, and {folder} is multilabel; leave it out"
+            )
         images, notes = labelled_images(Path(data), classifier, part), list[str]()
         if part is None:
             images, notes = without_training_images(folder, images)
@@ -130,12 +155,41 @@ def evaluate_folder(
     skipped = [path for path, _ in files.skipped]
     left_out = set(skipped)
     images = images.subset(np.array([i for i, path in enumerate(images.paths) if path not in left_out]))
+    temperature = classifier.calibration.temperature
     if csv_file is not None:
-        write_predictions(Path(csv_file), images, predictions.heads(), None)
-    return replace(_evaluation(images, predictions), skipped=tuple(skipped), notes=tuple(notes))
+        write_predictions(Path(csv_file), images, predictions.heads(), None, temperature=temperature)
+    found = reliability(
+        predictions.heads(),
+        predictions.labels,
+        temperature,
+        fitted_on_these=has_validation_images(folder, images),
+    )
+    return replace(
+        _evaluation(images, predictions, temperature, precision),
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+        reliability=found,
+    )
 
 
-def _evaluation(images: ImageSet, predictions: Predictions) -> Evaluation:
+def _reliability_to_dict(found: Reliability) -> dict[str, Any]:
+    """Without the bins, and with the calibration errors as `ece` and `ece_before`."""
+    content = dataclasses.asdict(found)
+    for name, short in (("calibration", "ece"), ("calibration_before", "ece_before")):
+        binned = content.pop(name)
+        content[short] = binned and binned["ece"]
+    return content
+
+
+def _point_to_dict(point: OperatingPoint, classes: Sequence[str]) -> dict[str, Any]:
+    content = dataclasses.asdict(point)
+    rows = zip(classes, content.pop("per_class"), strict=True)
+    return content | {"per_class": [{"name": name, **row} for name, row in rows]}
+
+
+def _evaluation(
+    images: ImageSet, predictions: Predictions, temperature: float, precision: float | None
+) -> Evaluation:
     """What the predictions for `images` come to."""
     heads, labels, task = predictions.heads(), predictions.labels, images.task
     joint = joint_probabilities(heads, task)
@@ -153,6 +207,8 @@ def _evaluation(images: ImageSet, predictions: Predictions) -> Evaluation:
             chance=chance(labels),
             learned=learned(intervals["joint"], labels),
         )
+    calibrated = tempered(joint, temperature)
+    confidence, predicted = calibrated.max(1)
     counts = confusion(joint.argmax(1), labels, len(images.classes))
     balanced = balanced_accuracy_interval(counts)
     return Evaluation(
@@ -165,7 +221,9 @@ def _evaluation(images: ImageSet, predictions: Predictions) -> Evaluation:
         learned=learned(balanced, labels),
         balanced_interval=balanced,
         confusion=counts.tolist(),
-        mistakes=_mistakes(joint, images),
+        mistakes=_mistakes(calibrated, images),
+        risk_coverage=risk_coverage(confidence, predicted == labels),
+        operating_point=None if precision is None else operating_point(calibrated, labels, precision),
     )
 
 
@@ -185,20 +243,31 @@ def _mistakes(joint: Tensor, images: ImageSet) -> tuple[WrongPrediction, ...]:
     )
 
 
-def write_predictions(path: Path, images: ImageSet, output: DeiTOutput, by_teacher: Tensor | None) -> None:
+def write_predictions(
+    path: Path,
+    images: ImageSet,
+    output: DeiTOutput,
+    by_teacher: Tensor | None,
+    *,
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> None:
     """Writes one row per image as CSV: its label, and what each head and the teacher predict.
 
-    output, by_teacher: logits (n, K) in the order of `images`. Multilabel: the labels above 0.5 are in one
-    cell, and a column per label holds the joint classifier's probability.
+    output, by_teacher: logits (n, K) in the order of `images`. temperature, teacher_temperature: of their
+    probabilities. Multilabel: the labels above 0.5 are in one cell, and a column per label holds the joint
+    classifier's probability.
     """
-    joint, task = joint_probabilities(output, images.task), images.task
+    task = images.task
+    joint = tempered(joint_probabilities(output, task), temperature, task)
     heads = (joint, output.class_logits, output.distill_logits, by_teacher)
     predicted = [_names(p if p is None or p is joint else probabilities_of(p, task), images) for p in heads]
     if task == "multiclass":
         columns = ["probability", "teacher_probability"]
         shown = [[f"{p:.4f}", ""] for p in joint.max(1).values.tolist()]
         if by_teacher is not None:
-            confidence = probabilities_of(by_teacher, task).max(1).values.tolist()
+            certain = tempered(probabilities_of(by_teacher, task), teacher_temperature, task)
+            confidence = certain.max(1).values.tolist()
             shown = [[row[0], f"{p:.4f}"] for row, p in zip(shown, confidence, strict=True)]
     else:
         columns = [probability_column(name) for name in images.classes]

@@ -149,6 +149,23 @@ def _copied(images: ImageSet, paths: Sequence[str], fingerprint: str) -> set[int
     return set(rows) if same else set()
 
 
+def has_validation_images(folder: Path, images: ImageSet) -> bool:
+    """Whether some of the images are those that the run behind `folder` was validated, and calibrated, on.
+
+    By their files, or by their paths in the folder if the run's own images are not here.
+    """
+    run = run_of(folder)
+    split = read_split(run) if run is not None else None
+    data = read_info(run).data if run is not None else None
+    if split is None or data is None:
+        return False
+    if not Path(data.root or "").exists():
+        return not set(images.paths).isdisjoint(split.val)
+    root = image_root(Path(data.root or ""))
+    files = {os.path.realpath(root / path) for path in split.val}
+    return any(os.path.realpath(images.full_path(i)) in files for i in range(len(images)))
+
+
 class FileBatches(Generic[Decoded]):
     """Batches of image files, decoded when they are needed; a few unreadable files are left out.
 

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..models import DeiTOutput, joint_probabilities
+from ..models import DeiTOutput, joint_probabilities, tempered
 from ..tasks import Task
+from .unfamiliarity import unfamiliarity
 
 
 class ClassifierGraph(nn.Module):
-    """Views (B, 3, H, W), float in [0, 1] -> `output_names`, each (B, K); the first is `probabilities`."""
+    """Views (B, 3, H, W), float in [0, 1] -> `output_names`.
+
+    `probabilities` and the logits of one or two heads, (B, K) each, and last, where class means are known,
+    `unfamiliarity`, (B,).
+    """
 
     output_names: tuple[str, ...]
 
@@ -22,11 +27,13 @@ class JointClassifier(ClassifierGraph):
 
     network: normalised images (B, 3, H, W) -> DeiTOutput; its `distilled` says whether there is a second
     head. mean, std: of the three channels, in [0, 1]. task: multiclass probabilities are a softmax,
-    multilabel ones a sigmoid each.
+    multilabel ones a sigmoid each. temperature: of the probabilities; the logits stay as they are.
+    class_means: (C, F) of the network's embedding, see `unfamiliarity`.
     """
 
     mean: Tensor
     std: Tensor
+    class_means: Tensor | None
 
     def __init__(
         self,
@@ -35,12 +42,16 @@ class JointClassifier(ClassifierGraph):
         std: Sequence[float],
         *,
         task: Task = "multiclass",
+        temperature: float = 1.0,
+        class_means: Tensor | None = None,
     ):
         super().__init__()
-        self.network, self.task = network, task
+        self.network, self.task, self.temperature = network, task, temperature
         self.output_names = ("probabilities", "class_logits", "distill_logits")[
             : 3 if network.distilled else 2
         ]
+        self.output_names += () if class_means is None else ("unfamiliarity",)
+        self.register_buffer("class_means", class_means, persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -53,9 +64,14 @@ class JointClassifier(ClassifierGraph):
 
     def outputs(self, output: DeiTOutput) -> tuple[Tensor, ...]:
         """The graph's outputs of what the network returned."""
-        return tuple(t for t in (joint_probabilities(output, self.task), *output[:2]) if t is not None)
+        probabilities = tempered(joint_probabilities(output, self.task), self.temperature, self.task)
+        outputs = tuple(t for t in (probabilities, *output[:2]) if t is not None)
+        if self.class_means is None or output.embedding is None:
+            return outputs
+        return (*outputs, unfamiliarity(output.embedding, self.class_means))
 
 
 def as_output(outputs: Sequence[Tensor]) -> DeiTOutput:
     """A graph's outputs as the model's own output: the logits of its one or two heads."""
-    return DeiTOutput(outputs[1], outputs[2] if len(outputs) == 3 else None)
+    _, class_logits, *others = (output for output in outputs if output.ndim == 2)
+    return DeiTOutput(class_logits, others[0] if others else None)

@@ -4,7 +4,7 @@
 `token_merging` a faster evaluation of a trained model.
 """
 
-from .base import DeiTOutput, Student, joint_logits, joint_probabilities, probabilities_of
+from .base import DeiTOutput, Student, joint_logits, joint_probabilities, probabilities_of, tempered
 from .deit import VARIANTS, DeiT, Variant, create_model
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "joint_logits",
     "joint_probabilities",
     "probabilities_of",
+    "tempered",
 ]

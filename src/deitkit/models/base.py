@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ..tasks import Task
 
+_LEAST = 1e-30  # a probability that has underflowed to 0 in float32
+
 
 class DeiTOutput(NamedTuple):
     """The output of a student, the same fields in training and evaluation.
@@ -18,6 +20,7 @@ class DeiTOutput(NamedTuple):
     patch_tokens: (B, N, D) after each block in `tokens_after`, without the prefix tokens.
     grid_size: rows and columns of patches.
     kept_patches: (B, N) indices into the flattened grid if patches were dropped; None: all, in order.
+    embedding: (B, F) what the heads read, one after the other; None for a model that does not say.
     """
 
     class_logits: Tensor
@@ -25,6 +28,7 @@ class DeiTOutput(NamedTuple):
     patch_tokens: tuple[Tensor, ...] = ()
     grid_size: tuple[int, int] | None = None
     kept_patches: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 class Student(nn.Module):
@@ -89,6 +93,20 @@ def joint_probabilities(output: DeiTOutput, task: Task = "multiclass") -> Tensor
     if output.distill_logits is None:
         return p
     return (p + probabilities_of(output.distill_logits, task)) / 2
+
+
+def tempered(probabilities: Tensor, temperature: float, task: Task = "multiclass") -> Tensor:
+    """Probabilities (B, K) at a temperature above 0: powers 1 / T, normalised; the order stays.
+
+    For a softmax that divides its logits by T (arXiv 1706.04599, section 4.2). The joint classifier is a mean
+    of two softmaxes and has no logits; its powers calibrate it as a whole. Multilabel: the log-odds of each
+    label are divided by T.
+    """
+    if temperature == 1.0:
+        return probabilities
+    if task == "multilabel":
+        return (probabilities.logit() / temperature).sigmoid()
+    return (probabilities.clamp(min=_LEAST).log() / temperature).softmax(-1)
 
 
 def joint_logits(output: DeiTOutput) -> Tensor:

@@ -241,7 +241,7 @@ class DeiT(Student):
         """Applies the heads to the last block's tokens (B, N, D), prefix tokens first."""
         prefix = self.norm(x[:, : self.num_prefix_tokens])
         distill_logits = self.head_dist(prefix[:, 1]) if self.head_dist is not None else None
-        return DeiTOutput(self.head(prefix[:, 0]), distill_logits)
+        return DeiTOutput(self.head(prefix[:, 0]), distill_logits, embedding=prefix.flatten(1))
 
 
 def create_model(

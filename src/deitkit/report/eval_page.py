@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from ..evaluation.metrics import MulticlassMetrics, uneven, wilson_interval
 from ..evaluation.multilabel import LabelMetrics
 from ..evaluation.run_evaluation import Evaluation
 from ..io import write_text
 from ..tasks import SCORES
 from . import page
-from .figures import confusion_figure, thumbnail
+from .figures import confusion_figure, reliability_figure, risk_coverage_figure, thumbnail
 
 _HEADS = {"joint": "both heads", "class": "class head", "distill": "distillation head"}
 _WORST = 24  # mistakes shown
@@ -30,10 +32,22 @@ def write_evaluation(path: Path, found: Evaluation, *, run: str, data: Path) -> 
         classes=_classes(found),
         multilabel=found.task == "multilabel",
         confusion=page.svg(confusion_figure(counts, found.classes)) if counts is not None else None,
+        reliability=page.svg(figure) if (figure := _reliability(found)) is not None else None,
+        risk_coverage=page.svg(risk_coverage_figure(found.risk_coverage)) if found.risk_coverage else None,
         mistakes=[(m, thumbnail(Path(m.file))) for m in found.mistakes[:_WORST]],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, content)
+
+
+def _reliability(found: Evaluation) -> Figure | None:
+    """Before and after calibration; one panel for a model at temperature 1, none if multilabel."""
+    measured = found.reliability
+    if measured is None or measured.calibration is None or measured.calibration_before is None:
+        return None
+    if measured.temperature == 1.0:
+        return reliability_figure({"error": measured.calibration})
+    return reliability_figure({"before": measured.calibration_before, "calibrated": measured.calibration})
 
 
 def _scores(found: Evaluation) -> list[tuple[str, float | None, Any]]:

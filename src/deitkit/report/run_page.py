@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..data.table import image_root
+from ..evaluation.selective import risk_coverage
 from ..io import write_text
 from ..run_folder import (
     REPORT,
+    TEACHER_FOLDER,
     baseline_folder,
     candidate_folder,
+    read_calibration,
     read_info,
     read_metrics,
     read_predictions,
@@ -25,7 +29,7 @@ from ..run_folder import (
 from ..run_schema import Role, RunResults, probability_column, role_name
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
-from .figures import confusion_figure, thumbnail
+from .figures import confusion_figure, risk_coverage_figure, thumbnail
 from .tables import class_rows, confusion_of, is_uneven, model_rows, shown_role, test_scores
 
 _MOST_SAMPLED, _SAMPLES = 24, 3  # classes shown with images, and images of each
@@ -65,11 +69,32 @@ def write_report(run: Path) -> Path:
         classes=class_rows(results, counts, info.classes),
         samples=_samples(rows, info.classes, root) if task == "multiclass" else [],
         mistakes=[m | {"thumbnail": thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
+        calibration=read_calibration(_folder_of(role, run)),
+        risk_coverage=page.svg(curve) if (curve := _risk_coverage(rows, role)) is not None else None,
         skipped=read_skipped(run),
     )
     path = run / REPORT
     write_text(path, content)
     return path
+
+
+def _folder_of(role: Role, run: Path) -> Path:
+    """Where a model of the run, and what it was calibrated to, is kept."""
+    folders = {"student": run, "teacher": run / TEACHER_FOLDER, "baseline": baseline_folder(run)}
+    return folders[role] if role in folders else candidate_folder(run, role)
+
+
+def _risk_coverage(rows: list[dict[str, str]], role: Role) -> Figure | None:
+    """The curve of a model of `predictions.csv`; None if its probabilities are not there."""
+    if role == "baseline":
+        return None
+    of = "teacher_" if role == "teacher" else ""
+    known = [row for row in rows if row.get(f"{of}probability")]
+    if not known:
+        return None
+    confidence = torch.tensor([float(row[f"{of}probability"]) for row in known])
+    right = torch.tensor([row["label"] == row[f"{of}prediction"] for row in known])
+    return risk_coverage_figure(risk_coverage(confidence, right))
 
 
 def _samples(rows: list[dict[str, str]], classes: Sequence[str], root: Path) -> list[dict[str, Any]]:

@@ -16,15 +16,20 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..inference.backends import CONVERTED, Backend
+from ..inference.unfamiliarity import unit
 from ..preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """Of a batch: logits (B, K), and feature maps (B, C, h, w) if the teacher has any."""
+    """Of a batch: logits (B, K), and feature maps (B, C, h, w) if the teacher has any.
+
+    embedding: (B, F) what the heads of the members read; None for stored soft labels.
+    """
 
     logits: Tensor
     feature_maps: tuple[Tensor, ...]
+    embedding: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,17 +120,22 @@ class TeacherMember:
             images = images.cpu()
         return tuple(out.to(views.device) for out in self.backend(images))
 
-    @torch.no_grad()
     def all_outputs(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits of all outputs of the head, and the feature maps."""
+        logits, maps, _ = self._run(views)
+        return logits, maps
+
+    def __call__(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """Logits of the classes, the feature maps, and the pooled features (B, F)."""
+        logits, maps, pooled = self._run(views)
+        return self.class_logits(logits), maps, pooled
+
+    @torch.no_grad()
+    def _run(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         pooled, *maps = self.features(views)
         # In float32 even under training's autocast: the head is small.
         with torch.autocast(views.device.type, enabled=False):
-            return self.head.to(views.device)(pooled.float()), tuple(maps)
-
-    def __call__(self, views: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits, maps = self.all_outputs(views)
-        return self.class_logits(logits), maps
+            return self.head.to(views.device)(pooled.float()), tuple(maps), pooled
 
     def class_logits(self, logits: Tensor) -> Tensor:
         """Selects the classes, in order, from the logits of all outputs."""
@@ -168,13 +178,20 @@ class Teacher:
         outputs = [member(views) for member in self.members]
         i = self.card.feature_member
         return TeacherOutput(
-            self.combine([logits for logits, _ in outputs]), outputs[i][1] if i is not None else ()
+            self.combine([logits for logits, _, _ in outputs]),
+            outputs[i][1] if i is not None else (),
+            joined_embedding([pooled for _, _, pooled in outputs]),
         )
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
         """The ensemble's logits (B, K) from those of each member, in the order of `members`."""
         weights = [m.weight for m in self.card.members]
         return mean_of_probabilities(logits, weights, multilabel=self.card.multilabel)
+
+
+def joined_embedding(pooled: Sequence[Tensor]) -> Tensor:
+    """The members' pooled features (B, F) side by side, each of length 1 if there are several."""
+    return pooled[0] if len(pooled) == 1 else torch.cat([unit(each.float()) for each in pooled], dim=-1)
 
 
 def mean_of_probabilities(

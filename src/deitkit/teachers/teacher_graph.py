@@ -8,35 +8,52 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..inference.joint_classifier import ClassifierGraph
-from ..models import probabilities_of
+from ..inference.unfamiliarity import unfamiliarity
+from ..models import probabilities_of, tempered
 from ..preprocessing import Normalised, Preprocessing
 from ..tasks import Task
-from .teacher import Teacher, TeacherMember, mean_of_probabilities
+from .teacher import Teacher, TeacherMember, joined_embedding, mean_of_probabilities
 
 
 class TeacherGraph(ClassifierGraph):
     """Views (B, 3, *view_size), float in [0, 1] -> probabilities and logits, each (B, K).
 
-    Resizing to each member's size and its normalisation are inside. Raises WeightsError for a member that is
-    not a PyTorch network, such as an ONNX file or a Python function.
+    Last comes `unfamiliarity`, (B,), if there are class_means (C, F) of the members' joined features.
+
+    Resizing to each member's size and its normalisation are inside. temperature: of the probabilities; the
+    logits stay as they are. Raises WeightsError for a member that is not a PyTorch network, such as an ONNX
+    file or a Python function.
     """
 
-    output_names = ("probabilities", "class_logits")
+    class_means: Tensor | None
 
-    def __init__(self, teacher: Teacher, view_size: tuple[int, int]):
+    def __init__(
+        self,
+        teacher: Teacher,
+        view_size: tuple[int, int],
+        temperature: float = 1.0,
+        class_means: Tensor | None = None,
+    ):
         super().__init__()
+        self.output_names = ("probabilities", "class_logits")
+        self.output_names += () if class_means is None else ("unfamiliarity",)
+        self.register_buffer("class_means", class_means, persistent=False)
+        self.temperature = temperature
         self.members = nn.ModuleList(_MemberGraph(member, view_size) for member in teacher.members)
         self.weights = [member.card.weight for member in teacher.members]
         self.task: Task = "multilabel" if teacher.card.multilabel else "multiclass"
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        logits = [member(views) for member in self.members]
+        logits, pooled = zip(*(member(views) for member in self.members), strict=True)
         joined = mean_of_probabilities(logits, self.weights, multilabel=self.task == "multilabel")
-        return probabilities_of(joined, self.task), joined
+        probabilities = tempered(probabilities_of(joined, self.task), self.temperature, self.task)
+        if self.class_means is None:
+            return probabilities, joined
+        return probabilities, joined, unfamiliarity(joined_embedding(pooled), self.class_means)
 
 
 class _MemberGraph(nn.Module):
-    """One member: views -> logits of the classes."""
+    """One member: views -> logits of the classes, and pooled features."""
 
     columns: Tensor | None
 
@@ -54,9 +71,10 @@ class _MemberGraph(nn.Module):
         columns = member.card.columns
         self.register_buffer("columns", None if columns is None else torch.tensor(columns), persistent=False)
 
-    def forward(self, views: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(self.resize(views))[0])
-        return logits if self.columns is None else logits.index_select(1, self.columns)
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        pooled: Tensor = self.backbone(self.resize(views))[0]
+        logits: Tensor = self.head(pooled)
+        return logits if self.columns is None else logits.index_select(1, self.columns), pooled
 
 
 class Resize(nn.Module):

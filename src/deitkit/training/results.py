@@ -18,7 +18,7 @@ from .. import log
 from ..data.dataset import Dataset, Split
 from ..data.image_set import has_label
 from ..evaluation.comparison import chance, compare, learned, metric_of, scored, unpaired_difference
-from ..evaluation.evaluate import evaluate, evaluate_student, teacher_logits, views_of
+from ..evaluation.evaluate import evaluate, evaluate_student, teacher_outputs, views_of
 from ..evaluation.metrics import (
     balanced_accuracy,
     balanced_accuracy_interval,
@@ -60,12 +60,13 @@ class Measured:
     """A model on the validation images.
 
     probabilities: (n, K), of both heads joined. forward: runs one batch on the backend it would be deployed
-    on. Both are None for a teacher of which only stored soft labels are there.
+    on. embedding: (n, F), of a teacher. All are None for a teacher of which only soft labels are there.
     """
 
     result: ModelResult
     probabilities: Tensor | None = None
     forward: Callable[[], object] | None = None
+    embedding: Tensor | None = None
 
     def with_speed(self, rates: Sequence[float]) -> Measured:
         """The same model with the speed that `rates_in_turns` found."""
@@ -101,7 +102,8 @@ def evaluate_teacher(
 
     The speed is not a number yet: `assemble` times all models in turns.
     """
-    logits = teacher_logits(teacher, val, device)
+    output = teacher_outputs(teacher, val, device)
+    logits = output.class_logits
     probabilities, task = probabilities_of(logits, val.images.task), val.images.task
     score, interval = score_and_interval(probabilities, val.labels)
     scores: dict[str, float | None] = {SCORES[task].key: score}
@@ -124,7 +126,7 @@ def evaluate_teacher(
         test=None if test is None else _test_scores(teacher, test, device),
         confusion=None if counts is None else tuple(map(tuple, counts.tolist())),
     )
-    return Measured(result, probabilities, lambda: teacher(batch)), logits
+    return Measured(result, probabilities, lambda: teacher(batch), output.embedding), logits
 
 
 def _test_scores(teacher: Teacher, test: Split, device: torch.device) -> dict[str, float | None]:
@@ -168,7 +170,7 @@ def measure_student(
 
     The speed is not a number yet: `assemble` times all models in turns.
     """
-    predictions = evaluate_student(model, data.val, device)
+    predictions = evaluate_student(model, data.val, device, embedding=True)
     output, labels = predictions.heads(), predictions.labels
     joint = joint_probabilities(output, data.task)
     batch, _ = next(views_of(data.val, device, _SPEED_BATCH))

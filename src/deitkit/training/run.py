@@ -12,9 +12,9 @@ from ..config import Config, dotted
 from ..data.dataset import find_splits
 from ..data.splits import refuse_out_among_classes
 from ..errors import SettingError
-from ..evaluation.run_evaluation import write_predictions
 from ..io import write_json
 from ..keywords import Keywords
+from ..models import DeiTOutput
 from ..report.run_page import write_report
 from ..run_folder import BASELINE_FOLDER, model_to_json, results_to_json
 from ..soft_labels.replay import refuse_other_views
@@ -22,6 +22,7 @@ from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
 from . import results
 from .budget import plan
+from .run_files import write_calibrated, write_validation
 from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
 from .teacher_sizes import measure_teacher_sizes
@@ -106,10 +107,12 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     if baseline is not None and planned.baseline:
         log.info(f"and {baseline.planned(epochs, None)}, to compare")
     trained = student.run(epochs, teacher_result, data, resume, "training", deadline)
-    measured_baseline = None
+    measured_baseline, val = None, session.dataset.val.images
     if baseline is not None and planned.baseline:
         title = "training the baseline"
-        measured_baseline = baseline.run(epochs, None, data, resume, title, of_baseline).measured
+        trained_baseline = baseline.run(epochs, None, data, resume, title, of_baseline)
+        measured_baseline = trained_baseline.measured
+        write_calibrated(baseline.folder, val, trained_baseline.output)
 
     # What came out.
     with log.activity("measuring speed"):
@@ -124,7 +127,10 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
         )
     if found.baseline is not None and baseline is not None:
         write_json(baseline.folder / "results.json", {"student": model_to_json(found.baseline)})
-    write_predictions(out / "predictions.csv", session.dataset.val.images, trained.output, by_teacher)
+    of_teacher = None
+    if by_teacher is not None and measured_teacher is not None:
+        of_teacher = DeiTOutput(by_teacher, None, embedding=measured_teacher.embedding)
+    write_validation(out, val, trained.output, of_teacher)
     content = results_to_json(found)
     write_json(out / "results.json", content)
     with log.activity("writing the report"):

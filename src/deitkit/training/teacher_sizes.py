@@ -19,10 +19,9 @@ from ..data.cache import Decoder
 from ..data.dataset import Split, open_pixels
 from ..errors import DataError, WeightsError
 from ..evaluation.evaluate import views_of
-from ..evaluation.run_evaluation import write_predictions
 from ..models import DeiTOutput
 from ..preprocessing import InputSize
-from ..run_folder import CANDIDATES_FOLDER, PREDICTIONS, holds_teacher
+from ..run_folder import CANDIDATES_FOLDER, holds_teacher
 from ..run_schema import ModelResult
 from ..settings import AUTO
 from ..tasks import SCORES
@@ -31,6 +30,7 @@ from ..teachers.saved import kept_teacher
 from ..teachers.spec import FITTED, open_member, parse
 from ..teachers.teacher import Teacher
 from . import results
+from .run_files import write_validation
 from .session import Session
 
 _SIZES = (224, 128, 96, 160)  # those that tell most come first, if there is no time for all
@@ -115,8 +115,9 @@ def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> 
     teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size, crop))
     with log.activity(f"evaluating the teacher at {size} px"):
         measured, logits = results.evaluate_teacher(teacher, val, session.device, test)
-    write_predictions(folder / PREDICTIONS, val.images, DeiTOutput(logits, None), None)
-    return replace(measured, result=replace(measured.result, image_size=(size, size)))
+    write_validation(folder, val.images, DeiTOutput(logits, None, embedding=measured.embedding))
+    result = replace(measured.result, image_size=(size, size))
+    return replace(measured, result=result, embedding=None)  # what it told is written
 
 
 def _fit(session: Session, size: int, crop: float) -> Teacher:

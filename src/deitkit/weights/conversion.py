@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import WeightsError
 from ..models import VARIANTS, DeiT
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ..run_schema import CalibrationInfo
 from . import CheckpointInfo, Weights, export, load_into, read
 
 # Attention heads of published models by width: DeiT's, and the L and H of DeiT III (arXiv 2204.07118).
@@ -68,7 +71,26 @@ def convert(
     if classes is None or len(classes) != model.num_classes:
         changes.append(f"the {model.num_classes} classes have no names: they are numbered")
         classes = tuple(map(str, range(model.num_classes)))
+    if to != "deitkit" and model.num_classes == len(info.classes or ()):
+        _fold_temperature(model, info.calibration, changes)
     return Converted(export(model, destination, to, view, classes, info.task), changes)
+
+
+@torch.no_grad()
+def _fold_temperature(model: DeiT, calibration: CalibrationInfo, changes: list[str]) -> None:
+    """Divides the heads by the temperature of a run, so that other projects' softmax is calibrated.
+
+    They evaluate the mean of both heads' logits, which has a temperature of its own.
+    """
+    of_heads, heads = calibration.head_temperatures, [model.head]
+    temperature = of_heads.get("class", calibration.temperature)
+    if model.head_dist is not None:
+        heads, temperature = [model.head, model.head_dist], of_heads.get("mean", 1.0)
+    if temperature != 1.0:
+        changes.append(f"the heads are divided by {temperature:.3g}, which calibrates their probabilities")
+        for head in heads:
+            head.weight.div_(temperature)
+            head.bias.div_(temperature)
 
 
 def _preprocessing(info: CheckpointInfo, image_size: tuple[int, int], changes: list[str]) -> Preprocessing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,6 +18,7 @@ from ..errors import WeightsError
 from ..io import read_json
 from ..models import DeiT
 from ..preprocessing import Preprocessing
+from ..run_schema import CalibrationInfo
 from ..tasks import Task
 
 
@@ -27,7 +28,8 @@ class CheckpointInfo:
 
     image_size, patch_size: height, width in pixels. mean, std: of the three channels, in [0, 1].
     interpolation: a name of Pillow's. crop: share of the shorter side that the centre crop keeps.
-    ignores_aspect: images are resized to a fixed size, whatever their aspect ratio, which deitkit never does.
+    calibration: of a run, the temperatures of its probabilities. ignores_aspect: images are resized to a
+    fixed size, whatever their aspect ratio, which deitkit never does.
     """
 
     image_size: tuple[int, int] | None = None
@@ -39,6 +41,7 @@ class CheckpointInfo:
     interpolation: str = "bicubic"
     crop: float = 1.0
     task: Task = "multiclass"
+    calibration: CalibrationInfo = field(default_factory=CalibrationInfo)
     ignores_aspect: bool = False
 
 

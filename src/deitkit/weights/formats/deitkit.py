@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...io import write_json, write_tensors
-from ...run_folder import CONFIG, WEIGHTS, info_from
+from ...run_folder import CONFIG, WEIGHTS, info_from, read_calibration
 from ..format import CheckpointInfo, ExportedModel, WeightsFormat, register
 
 
@@ -33,6 +33,7 @@ class DeitkitFormat(WeightsFormat):
             interpolation=view.interpolation,
             crop=view.crop,
             task=run.task,
+            calibration=read_calibration(folder),
         )
 
     def write(self, exported: ExportedModel, folder: Path) -> list[Path]:
