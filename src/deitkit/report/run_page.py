@@ -15,6 +15,7 @@ from ..run_folder import (
     REPORT,
     baseline_folder,
     candidate_folder,
+    read_duplicates,
     read_info,
     read_metrics,
     read_predictions,
@@ -66,6 +67,7 @@ def write_report(run: Path) -> Path:
         samples=_samples(rows, info.classes, root) if task == "multiclass" else [],
         mistakes=[m | {"thumbnail": thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
         skipped=read_skipped(run),
+        duplicates=read_duplicates(run),
     )
     path = run / REPORT
     write_text(path, content)
