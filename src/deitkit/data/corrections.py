@@ -93,7 +93,8 @@ def _rows(file: str | None, root: Path, columns: tuple[str, ...]) -> list[tuple[
     """(where, *cells) of each row; `where` names line and file in messages."""
     if file is None:
         return []
-    rows, lines = [], {}
+    rows: list[tuple[str, ...]] = []
+    lines: dict[str, int] = {}
     for number, (path, *cells) in read_columns(Path(file), columns):
         where = f"line {number} of {file}"
         path = path.replace("\\", "/").removeprefix("./")

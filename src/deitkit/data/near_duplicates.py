@@ -92,7 +92,7 @@ def hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     right, down = cells[:, :-1, 1:] - cells[:, :-1, :-1], cells[:, 1:, :-1] - cells[:, :-1, :-1]
     found = np.concatenate([right.reshape(n, -1), down.reshape(n, -1)], 1)
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.divide(found, lengths, out=np.zeros_like(found), where=lengths > 0)
+    return np.asarray(found / np.where(lengths > 0, lengths, 1), np.float32)
 
 
 def near_pairs(found: NDArray[np.float32]) -> list[tuple[int, int]]:
