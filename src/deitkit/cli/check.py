@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..evaluation.data_check import DataCheck
 
 
+# What `--out` may hold already, of a check before.
+_FILES = {"check.html", "check.json", "duplicates.csv", "wrong-labels.csv", "outliers.csv"}
+
+
 def check(
     data: Annotated[Path, typer.Argument(help="Folder or table, as for deitkit train.")],
     out: Annotated[
@@ -28,6 +32,8 @@ def check(
         str | None, typer.Option(help="The teacher whose features --labels uses; auto by default.")
     ] = None,
     group_by: flags.GroupBy = None,
+    relabel: flags.Relabel = None,
+    exclude: flags.Exclude = None,
     device: flags.Device = None,
     set_: flags.Settings = None,
     strict: Annotated[
@@ -42,6 +48,8 @@ def check(
         "teacher.spec": teacher,
         "teacher.trust_remote_code": trust_remote_code or None,
         "data.group": group_by,
+        "data.relabel": relabel,
+        "data.exclude": exclude,
     }
     settings = settings_of(named, set_)
 
@@ -54,7 +62,7 @@ def check(
 
     if out is not None:
         refuse_out_among_classes(data, out)
-        refuse_occupied(out, own=OWN)
+        refuse_occupied(out, own=_FILES)
     found = check_data(data, labels=labels, device=device or "auto", **settings)
     if out is not None:
         _write(out, found)
@@ -64,9 +72,6 @@ def check(
         _print_tables(found)
     if strict and found.problems:
         raise typer.Exit(1)
-
-
-OWN = {"check.html", "check.json", "duplicates.csv", "wrong-labels.csv", "outliers.csv"}
 
 
 def _write(out: Path, found: DataCheck) -> None:
