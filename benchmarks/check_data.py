@@ -34,7 +34,7 @@ from torch import Tensor
 from deitkit.config import Config
 from deitkit.data.decode import open_rgb
 from deitkit.data.image_set import ImageSet
-from deitkit.data.near_duplicates import THUMBNAIL, find_duplicates, hashes, near_pairs, thumbnails_of
+from deitkit.data.near_duplicates import THUMBNAIL, find_duplicates, near_pairs, thumbnails_of
 from deitkit.data.splits import load_splits
 from deitkit.evaluation.data_check import features_of
 from deitkit.evaluation.label_check import find_wrong_labels
@@ -85,7 +85,7 @@ def near_duplicates(images: ImageSet, thumbnails: np.ndarray, seed: int) -> list
             file = Path(folder) / f"{k}.png"  # the JPEG's pixels, whatever they are read with
             again(images.full_path(i), kind, rng).convert("RGB").save(file)
             made.append(THUMBNAIL(file)[0])
-    pairs = near_pairs(hashes(np.concatenate([thumbnails, np.stack(made)])))
+    pairs = near_pairs(np.concatenate([thumbnails, np.stack(made)]))
     n = len(images)
     own = sum(j < n for _, j in pairs)
     rows = []

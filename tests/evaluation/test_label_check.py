@@ -18,7 +18,7 @@ ALONE = np.arange(300)
 @pytest.fixture
 def features() -> torch.Tensor:
     """Three clusters of 100 images, in order."""
-    centres = 4 * torch.eye(3, 16).repeat_interleave(100, 0)
+    centres = 12 * torch.eye(3, 16).repeat_interleave(100, 0)
     return centres + torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -64,13 +64,13 @@ def test_without_cleanlab(features, monkeypatch):
 
 
 def test_foreign_images_are_the_farthest(features):
-    features[17] = torch.tensor([0.0] * 15 + [5.0])
+    features[17] = torch.tensor([0.0] * 15 + [12.0])
     [first, *_] = found = find_outliers(features, ALONE)
     assert first.index == 17 and first.distance > 3 * first.typical and len(found) < 5
 
 
 def test_a_copy_does_not_make_a_foreign_image_usual(features):
-    foreign = torch.tensor([0.0] * 15 + [5.0])
+    foreign = torch.tensor([0.0] * 15 + [12.0])
     copied = torch.cat([features, foreign.repeat(12, 1)])
     groups = np.concatenate([np.arange(300), np.full(12, 300)])
     assert {o.index for o in find_outliers(copied, groups)} >= set(range(300, 312))

@@ -56,9 +56,7 @@ class Corrections:
         if self._unused:
             path = min(self._unused)
             line = self.excluded.get(path) or self.labels[path][1]
-            raise DataError(
-                f"{line} names {path}, which is no image that is trained or measured on in {data}"
-            )
+            raise DataError(f"{line} names {path}, which is no image of a class in {data}")
 
     def _label(self, images: ImageSet, names: tuple[str, ...], line: str) -> object:
         unknown = [name for name in names if name not in images.classes]

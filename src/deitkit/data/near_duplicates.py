@@ -1,10 +1,10 @@
 """Images that show the same: exact copies by their bytes, near-duplicates by their edges.
 
 A near-duplicate is the same photograph again: re-saved, resized, slightly cropped. Each image becomes a
-perceptual hash of 16 x 16 grey cells, as differences of neighbours (Krawetz's dHash, not rounded to bits).
-Two images are near-duplicates if
+perceptual hash of 16 x 16 grey cells, as differences of neighbours (Krawetz's dHash, not rounded to bits),
+and so does its centre, which a slight crop of it resembles. Two images are near-duplicates if
 
-- their hashes correlate by more than 0.85, and
+- their hashes, or that of one and of the other's centre, correlate by more than 0.85, and
 - both stand out: the next image that is not of the group is at least three times as far away.
 
 The second condition is Lowe's ratio test (IJCV 2004). It is what keeps images apart that merely look alike,
@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from .. import log
@@ -29,6 +31,7 @@ MOST_IMAGES = 30_000  # with more, comparing each with each takes minutes, and o
 
 _SIDE = 16  # cells of a hash, S
 THUMBNAIL = Decoder((2 * _SIDE, 2 * _SIDE), "resize")
+_CENTRE = 0.95  # of each side
 _FARTHEST = 0.15  # 1 - correlation of two hashes
 _STANDS_OUT = 3.0
 _SAME = 0.01  # distances below are noise, and count as this much in the ratio
@@ -80,7 +83,7 @@ def find_duplicates(images: ImageSet, thumbnails: NDArray[np.uint8] | None) -> D
         # One of each: a crowd of copies would fill the neighbourhood.
         repeated = [other for _, other in pairs]
         single = np.setdiff1d(np.arange(len(images)), repeated)
-        pairs += [(int(single[i]), int(single[j])) for i, j in near_pairs(hashes(thumbnails[single]))]
+        pairs += [(int(single[i]), int(single[j])) for i, j in near_pairs(thumbnails[single])]
     return Duplicates(exact, _joined(pairs))
 
 
@@ -95,23 +98,39 @@ def hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(found / np.where(lengths > 0, lengths, 1), np.float32)
 
 
-def near_pairs(found: NDArray[np.float32]) -> list[tuple[int, int]]:
+def centres(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, 3, H, W) -> the same of each thumbnail's centre."""
+    pixels = torch.from_numpy(thumbnails).float()
+    inside = torch.tensor([[[_CENTRE, 0.0, 0.0], [0.0, _CENTRE, 0.0]]]).expand(len(pixels), 2, 3)
+    grid = F.affine_grid(inside, list(pixels.shape), align_corners=False)
+    found = F.grid_sample(pixels, grid, mode="bicubic", align_corners=False)
+    return found.round().clamp(0, 255).byte().numpy()
+
+
+def near_pairs(thumbnails: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Pairs i < j of thumbnails (N, 3, H, W) that are near-duplicates."""
+    return standing_out(hashes(thumbnails), hashes(centres(thumbnails)))
+
+
+def standing_out(whole: NDArray[np.float32], centre: NDArray[np.float32]) -> list[tuple[int, int]]:
     """Pairs i < j of hashes (N, D) that are near, each seen from both."""
     near: set[tuple[int, int]] = set()
-    for first in range(0, len(found), _BLOCK):
-        distances = 1 - found[first : first + _BLOCK] @ found.T
-        rows = np.arange(len(distances))
-        distances[rows, first + rows] = np.inf
-        count = min(_NEIGHBOURS, len(found))
+    for first in range(0, len(whole), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        alike = np.maximum(whole[rows] @ whole.T, whole[rows] @ centre.T)
+        distances = 1 - np.maximum(alike, centre[rows] @ whole.T)
+        own = np.arange(len(distances))
+        distances[own, first + own] = np.inf
+        count = min(_NEIGHBOURS, len(whole))
         nearest = np.argpartition(distances, count - 1, 1)[:, :count]
         order = np.take_along_axis(distances, nearest, 1).argsort(1, kind="stable")
         nearest = np.take_along_axis(nearest, order, 1)
-        for i, size in enumerate(map(_standing_out, np.take_along_axis(distances, nearest, 1))):
+        for i, size in enumerate(map(_neighbours, np.take_along_axis(distances, nearest, 1))):
             near |= {(first + i, int(j)) for j in nearest[i, :size]}
     return sorted((i, j) for i, j in near if i < j and (j, i) in near)
 
 
-def _standing_out(distances: NDArray[np.float32]) -> int:
+def _neighbours(distances: NDArray[np.float32]) -> int:
     """How many neighbours, at rising `distances`, stand out from those behind; behind the last is unknown."""
     behind = np.append(distances[1:], 0)
     stands = (distances <= _FARTHEST) & (behind >= _STANDS_OUT * np.maximum(distances, _SAME))
