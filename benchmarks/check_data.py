@@ -10,6 +10,8 @@ Wrong labels: 5 % and 10 % of the labels are replaced by another class, drawn ev
 labels count as right, so its own mistakes count as false. Accuracy: top-1 of a linear probe on the teacher's
 features of the training images, measured on the validation images with the data set's own labels; fitted to
 the labels as they are, with those planted, with those found replaced by what was suggested, and without them.
+What is found is looked for in all images, as `deitkit check` does: the labels of the validation images, planted
+ones too, have a part in it.
 
 A row is appended to OUT/near-duplicates.csv and OUT/wrong-labels.csv for each seed; one that is there is not
 run again. Features are kept in --cache.

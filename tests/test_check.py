@@ -48,8 +48,8 @@ def test_a_leak_is_found_and_listed(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert status("check", data, "--out", out, "--strict") == 1
     printed = capsys.readouterr().out
-    assert "1 validation or test images look the same as a training image" in printed
-    assert "1 groups have several labels" in printed
+    assert "1 image outside training looks the same as a training image" in printed
+    assert "groups with several labels: 1" in printed
     [row] = rows(out / "duplicates.csv")
     assert row == {
         "path": "val/b/again.jpg",
@@ -147,13 +147,13 @@ def test_what_is_refused(image_folder, tmp_path, capsys):
 def test_train_warns_of_leaks_and_says_so_in_its_report(data, tmp_path, capsys):
     run = tmp_path / "run"
     main(["train", str(data), "--out", str(run), *TINY, "--epochs=1"])
-    warning = "1 of 11 validation images look the same as a training image"
+    warning = "look the same as a training image: 1 of 11 validation images"
     assert warning in capsys.readouterr().err
     assert read_duplicates(run) == DuplicateCounts(
         groups=1, images=2, exact=0, conflicting=1, leaking_val=1, leaking_test=0
     )
     report = (run / "report.html").read_text(encoding="utf-8")
-    assert "Images that look the same" in report and "1 groups have several labels" in report
+    assert "Images that look the same" in report and "Groups with several labels: 1" in report
 
 
 def test_train_with_groups_and_corrections(data, tmp_path, capsys):

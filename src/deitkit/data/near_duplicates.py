@@ -27,7 +27,7 @@ from ..config import DataConfig
 from .cache import Decoder, open_pixels
 from .image_set import ImageSet
 
-MOST_IMAGES = 30_000  # with more, comparing each with each takes minutes, and only exact copies are found
+MOST_IMAGES = 20_000  # with more, comparing each with each takes a minute, and only exact copies are found
 
 _SIDE = 16  # cells of a hash, S
 THUMBNAIL = Decoder((2 * _SIDE, 2 * _SIDE), "resize")

@@ -73,9 +73,10 @@ class DataCheck:
         found, counts = [], self.survey.counts()
         if len(self.survey.leaking):
             leaking = counts.leaking_val + counts.leaking_test
-            found.append(f"{leaking} validation or test images look the same as a training image.")
+            look = "looks" if leaking == 1 else "look"
+            found.append(f"{_count(leaking, 'image')} outside training {look} the same as a training image.")
         if self.unreadable:
-            found.append(f"{len(self.unreadable)} files cannot be read.")
+            found.append(f"{_count(len(self.unreadable), 'file')} cannot be read.")
         if self.few:
             found.append(f"Fewer than {FEW} images: {', '.join(self.few)}.")
         return found
@@ -86,13 +87,13 @@ class DataCheck:
         found, counts = [], self.survey.counts()
         if counts.groups:
             found.append(
-                f"{counts.images} images in {counts.groups} groups look the same, {counts.exact} of them are "
-                f"exact copies; {counts.conflicting} groups have several labels."
+                f"{counts.images} images in {_count(counts.groups, 'group')} look the same, "
+                f"{counts.exact} of them byte by byte; groups with several labels: {counts.conflicting}."
             )
         if self.wrong_labels:
-            found.append(f"{len(self.wrong_labels)} labels are likely wrong.")
+            found.append(f"Labels that are likely wrong: {len(self.wrong_labels)}.")
         if self.outliers:
-            found.append(f"{len(self.outliers)} images look like no others.")
+            found.append(f"Images that look like no others: {len(self.outliers)}.")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,6 +174,10 @@ class DataCheck:
                         }
                     )
         return found
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _quantiles(values: Any) -> list[int]:

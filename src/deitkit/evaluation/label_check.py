@@ -13,7 +13,7 @@ from ..errors import DependencyError
 from ..teachers.probe import out_of_fold
 
 _NEIGHBOURS = 10
-_FENCE = 3.0  # interquartile ranges above the upper quartile: Tukey's "far out"
+_FENCE = 1.5  # interquartile ranges above the upper quartile, as in Tukey's box plots
 _BLOCK = 1024  # images that are compared with all at once
 
 
