@@ -10,8 +10,8 @@ Wrong labels: 5 % and 10 % of the labels are replaced by another class, drawn ev
 labels count as right, so its own mistakes count as false. Accuracy: top-1 of a linear probe on the teacher's
 features of the training images, measured on the validation images with the data set's own labels; fitted to
 the labels as they are, with those planted, with those found replaced by what was suggested, and without them.
-What is found is looked for in all images, as `deitkit check` does: the labels of the validation images, planted
-ones too, have a part in it.
+What is found is looked for in all images, as `deitkit check` does: the labels of the validation images,
+planted ones too, have a part in it.
 
 A row is appended to OUT/near-duplicates.csv and OUT/wrong-labels.csv for each seed; one that is there is not
 run again. Features are kept in --cache.
@@ -22,9 +22,9 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import random
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +184,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "deitkit-check")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    made = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance().items()
-    }
+    made = provenance()
+    made["versions"]["cleanlab"] = version("cleanlab")
+    made["versions"] = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
 
     config = Config()
     splits = load_splits(options.data, config.data)
