@@ -156,23 +156,20 @@ class DataCheck:
         The one that stays is in training, if one is.
         """
         found, images, split = [], self.survey.images, self.survey.split
-        exact = {i for group in self.survey.duplicates.exact for i in group}
+        copies = {i: group for group in self.survey.duplicates.exact for i in group}
         for group in self.survey.duplicates.near:
             kept = min(group, key=lambda i: (split[i] != "train", i))
-            for i in group:
-                if i != kept:
-                    same_bytes = i in exact and any(
-                        {i, kept} <= set(copies) for copies in self.survey.duplicates.exact
-                    )
-                    found.append(
-                        {
-                            "path": images.paths[i],
-                            "label": images.label_text(i),
-                            "split": str(split[i]),
-                            "same_as": images.paths[kept],
-                            "exact": same_bytes,
-                        }
-                    )
+            found += [
+                {
+                    "path": images.paths[i],
+                    "label": images.label_text(i),
+                    "split": str(split[i]),
+                    "same_as": images.paths[kept],
+                    "exact": kept in copies.get(i, ()),
+                }
+                for i in group
+                if i != kept
+            ]
         return found
 
 
