@@ -66,7 +66,7 @@ def test_without_cleanlab(features, monkeypatch):
 def test_foreign_images_are_the_farthest(features):
     features[17] = torch.tensor([0.0] * 15 + [12.0])
     [first, *_] = found = find_outliers(features, ALONE)
-    assert first.index == 17 and first.distance > 3 * first.typical and len(found) < 5
+    assert first.index == 17 and first.distance > 3 * first.typical and len(found) < 30
 
 
 def test_a_copy_does_not_make_a_foreign_image_usual(features):
