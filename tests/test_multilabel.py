@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import deitkit
 from deitkit.classifier import load
 from deitkit.cli import main as command_line
-from deitkit.config import Config
+from deitkit.config import Config, DataConfig
 from deitkit.data.dataset import open_dataset
 from deitkit.data.sampler import plan_epoch
 from deitkit.data.splits import load_splits
@@ -178,7 +178,7 @@ def test_an_exported_graph_answers_with_sigmoids(stage, tmp_path, to, suffix):
 
 def test_mixed_views_have_mixed_labels(stage):
     config = Config().override({"augment.cutmix": 0, "augment.mixup": 1.0})
-    splits = load_splits(stage / "data", split="stratified", val_fraction=0.25, seed=0)
+    splits = load_splits(stage / "data", DataConfig())
     opened = open_dataset(splits, (16, 16), config.data)
     n = len(opened.train.images)
     [batch] = plan_epoch(n, batch_size=n, repeats=1, seed=0, epoch=0)

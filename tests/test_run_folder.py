@@ -129,6 +129,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "plan.json": run_folder.read_plan,
     "split.json": run_folder.read_split,
     "skipped.json": run_folder.read_skipped,
+    "duplicates.json": run_folder.read_duplicates,
     "metrics.jsonl": run_folder.read_metrics,
     "predictions.csv": run_folder.read_predictions,
     "results.json": run_folder.read_results,
@@ -141,6 +142,9 @@ def test_a_damaged_file_is_read_or_refused_with_a_sentence(run, name):
     path, rng = run / name, random.Random(name)
     if name == "skipped.json":
         write_json(path, [{"path": "a.png", "reason": "cut off"}, {"path": "b.png", "reason": "empty"}])
+    if name == "duplicates.json":
+        counts = ("groups", "images", "exact", "conflicting", "leaking_val", "leaking_test")
+        write_json(path, dict.fromkeys(counts, 2))
     whole, refused = path.read_bytes(), 0
     for _ in range(MUTATIONS):
         path.write_bytes(whole)
@@ -155,7 +159,7 @@ def test_a_damaged_file_is_read_or_refused_with_a_sentence(run, name):
     assert refused > MUTATIONS / 10
 
 
-@pytest.mark.parametrize("name", [n for n in READERS if n not in ("split.json", "metrics.jsonl")])
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"split.json", "duplicates.json", "metrics.jsonl"}))
 def test_a_missing_file_is_named(run, name):
     (run / name).unlink()
     with pytest.raises(RunFolderError, match="holds no finished run"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .deploy.benchmark import bench
     from .deploy.exporter import export_run as export
+    from .evaluation.data_check import check_data as check
     from .evaluation.run_evaluation import evaluate_folder as evaluate
     from .log import show_progress
     from .models.deit import DeiT, create_model
@@ -42,6 +43,7 @@ _HOMES = {
     "Run": "training.run",
     "analyze": "report.analysis_run:analyze_run",
     "bench": "deploy.benchmark",
+    "check": "evaluation.data_check:check_data",
     "create_model": "models.deit",
     "evaluate": "evaluation.run_evaluation:evaluate_folder",
     "export": "deploy.exporter:export_run",
@@ -62,6 +64,7 @@ __all__ = [
     "Run",
     "analyze",
     "bench",
+    "check",
     "create_model",
     "evaluate",
     "export",

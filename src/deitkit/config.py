@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import typing
 import warnings
 from collections.abc import Mapping
@@ -75,6 +76,12 @@ class DataConfig(Section):
         "stratified", "How validation images are held out; blocks keeps consecutive file names together."
     )
     split_seed: int = setting(0, "Seed of the split; independent of train.seed.", SEED)
+    group: str = setting(
+        "none",
+        "Images kept together by a split: none, auto (near-duplicates), folder, a column, or a regex.",
+    )
+    relabel: str | None = setting(None, "CSV file of path and label: labels to use instead of the data's.")
+    exclude: str | None = setting(None, "CSV file with a column path: images to leave out.")
     val_fraction: float = setting(0.25, "Share held out for validation if the folder has no val/.")
     train_fraction: float = setting(1.0, "Share of the training images to use.", share(zero=False))
     eval_fraction: float = setting(1.0, "Share of the validation images to use.", share(zero=False))
@@ -100,6 +107,24 @@ class DataConfig(Section):
     workers: int | Auto = setting(
         AUTO, "Threads that decode and augment batches ahead; auto: by device.", at_least(0)
     )
+
+    def problems(self, name: str) -> list[str]:
+        problems = super().problems(name)
+        if "(" in self.group:
+            try:
+                groups = re.compile(self.group).groups
+            except re.error as error:
+                problems.append(f"{name}.group {self.group!r} is no regular expression: {error}")
+            else:
+                if groups != 1:
+                    problems.append(
+                        f"{name}.group {self.group!r} has {groups} groups in parentheses; give one"
+                    )
+        if self.group not in ("none", "auto") and self.split == "blocks":
+            problems.append(
+                f"{name}.split blocks and {name}.group {self.group} both divide; give one of them"
+            )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

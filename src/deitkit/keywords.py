@@ -36,6 +36,12 @@ class Keywords(TypedDict, total=False):
     """How validation images are held out; blocks keeps consecutive file names together."""
     data__split_seed: int
     """Seed of the split; independent of train.seed."""
+    data__group: str
+    """Images kept together by a split: none, auto (near-duplicates), folder, a column, or a regex."""
+    data__relabel: str | None
+    """CSV file of path and label: labels to use instead of the data's."""
+    data__exclude: str | None
+    """CSV file with a column path: images to leave out."""
     data__val_fraction: float
     """Share held out for validation if the folder has no val/."""
     data__train_fraction: float

@@ -5,6 +5,7 @@
     plan.json          the number of epochs, fixed before the first                       read_plan
     split.json         which image is in which split                                      read_split
     skipped.json       images that could not be read                                      read_skipped
+    duplicates.json    how many images show the same as others                            read_duplicates
     metrics.jsonl      one line per epoch                                                 read_metrics
     predictions.csv    one row per validation image                                       read_predictions
     calibration.json   what validation tells about probabilities; of each model           read_calibration
@@ -40,6 +41,7 @@ from .models import DeiT
 from .preprocessing import INTERPOLATIONS
 from .run_schema import (
     CalibrationInfo,
+    DuplicateCounts,
     EpochMetrics,
     ModelResult,
     PlanInfo,
@@ -55,6 +57,7 @@ SETTINGS = "settings.json"
 PLAN = "plan.json"
 SPLIT = "split.json"
 SKIPPED = "skipped.json"
+DUPLICATES = "duplicates.json"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
 CALIBRATION = "calibration.json"  # also beside a fitted teacher
@@ -130,6 +133,12 @@ def read_skipped(run: Path) -> list[SkippedImage]:
     """Reads `skipped.json`."""
     path = run / SKIPPED
     return _fields(list[SkippedImage], _json(path), path)
+
+
+def read_duplicates(run: Path) -> DuplicateCounts | None:
+    """Reads `duplicates.json`; None if there is none, as in runs of version 0.1."""
+    path = run / DUPLICATES
+    return _fields(DuplicateCounts, _object(path), path) if path.exists() else None
 
 
 def read_metrics(run: Path) -> list[EpochMetrics]:

@@ -104,6 +104,22 @@ class SavedSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DuplicateCounts:
+    """`duplicates.json`: how many images show the same as others.
+
+    groups, images: of near-duplicates and copies. exact: images with a copy, byte by byte. conflicting:
+    groups with several labels. leaking_val, leaking_test: images that look the same as a training image.
+    """
+
+    groups: int
+    images: int
+    exact: int
+    conflicting: int
+    leaking_val: int
+    leaking_test: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SkippedImage:
     """An entry of `skipped.json`: an image that could not be read."""
 

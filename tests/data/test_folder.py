@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deitkit.config import DataConfig
 from deitkit.data import folder
 from deitkit.data.folder import images_under, scan
 from deitkit.data.image_set import ImageSet
@@ -31,7 +32,7 @@ def numbered(folder: Path, **counts: int) -> Path:
 
 
 def split(data: Path, how: str = "stratified", fraction: float = 0.25, seed: int = 0):
-    return load_splits(data, split=how, val_fraction=fraction, seed=seed)
+    return load_splits(data, DataConfig(split=how, val_fraction=fraction, split_seed=seed))
 
 
 def numbers(images: ImageSet, name: str) -> list[int]:

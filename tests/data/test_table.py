@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from deitkit.classifier import load
+from deitkit.config import DataConfig
 from deitkit.data import table
 from deitkit.data.image_set import ImageSet, targets_of
 from deitkit.data.splits import load_splits
@@ -34,7 +35,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def split(folder: Path, how: str = "stratified", fraction: float = 0.25, seed: int = 0):
-    return load_splits(folder, split=how, val_fraction=fraction, seed=seed)
+    return load_splits(folder, DataConfig(split=how, val_fraction=fraction, split_seed=seed))
 
 
 def test_labels_become_a_table_in_the_order_of_the_file(tmp_path):

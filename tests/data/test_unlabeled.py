@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from deitkit.config import DataConfig
 from deitkit.data.folder import find_unlabeled
 from deitkit.data.image_set import NO_LABEL
 from deitkit.data.rng import view_keys
@@ -18,7 +19,7 @@ from ..conftest import write_images
 
 
 def splits_of(folder):
-    return load_splits(folder, split="stratified", val_fraction=0.25, seed=0)
+    return load_splits(folder, DataConfig())
 
 
 def test_finds_images_at_any_depth_and_no_held_out_one(tmp_path):

@@ -14,6 +14,7 @@ from .. import log
 from ..errors import DeitkitError
 from .analyze import analyze
 from .bench import bench
+from .check import check
 from .convert import convert
 from .eval import evaluate
 from .export import export
@@ -59,6 +60,7 @@ def _without_verb(
 # Verb, function, panel of the help, example.
 _USE, _IMPROVE, _RESEARCH = "Use", "Improve", "Research"
 for _verb, _function, _panel, _example in (
+    ("check", check, _USE, "deitkit check photos/ --labels --out photos-check"),
     ("train", train, _USE, "deitkit train photos/ --out runs/photos --budget 10m"),
     ("predict", predict, _USE, "deitkit predict runs/photos new.jpg"),
     ("eval", evaluate, _USE, "deitkit eval runs/photos test-photos/"),

@@ -45,6 +45,19 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that an hf: model comes with.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep images together in the split: auto (near-duplicates), folder, a column of the table, or "
+        "a regular expression with one group, such as 'patient(\\d+)'."
+    ),
+]
+Relabel = Annotated[
+    str | None, typer.Option(help="CSV file of path and label, as deitkit check writes: other labels.")
+]
+Exclude = Annotated[
+    str | None, typer.Option(help="CSV file with a column path, as deitkit check writes: images left out.")
+]
 Model = Annotated[
     str,
     typer.Option(

@@ -43,6 +43,9 @@ def train(
     unlabeled: Annotated[
         str | None, typer.Option(help="Folder of unlabelled images for the teacher to label.")
     ] = None,
+    group_by: flags.GroupBy = None,
+    relabel: flags.Relabel = None,
+    exclude: flags.Exclude = None,
     init: flags.Init = None,
     soft_labels: Annotated[
         str | None, typer.Option(help="Stored soft labels (deitkit label) instead of a live teacher.")
@@ -77,6 +80,9 @@ def train(
         "train.prefer": prefer,
         "teacher.trust_remote_code": trust_remote_code or None,
         "data.unlabeled": unlabeled,
+        "data.group": group_by,
+        "data.relabel": relabel,
+        "data.exclude": exclude,
         "teacher.soft_labels": renamed_flag("--labels", labels, "--soft-labels", soft_labels),
         "student.initial_weights": init,
         "train.batch_size": batch_size,

@@ -31,6 +31,7 @@ from .. import log
 from ..config import DataConfig
 from ..errors import DataError
 from ..io import read_json, write_json, written_aside
+from ..settings import AUTO
 from .decode import UnreadableImage, center_crop, open_for_view, read_aspect, resize
 from .image_file import HEIF_SUFFIXES, MAX_PIXELS, reads_heif
 from .image_set import ImageSet
@@ -151,6 +152,26 @@ def open_store(
     read = _CheckedPixels(path, pixels, facts["sums"], images, decoder)
     store = PixelStore(np.array(facts["aspects"], np.float32), read, np.arange(len(images)))
     return store, [(i, reason) for i, reason in facts["unreadable"]]
+
+
+def open_pixels(
+    images: ImageSet, decoder: Decoder, config: DataConfig, on_progress: Callable[[int], None]
+) -> tuple[PixelStore, list[tuple[int, str]]]:
+    """Decoded pixels, from the cache if possible, and (index, reason) of unreadable images."""
+    return open_store(
+        images,
+        decoder,
+        cache_dir=default_cache_dir(),
+        limit_bytes=int(config.cache_gb * 1e9),
+        workers=decode_threads(config),
+        max_broken=config.max_broken,
+        on_progress=on_progress,
+    )
+
+
+def decode_threads(config: DataConfig) -> int:
+    """Threads that decode images once, before training."""
+    return config.workers if config.workers not in (AUTO, 0) else os.cpu_count() or 1
 
 
 class _CheckedPixels:

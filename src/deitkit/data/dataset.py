@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +16,9 @@ from .. import log
 from ..config import AugmentConfig, DataConfig, TrainConfig
 from ..errors import DataError
 from ..io import write_json
-from ..settings import AUTO
 from ..tasks import Task
-from .cache import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
+from .cache import Decoder, PixelStore, refuse_many_unreadable
+from .cache import open_pixels as open_pixels
 from .folder import find_unlabeled
 from .image_set import ImageSet, has_label
 from .loader import TrainingViews
@@ -104,7 +103,7 @@ def find_splits(data: Path, config: DataConfig) -> Splits:
 
     Raises DataError if the folder cannot be used.
     """
-    splits = load_splits(data, split=config.split, val_fraction=config.val_fraction, seed=config.split_seed)
+    splits = load_splits(data, config)
     used = use_share(splits, config.train_fraction, config.eval_fraction, config.split_seed)
     if config.unlabeled is None:
         return used
@@ -128,26 +127,6 @@ def use_share(splits: Splits, of_train: float, of_val: float, seed: int) -> Spli
     train, val = splits.train.keep_fraction(of_train, seed), splits.val.keep_fraction(of_val, seed)
     how = f"{splits.how}; {len(train)} of {len(splits.train)} and {len(val)} of {len(splits.val)} images used"
     return replace(splits, train=train, val=val, how=how)
-
-
-def open_pixels(
-    images: ImageSet, decoder: Decoder, config: DataConfig, on_progress: Callable[[int], None]
-) -> tuple[PixelStore, list[tuple[int, str]]]:
-    """Decoded pixels, from the cache if possible, and (index, reason) of unreadable images."""
-    return open_store(
-        images,
-        decoder,
-        cache_dir=default_cache_dir(),
-        limit_bytes=int(config.cache_gb * 1e9),
-        workers=decode_threads(config),
-        max_broken=config.max_broken,
-        on_progress=on_progress,
-    )
-
-
-def decode_threads(config: DataConfig) -> int:
-    """Threads that decode images once, before training."""
-    return config.workers if config.workers not in (AUTO, 0) else os.cpu_count() or 1
 
 
 def open_dataset(splits: Splits, image_size: tuple[int, int], config: DataConfig) -> Dataset:

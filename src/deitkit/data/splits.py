@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import log
+from ..config import DataConfig
 from ..errors import DataError
 from ..io import write_json
 from ..tasks import Task
+from .corrections import Corrections, read_corrections
 from .folder import OtherFiles, scan, scan_quietly, search, sub_folders
+from .groups import AUTO, NONE, hold_out_groups, is_column, keep_on_one_side, known_groups
 from .image_set import ImageSet
+from .near_duplicates import duplicates_of
 from .table import find_table, is_table, read_table
 
 _FOLDER_NAMES = {
@@ -28,13 +33,25 @@ _TRIES = 100  # random splits of overlapping labels, until each label is on both
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of a data set. `how` is a phrase on where they come from."""
+    """The splits of a data set.
+
+    how: a phrase on where they come from. held_out: whether deitkit chose the validation images.
+    """
 
     train: ImageSet
     val: ImageSet
     test: ImageSet | None
     how: str
     unlabeled: ImageSet | None = None
+    held_out: bool = False
+
+    @property
+    def everything(self) -> ImageSet:
+        """All labelled images: of training, then of validation, then of testing."""
+        parts = [images for images in (self.train, self.val, self.test) if images is not None]
+        paths = tuple(path for images in parts for path in images.paths)
+        labels = np.concatenate([images.labels for images in parts])
+        return ImageSet(self.train.root, paths, labels, self.train.classes)
 
     def write(self, path: Path) -> None:
         """Lists the files of every split as JSON."""
@@ -43,41 +60,58 @@ class Splits:
         write_json(path, {"how": self.how, **listed})
 
 
-def load_splits(
-    data: Path, *, split: str, val_fraction: float, seed: int, task: Task | None = None
-) -> Splits:
+def load_splits(data: Path, config: DataConfig, *, task: Task | None = None) -> Splits:
     """The splits of a table, of a folder with train/, val/ and test/, or of a folder per class.
 
-    Args:
-        split: How validation images are held out if the data has none: "stratified" draws them from each
-        class;
-            "blocks" keeps neighbours in name order together, for series of near-identical shots.
-        task: What the labels of a table are read as; None to decide by the table.
+    If the data has no validation images, `config` says how they are held out: "stratified" draws them from
+    each class; "blocks" keeps neighbours in name order together, for series of near-identical shots;
+    `config.group` keeps groups on one side. Labels are corrected first (`config.relabel`, `config.exclude`).
+
+    task: What the labels of a table are read as; None to decide by the table.
 
     Raises DataError if the data cannot be trained on.
     """
+    corrections = read_corrections(data, config.relabel, config.exclude)
     table_file = find_table(data)
     if table_file is not None:
-        table = read_table(data, task=task)
-        if data.is_dir():
-            _unlisted(data, table_file, table.images).report(data)
-        if table.splits is not None:
-            given = {name: table.split(name) for name in ("train", "val", "test")}
-            splits = _given(given, f"the column 'split' of {table_file}")
-        else:
-            splits = _held_out(table.images, table_file, split, val_fraction, seed)
-        if splits.train.task == "multiclass" and len(splits.train.classes) < 2:
-            [name] = splits.train.classes
-            raise DataError(f"{table_file} has only one class, {name!r}; a classifier needs two or more")
-        return splits
+        return _load_table(data, table_file, config, corrections, task)
+    if is_column(config.group):
+        raise DataError(
+            f"data.group is {config.group!r}, and {data} has no table with such a column; give none, auto, "
+            "folder, or a regular expression with one group in parentheses"
+        )
     folders = _split_folders(data)
     if not _has_splits(data, folders):
-        return _held_out(scan(data, data), data, split, val_fraction, seed)
-    return _load_split_folders(data, folders, split, val_fraction, seed)
+        splits = _held_out(corrections.apply(scan(data, data)), data, config)
+    else:
+        splits = _load_split_folders(data, folders, config, corrections)
+    corrections.refuse_unused(data)
+    return splits
+
+
+def _load_table(
+    data: Path, table_file: Path, config: DataConfig, corrections: Corrections, task: Task | None
+) -> Splits:
+    column = config.group if is_column(config.group) else None
+    table = read_table(data, task=task, group=column)
+    if data.is_dir():
+        _unlisted(data, table_file, table.images).report(data)
+    cells = dict(zip(table.images.paths, table.groups or (), strict=False))
+    if table.splits is not None:
+        split = {name: table.split(name) for name in ("train", "val", "test")}
+        given = {name: images and corrections.apply(images) for name, images in split.items()}
+        splits = _given(given, f"the column 'split' of {table_file}", config, cells)
+    else:
+        splits = _held_out(corrections.apply(table.images), table_file, config, cells)
+    if splits.train.task == "multiclass" and len(splits.train.classes) < 2:
+        [name] = splits.train.classes
+        raise DataError(f"{table_file} has only one class, {name!r}; a classifier needs two or more")
+    corrections.refuse_unused(data)
+    return splits
 
 
 def _load_split_folders(
-    data: Path, folders: dict[str, Path], split: str, val_fraction: float, seed: int
+    data: Path, folders: dict[str, Path], config: DataConfig, corrections: Corrections
 ) -> Splits:
     train, val, test = (folders.get(name) for name in ("train", "val", "test"))
     assert train is not None
@@ -87,7 +121,7 @@ def _load_split_folders(
         nonlocal others
         images, passed_over = scan_quietly(folder, data)
         others += passed_over
-        return images
+        return corrections.apply(images)
 
     tested = scanned(test) if test is not None and sub_folders(test) else None
     # As contests give them: images to be named, in one folder.
@@ -96,9 +130,9 @@ def _load_split_folders(
         left_out = f"; {test.name}/ has no class folders and is left out"
     if val is not None:
         given = {"train": scanned(train), "val": scanned(val), "test": tested}
-        splits = _given(given, f"{train.name}/ and {val.name}/")
+        splits = _given(given, f"{train.name}/ and {val.name}/", config)
     else:
-        splits = _held_out(scanned(train), train, split, val_fraction, seed)
+        splits = _held_out(scanned(train), train, config)
         if test is not None and tested is not None:
             _refuse_other_classes(splits.train, tested, f"{train.name}/ and {test.name}/")
             how = f"{train.name}/ {splits.how}; {test.name}/ as given"
@@ -174,8 +208,10 @@ def _has_splits(data: Path, folders: dict[str, Path], beside_others: bool = Fals
     return not beside_others and set(sub_folders(data).values()) <= {train, test}
 
 
-def _given(splits: dict[str, ImageSet | None], where: str) -> Splits:
-    """The splits that the data has; each must have the same classes."""
+def _given(
+    splits: dict[str, ImageSet | None], where: str, config: DataConfig, cells: Mapping[str, str] | None = None
+) -> Splits:
+    """The splits that the data has; each must have the same classes. Warns if they divide a group."""
     train, val, test = splits["train"], splits["val"], splits["test"]
     if train is None or val is None:
         raise DataError(
@@ -185,7 +221,16 @@ def _given(splits: dict[str, ImageSet | None], where: str) -> Splits:
     for images in (val, test):
         if images is not None:
             _refuse_other_classes(train, images, where)
-    return Splits(train, val, test, f"{where} as given")
+    found = Splits(train, val, test, f"{where} as given")
+    if config.group not in (NONE, AUTO):
+        everything = found.everything
+        groups = known_groups(everything, config.group, cells)
+        divided = np.isin(groups[len(train) :], groups[: len(train)])
+        log.warning(
+            f"data.group changes nothing, since {where} gives the split; {divided.sum()} of {len(divided)} "
+            f"images outside training share a group ({config.group}) with training images"
+        )
+    return found
 
 
 def _refuse_other_classes(train: ImageSet, images: ImageSet, where: str) -> None:
@@ -201,8 +246,11 @@ def _shown(images: ImageSet) -> list[str]:
     return [images.classes[k] for k in np.flatnonzero(images.counts())]
 
 
-def _held_out(images: ImageSet, where: Path, split: str, val_fraction: float, seed: int) -> Splits:
-    """Holds out a share of the images."""
+def _held_out(
+    images: ImageSet, where: Path, config: DataConfig, cells: Mapping[str, str] | None = None
+) -> Splits:
+    """Holds out a share of the images. cells: of the column `config.group`, by path."""
+    val_fraction, seed = config.val_fraction, config.split_seed
     if not 0 < val_fraction < 1:
         raise DataError(
             f"data.val_fraction is {val_fraction:g}, and {where} has no validation images; "
@@ -214,16 +262,30 @@ def _held_out(images: ImageSet, where: Path, split: str, val_fraction: float, se
             f"class {few[0]!r} in {where} has one image, but training and validation need one each; "
             "add images or remove the class"
         )
+    share = f"{100 * val_fraction:.0f} % held out, seed {seed}"
+    if config.group not in (NONE, AUTO):
+        held = hold_out_groups(images, known_groups(images, config.group, cells), val_fraction, seed)
+        return _divided(images, held, f"groups by {config.group}, {share}")
     ways: dict[tuple[str, str], Callable[[ImageSet, float, int], NDArray[np.bool_]]] = {
         ("multiclass", "stratified"): _stratified,
         ("multiclass", "blocks"): _blocks,
         ("multilabel", "stratified"): _iteratively_stratified,
         ("multilabel", "blocks"): _one_block,
     }
-    held = ways[images.task, split](images, val_fraction, seed)
-    share = f"{100 * val_fraction:.0f} % held out, seed {seed}"
-    how = f"stratified, {share}" if split == "stratified" else f"blocks of consecutive names, {share}"
-    return Splits(images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held)), None, how)
+    held = ways[images.task, config.split](images, val_fraction, seed)
+    how = f"stratified, {share}" if config.split == "stratified" else f"blocks of consecutive names, {share}"
+    if config.group == AUTO:
+        groups = duplicates_of(images, config).group_of(len(images))
+        held, moved = keep_on_one_side(held, groups)
+        if len(_on_one_side(images, held)):
+            raise _unsplittable(images, held, "give --group-by none, or add images of it")
+        how += f"; {moved} moved to the side of their near-duplicates" if moved else ""
+    return _divided(images, held, how)
+
+
+def _divided(images: ImageSet, held: NDArray[np.bool_], how: str) -> Splits:
+    train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
+    return Splits(train, val, None, how, held_out=True)
 
 
 def _held_count(n: int, val_fraction: float) -> int:
@@ -274,7 +336,7 @@ def _one_block(images: ImageSet, val_fraction: float, seed: int) -> NDArray[np.b
 
 def _on_one_side(images: ImageSet, held: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The classes that are missing in training or in validation."""
-    validated = images.labels[held].sum(0)
+    validated = images.subset(np.flatnonzero(held)).counts()
     return np.flatnonzero((validated == 0) | (validated == images.counts()))
 
 

@@ -18,7 +18,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -51,6 +51,7 @@ class Table:
 
     images: ImageSet
     splits: tuple[str, ...] | None  # "train", "val" or "test" for each image
+    groups: tuple[str, ...] | None = None  # cells of the column that was asked for
 
     def split(self, name: str) -> ImageSet | None:
         """The images of one split, or None if there are none."""
@@ -64,6 +65,7 @@ class _Row:
     path: str
     label: str
     split: str | None
+    group: str = ""
 
 
 def find_table(data: Path) -> Path | None:
@@ -100,13 +102,16 @@ def image_root(data: Path) -> Path:
     return data.parent if _is_table_file(data) else data
 
 
-def read_table(data: Path, classes: tuple[str, ...] | None = None, task: Task | None = None) -> Table:
+def read_table(
+    data: Path, classes: tuple[str, ...] | None = None, task: Task | None = None, group: str | None = None
+) -> Table:
     """The images that a table labels.
 
     Args:
         data: The table, or a folder with one.
         classes: What labels index; None for those of the table, sorted.
         task: What the labels are read as; None to decide by the table.
+        group: A column to read as `Table.groups`.
 
     Raises DataError for a table that cannot be used.
     """
@@ -115,8 +120,8 @@ def read_table(data: Path, classes: tuple[str, ...] | None = None, task: Task | 
         raise DataError(f"{data} has no {NAME}; add one")
     if file != data and file.name != NAME:
         log.info(f"labels are read from {file}")
-    label_column, rows = _read_rows(file)
-    found = [_split_labels(row.label) for row in rows]
+    label_column, rows = _read_rows(file, group)
+    found = [split_labels(row.label) for row in rows]
     task = task or _task_of(label_column, rows)
     if task == "multiclass":
         _refuse_several(file, label_column, rows, found)
@@ -143,7 +148,8 @@ def read_table(data: Path, classes: tuple[str, ...] | None = None, task: Task | 
             labels[i, [place[name] for name in row_labels]] = True
     images = ImageSet(file.parent, tuple(row.path for row in rows), labels, known)
     splits = [row.split for row in rows if row.split is not None]
-    return Table(images, tuple(splits) if splits else None)
+    groups = tuple(row.group for row in rows) if group is not None else None
+    return Table(images, tuple(splits) if splits else None, groups)
 
 
 def _task_of(label_column: str, rows: list[_Row]) -> Task:
@@ -151,11 +157,12 @@ def _task_of(label_column: str, rows: list[_Row]) -> Task:
     return "multilabel" if several else "multiclass"
 
 
-def _split_labels(cell: str) -> list[str]:
-    return list(dict.fromkeys(filter(None, map(str.strip, re.split("[;|]", cell)))))
+def split_labels(cell: str) -> tuple[str, ...]:
+    """The labels in a cell, each once."""
+    return tuple(dict.fromkeys(filter(None, map(str.strip, re.split("[;|]", cell)))))
 
 
-def _refuse_several(file: Path, label_column: str, rows: list[_Row], found: list[list[str]]) -> None:
+def _refuse_several(file: Path, label_column: str, rows: list[_Row], found: list[tuple[str, ...]]) -> None:
     """Raises DataError for an image without exactly one label."""
     for row, labels in zip(rows, found, strict=True):
         if len(labels) > 1:
@@ -179,15 +186,36 @@ def _refuse_alike(names: list[str], file: Path) -> None:
             )
 
 
-def _read_rows(file: Path) -> tuple[str, list[_Row]]:
+def read_columns(file: Path, wanted: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """(line, cells of the `wanted` columns, "path" or "label") of each row of a CSV file that is no table.
+
+    Raises DataError if the file cannot be read or lacks a column.
+    """
+    names = {"path": _PATH_COLUMNS, "label": _LABEL_COLUMNS}
+    try:
+        with _opened(file) as (delimiter, lines):
+            reader = csv.reader(lines, delimiter=delimiter)
+            header = [name.strip().casefold() for name in next(reader, [])]
+            places = [place for name in wanted if (place := _one_of(names[name], header, file)) is not None]
+            rows = [(reader.line_num, cells + [""] * len(header)) for cells in reader if any(cells)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(file, error) from None
+    return [(line, [cells[place].strip() for place in places]) for line, cells in rows]
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8")
+
+
+def _read_rows(file: Path, group: str | None) -> tuple[str, list[_Row]]:
     """The name of the label column, and the rows; each names another file, which is there."""
     try:
         with _opened(file) as (delimiter, lines):
             reader = csv.reader(lines, delimiter=delimiter)
-            columns = _Columns.of(next(reader, []), file)
+            columns = _Columns.of(next(reader, []), file, group)
             rows = [columns.row(cells, reader.line_num, file) for cells in reader if any(cells)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8") from None
+        raise _unreadable(file, error) from None
     if not rows:
         raise DataError(f"{file} has no rows; give one for each image")
     if columns.ignored:
@@ -211,22 +239,25 @@ class _Columns:
     count: int
     label_name: str
     ignored: tuple[str, ...]
+    group: int | None = None
 
     @staticmethod
-    def of(header: list[str], file: Path) -> _Columns:
-        """Finds the columns. Raises DataError if path or label is missing or could be either of two."""
+    def of(header: list[str], file: Path, group: str | None = None) -> _Columns:
+        """Finds the columns, `group` too. Raises DataError if one is missing or could be either of two."""
         names = [name.strip().casefold() for name in header]
         path = _one_of(_PATH_COLUMNS, names, file)
         label = _one_of(_LABEL_COLUMNS, names, file)
         split = _one_of(("split",), names, file, optional=True)
-        known = (*_PATH_COLUMNS, *_LABEL_COLUMNS, "split")
+        grouped = (group.casefold(),) if group is not None else ()
+        groups = _one_of(grouped, names, file) if grouped else None
+        known = (*_PATH_COLUMNS, *_LABEL_COLUMNS, "split", *grouped)
         ignored = tuple(name for name in names if name and name not in known)
         for name in ignored:
             meant = did_you_mean(name, known)
             if meant:  # ignoring it would lose labels or a split
                 raise DataError(f"{file} has the column {name!r}{meant}")
         assert path is not None and label is not None
-        return _Columns(path, label, split, len(names), names[label], ignored)
+        return _Columns(path, label, split, len(names), names[label], ignored, groups)
 
     def row(self, cells: list[str], line: int, file: Path) -> _Row:
         """The row of these cells. Raises DataError if it cannot be used."""
@@ -253,7 +284,8 @@ class _Columns:
                     f"line {line} of {file} has the split {cells[self.split]!r}; give train, val or test in "
                     "every line, or take the column out"
                 )
-        return _Row(line, path, cells[self.label], split)
+        group = "" if self.group is None else cells[self.group]
+        return _Row(line, path, cells[self.label], split, group)
 
 
 def _one_of(wanted: tuple[str, ...], names: list[str], file: Path, optional: bool = False) -> int | None:

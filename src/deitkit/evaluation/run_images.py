@@ -53,6 +53,9 @@ def run_splits(folder: Path, classifier: Classifier, data: Path | None) -> Split
     if data is None and not root.exists():
         raise DataError(f"the images of {run} are no longer in {root}; give --data with the folder of some")
     config = info.config.data if info.config is not None else DataConfig()
+    relabel = config.relabel if data is None and Path(config.relabel or "").is_file() else None
+    # The list of the run's own images says what was left out, and on which side each was.
+    config = replace(config, group="none", exclude=None, relabel=relabel)
     splits = _with_classes_of(classifier, _load(root, config, classifier), folder, root)
     saved = read_split(run) if data is None else None
     if saved is None:
@@ -66,8 +69,7 @@ def run_splits(folder: Path, classifier: Classifier, data: Path | None) -> Split
 
 
 def _load(data: Path, config: DataConfig, classifier: Classifier) -> Splits:
-    fraction, seed = config.val_fraction, config.split_seed
-    return load_splits(data, split=config.split, val_fraction=fraction, seed=seed, task=classifier.task)
+    return load_splits(data, config, task=classifier.task)
 
 
 def _with_classes_of(classifier: Classifier, splits: Splits, folder: Path, root: Path) -> Splits:

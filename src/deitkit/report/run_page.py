@@ -19,6 +19,7 @@ from ..run_folder import (
     baseline_folder,
     candidate_folder,
     read_calibration,
+    read_duplicates,
     read_info,
     read_metrics,
     read_predictions,
@@ -72,6 +73,7 @@ def write_report(run: Path) -> Path:
         calibration=read_calibration(_folder_of(role, run)),
         risk_coverage=page.svg(curve) if (curve := _risk_coverage(rows, role)) is not None else None,
         skipped=read_skipped(run),
+        duplicates=read_duplicates(run),
     )
     path = run / REPORT
     write_text(path, content)

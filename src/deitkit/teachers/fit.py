@@ -115,6 +115,19 @@ def pretrained_head_teacher(
     return Teacher(TeacherCard(classes, tuple(m.card for m in members)), members)
 
 
+def open_backbone(
+    config: TeacherConfig, *, student_size: tuple[int, int] | None, device: torch.device
+) -> TeacherMember:
+    """The first member of `config.spec` for its features; its head is not fitted.
+
+    student_size: None for whole images at the native size. Raises WeightsError if the model is missing.
+    """
+    spec = parse(config.spec)[0]
+    if spec.source == FITTED:
+        return _read_fitted(spec, config, device).members[0]
+    return _Member.open(spec, config, student_size, device).with_head(nn.Identity())
+
+
 def _fitted_members(
     spec: MemberSpec, config: TeacherConfig, data: FitData, device: torch.device
 ) -> list[TeacherMember]:

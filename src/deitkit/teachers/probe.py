@@ -50,6 +50,35 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> 
     return Probe(head.requires_grad_(False), PENALTIES[best], scores[best], f"{score} on a held-out fifth")
 
 
+def out_of_fold(
+    features: Tensor, labels: Tensor, num_classes: int, groups: Tensor, seed: int, folds: int = 5
+) -> Tensor:
+    """Probabilities (N, K) of each image by a probe that was fitted on the other folds.
+
+    features (N, F), labels (N,), groups (N,): images with the same number are in the same fold. The classes
+    are spread evenly over the folds.
+    """
+    penalty = fit_probe(features[None], labels, num_classes, seed).penalty
+    x = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    fold = _folds(labels, groups, seed, folds)
+    found = torch.zeros(len(labels), num_classes)
+    for k in fold.unique():
+        held = fold == k
+        weight, bias = _fit(x[None, ~held], labels[~held], num_classes, penalty)
+        found[held] = (x[held] @ weight.T + bias).softmax(1)
+    return found
+
+
+def _folds(labels: Tensor, groups: Tensor, seed: int, folds: int) -> Tensor:
+    """(N,) the fold of each image: groups are dealt in random order, class by class of their first image."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    order.sort(key=lambda i: int(labels[i]))
+    fold_of: dict[int, int] = {}
+    for i in order:
+        fold_of.setdefault(int(groups[i]), len(fold_of) % folds)
+    return torch.tensor([fold_of[int(group)] for group in groups])
+
+
 def held_out_fifth(images: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the held-out images, and of the others."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,12 +11,13 @@ from .. import log, recipes
 from ..config import Config, dotted
 from ..data.dataset import find_splits
 from ..data.splits import refuse_out_among_classes
+from ..data.survey import leak_warning, survey
 from ..errors import SettingError
 from ..io import write_json
 from ..keywords import Keywords
 from ..models import DeiTOutput
 from ..report.run_page import write_report
-from ..run_folder import BASELINE_FOLDER, model_to_json, results_to_json
+from ..run_folder import BASELINE_FOLDER, DUPLICATES, model_to_json, results_to_json
 from ..soft_labels.replay import refuse_other_views
 from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
@@ -80,6 +81,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     session = open_session(config, partial(find_splits, data), out=out, resume=resume)
     refuse_other_images(out, session.dataset)
     session.dataset.write_lists(out)
+    _write_duplicates(out, session)
 
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
@@ -136,6 +138,15 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     with log.activity("writing the report"):
         write_report(out)
     return Run(out, content)
+
+
+def _write_duplicates(out: Path, session: Session) -> None:
+    """Counts the images that show the same, and warns of those that training and measuring share."""
+    counts = survey(session.splits, session.config.data).counts()
+    write_json(out / DUPLICATES, asdict(counts))
+    warning = leak_warning(counts, len(session.splits.val), session.splits.held_out)
+    if warning:
+        log.warning(warning)
 
 
 def _check_teaching(config: Config) -> None:

@@ -22,6 +22,7 @@ from ..config import AugmentConfig, Config, DataConfig, ResolvedConfig, flatten
 from ..data.dataset import Dataset, open_dataset, use_share
 from ..data.loader import TrainingViews
 from ..data.splits import Splits
+from ..data.survey import FEW
 from ..errors import ResumeError, RunFolderError, SettingError
 from ..inference.device import resolve_device
 from ..io import create_folder, refuse_occupied, write_json
@@ -36,7 +37,6 @@ from .budget import Budget, affordable_images
 from .resolve import create_student, resolve, resolve_initial_weights
 
 _NAMED_CLASSES = 12  # up to which every class is listed
-_FEW = 20  # images of a class, with which a validation score says little
 _PROBE_SHARE = 0.25  # of the time left, that a probe's views may take
 _LOCK = "lock"  # of a run folder
 
@@ -152,7 +152,7 @@ def describe_images(splits: Splits) -> list[str]:
             each = f"from {counts[rarest]} images ({names[rarest]}) to {counts.max()}"
             each += f" ({names[int(counts.argmax())]})"
         lines.append(f"{len(names)} {kind}: {each}")
-        if counts[rarest] < _FEW:
+        if counts[rarest] < FEW:
             lines.append(
                 f"{names[rarest]} has {counts[rarest]} images only: more of them would help most "
                 f"(a few dozen per class)"
