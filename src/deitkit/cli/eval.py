@@ -109,14 +109,18 @@ def _scores(found: Evaluation) -> Table:
     from rich.table import Table
 
     from ..evaluation.metrics import MulticlassMetrics, uneven
+    from ..evaluation.run_evaluation import HEAD_NAMES
     from ..tasks import SCORES
 
     score, metrics = SCORES[found.task], found.metrics.to_dict()
     table = Table("", _right(score.column), _right("95 % interval"))
-    names = {"joint": "joint", "class": "class head", "distill": "distillation head"}
     for head, interval in found.intervals.items():
         key = score.key if head == "joint" else f"{score.key}_{head}"
-        table.add_row(names[head], f"{metrics[key]:.1f}", _interval(interval))
+        table.add_row(
+            HEAD_NAMES[head] if len(found.intervals) > 1 else "the model",
+            f"{metrics[key]:.1f}",
+            _interval(interval),
+        )
     if isinstance(found.metrics, MulticlassMetrics):
         if uneven([row.images for row in found.per_class]) and found.balanced_interval is not None:
             table.add_row(

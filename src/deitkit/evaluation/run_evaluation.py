@@ -43,6 +43,9 @@ from .run_images import (
 from .selective import CurvePoint, OperatingPoint, check_precision, operating_point, risk_coverage
 from .temperature import Reliability, reliability
 
+# How the keys of `Evaluation.intervals` are shown, of a student with two heads.
+HEAD_NAMES = {"joint": "both heads", "class": "class head", "distill": "distillation head"}
+
 
 @dataclass(frozen=True)
 class WrongPrediction:

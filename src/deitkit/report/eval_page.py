@@ -9,13 +9,12 @@ from matplotlib.figure import Figure
 
 from ..evaluation.metrics import MulticlassMetrics, uneven, wilson_interval
 from ..evaluation.multilabel import LabelMetrics
-from ..evaluation.run_evaluation import Evaluation
+from ..evaluation.run_evaluation import HEAD_NAMES, Evaluation
 from ..io import write_text
 from ..tasks import SCORES
 from . import page
 from .figures import confusion_figure, reliability_figure, risk_coverage_figure, thumbnail
 
-_HEADS = {"joint": "both heads", "class": "class head", "distill": "distillation head"}
 _WORST = 24  # mistakes shown
 
 
@@ -56,7 +55,7 @@ def _scores(found: Evaluation) -> list[tuple[str, float | None, Any]]:
     rows: list[tuple[str, float | None, Any]] = []
     for head, interval in found.intervals.items():
         key = score.key if head == "joint" else f"{score.key}_{head}"
-        of = f", {_HEADS[head]}" if len(found.intervals) > 1 else ""
+        of = f", {HEAD_NAMES[head]}" if len(found.intervals) > 1 else ""
         rows.append((f"{score.name}{of}", values[key], interval))
     if isinstance(found.metrics, MulticlassMetrics):
         if uneven([row.images for row in found.per_class]):
