@@ -11,6 +11,7 @@ from PIL import Image
 from deitkit.config import Config, DataConfig
 from deitkit.data.groups import hold_out_groups, keep_on_one_side, known_groups
 from deitkit.data.image_set import ImageSet
+from deitkit.data.near_duplicates import duplicates_of
 from deitkit.data.splits import Splits, load_splits
 from deitkit.data.survey import leak_warning, survey
 from deitkit.errors import DataError, SettingError
@@ -58,7 +59,7 @@ def test_auto_moves_only_duplicates_and_counts_them(folder):
     assert auto.how == (
         plain.how + f"; {len(moved)} moved to the side of their near-duplicates" * bool(moved)
     )
-    assert len(survey(auto, AUTO).leaking) == 0
+    assert len(survey(auto, duplicates_of(auto.everything, AUTO)).leaking) == 0
 
 
 def test_leaks_are_counted(folder):
@@ -70,7 +71,7 @@ def test_leaks_are_counted(folder):
     val = [i for path, i in index.items() if path in (*splits.val.paths, "a/copy.jpg")]
     train = np.setdiff1d(np.arange(len(images)), val)
     leaking = Splits(images.subset(train), images.subset(np.array(val)), None, "")
-    found = survey(leaking, DataConfig())
+    found = survey(leaking, duplicates_of(leaking.everything, DataConfig()))
     assert [found.images.paths[i] for i in found.leaking] == ["a/copy.jpg"]
     counts = found.counts()
     assert (counts.groups, counts.images, counts.exact, counts.leaking_val) == (1, 2, 0, 1)

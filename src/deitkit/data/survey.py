@@ -8,10 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import DataConfig
 from ..run_schema import DuplicateCounts
 from .image_set import ImageSet
-from .near_duplicates import Duplicates, duplicates_of
+from .near_duplicates import Duplicates
 from .splits import Splits
 
 FEW = 20  # images of a class, with which a validation score says little
@@ -55,12 +54,11 @@ class Survey:
         )
 
 
-def survey(splits: Splits, config: DataConfig, duplicates: Duplicates | None = None) -> Survey:
-    """duplicates: among `splits.everything`, if they are known already."""
+def survey(splits: Splits, duplicates: Duplicates) -> Survey:
+    """duplicates: among `splits.everything`."""
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     names = [name for name, images in parts.items() if images is not None for _ in range(len(images))]
-    everything = splits.everything
-    return Survey(everything, np.array(names), duplicates or duplicates_of(everything, config))
+    return Survey(splits.everything, np.array(names), duplicates)
 
 
 def leak_warning(counts: DuplicateCounts, num_val: int, held_out: bool) -> str | None:

@@ -200,7 +200,7 @@ def check_data(data: str | Path, *, labels: bool = False, device: str = "auto", 
     thumbnails, unreadable = thumbnails_of(images, config.data)
     if len(unreadable) == len(images):
         raise DataError(f"no image in {folder} can be read; check that they are images")
-    found = survey(splits, config.data, find_duplicates(images, thumbnails))
+    found = survey(splits, find_duplicates(images, thumbnails))
     sizes, modes = _headers(images, config.data)
     check = DataCheck(
         data=folder,

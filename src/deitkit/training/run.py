@@ -10,6 +10,7 @@ from typing import Any, Unpack
 from .. import log, recipes
 from ..config import Config, dotted
 from ..data.dataset import find_splits
+from ..data.near_duplicates import duplicates_of
 from ..data.splits import refuse_out_among_classes
 from ..data.survey import leak_warning, survey
 from ..errors import SettingError
@@ -142,7 +143,8 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
 def _write_duplicates(out: Path, session: Session) -> None:
     """Counts the images that show the same, and warns of those that training and measuring share."""
-    counts = survey(session.splits, session.config.data).counts()
+    found = duplicates_of(session.splits.everything, session.config.data)
+    counts = survey(session.splits, found).counts()
     write_json(out / DUPLICATES, asdict(counts))
     warning = leak_warning(counts, len(session.splits.val), session.splits.held_out)
     if warning:
