@@ -173,6 +173,10 @@ def test_an_onnx_file_of_one_size_or_damaged(tmp_path):
     path = onnx_file(tmp_path / "a.onnx")
     with pytest.raises(DeitkitError, match="takes 32 x 32 pixels only"):
         opened(f"onnx:{path}", 64)
+    free = onnx_file(tmp_path / "free.onnx", shape=("Batch", 3, 32, 32))
+    free.write_bytes(free.read_bytes().replace(b"Batch", b"\xc2atch"))  # a name that is no UTF-8
+    with pytest.raises(DeitkitError, match="cannot be read"):
+        opened(f"onnx:{free}")
     path.write_bytes(b"nothing")
     with pytest.raises(DeitkitError, match="cannot be read"):
         opened(f"onnx:{path}")

@@ -62,6 +62,16 @@ def test_no_changed_byte_of_a_checkpoint_is_taken_for_training(checkpoints, seed
     assert state.model.weight.eq(state.step).all()
 
 
+@pytest.mark.parametrize("name", [b"step", b"seconds"])
+def test_a_checkpoint_that_lost_its_checksum_is_not_used(checkpoints, name):
+    newest = checkpoints / "step-00000002.safetensors"
+    content = newest.read_bytes().replace(b"sha256", b"sha257", 1)
+    newest.write_bytes(content.replace(name, name[:-1] + b"x", 1))
+    assert (
+        load_checkpoint(checkpoints, new_state(), {"epochs": 3}) == checkpoints / "step-00000001.safetensors"
+    )
+
+
 def test_a_whole_checkpoint_is_used(checkpoints):
     state = new_state()
     assert load_checkpoint(checkpoints, state, {"epochs": 3}) == checkpoints / "step-00000002.safetensors"

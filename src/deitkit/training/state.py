@@ -146,7 +146,7 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
         try:
             facts, flat = _read(path)
         except Exception as error:  # a damaged file fails in many ways
-            log.warning(f"{path} cannot be read ({type(error).__name__}); an older checkpoint is used")
+            _warn_of_damage(path, error)
             continue
         if "settings" in facts:  # those of version 0.1 have other names
             facts["settings"] = Config.from_dict(facts["settings"]).affects_results()
@@ -157,13 +157,21 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: dict[str, Any]
                 f"cannot resume from {path}: {k} was {facts.get(k)!r} and is now {identity[k]!r}; "
                 "resume with the settings of the run, or choose another --out"
             )
-        state.load(flat, facts["step"], facts.get("seconds", 0.0))
+        try:
+            state.load(flat, facts["step"], facts.get("seconds", 0.0))
+        except (KeyError, RuntimeError) as error:
+            _warn_of_damage(path, error)
+            continue
         known = facts.get("metrics")
         state.metrics = known if known is not None else _metrics_until(state.step, folder.parent)
         return path
     if found:
         raise ResumeError(f"no checkpoint in {folder} can be read; start the run again without --resume")
     return None
+
+
+def _warn_of_damage(path: Path, error: Exception) -> None:
+    log.warning(f"{path} cannot be read ({type(error).__name__}); an older checkpoint is used")
 
 
 def _metrics_until(step: int, run: Path) -> list[dict[str, Any]]:
@@ -184,4 +192,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if saved.get("sha256", _NO_DIGEST) not in (_NO_DIGEST, digest(flat, saved["facts"])):
         raise ValueError("its checksum differs")
     facts: dict[str, Any] = json.loads(saved["facts"])
+    if "metrics" in facts and "sha256" not in saved:
+        raise ValueError("its checksum is missing")
+    if not isinstance(facts["step"], int):
+        raise ValueError("its step is not a number")
     return facts, flat

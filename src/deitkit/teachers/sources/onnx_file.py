@@ -58,12 +58,14 @@ class OnnxSource(TeacherSource):
         path = Path(model)
         try:
             runtime = OnnxRuntimeBackend(path)
-        except Exception as error:  # of the runtime
+            image_size = _image_size(model, runtime.session, size)
+            view, names = _metadata(model, runtime.session, image_size)
+        except WeightsError:
+            raise
+        except Exception as error:  # of the runtime, which decodes a name when it is asked for
             raise WeightsError(
                 f"the ONNX file {model} cannot be read ({type(error).__name__}); export it again"
             ) from None
-        image_size = _image_size(model, runtime.session, size)
-        view, names = _metadata(model, runtime.session, image_size)
         output, num_classes, probabilities = _find_logits(model, runtime, view)
         if names is not None and len(names) != num_classes:
             raise WeightsError(
