@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,14 @@ from PIL import Image
 
 from deitkit.classifier import load
 from deitkit.cli import main
+from deitkit.config import TeacherConfig
+from deitkit.inference.unfamiliarity import unit
+from deitkit.run_folder import write_calibration
+from deitkit.run_schema import CalibrationInfo
+from deitkit.teachers.fit import FitData, fit_teacher
+from deitkit.teachers.saved import save_teacher
+
+from ..teachers.models import timm_file
 
 pytest.importorskip("fastapi", reason='needs pip install "deitkit[serve]"')
 pytest.importorskip("python_multipart", reason='needs pip install "deitkit[serve]"')
@@ -72,6 +81,35 @@ def test_a_form_and_json_are_answered_like_predict(random_run, client):
             assert sum(found["class_probabilities"].values()) == pytest.approx(1)
             assert found["attention"] is None
     assert [p["name"] for p in form.json()["predictions"]] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("limit", [0.0, 2.0])
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_calibrated_models_say_what_is_unfamiliar(random_run, tmp_path, which, limit):
+    folder = random_run if which == "student" else fitted_folder(tmp_path)
+    classifier = load(folder, device="cpu", backend="pytorch")
+    features = 32 if which == "student" else classifier.teacher(torch.zeros(1, 3, 32, 32)).embedding.shape[1]
+    calibration = CalibrationInfo(images=60, temperature=2.0, familiar_up_to=limit)
+    write_calibration(folder, calibration, unit(torch.rand(2, features)))
+    image = encoded(seed=1)
+    [expected] = load(folder, device="cpu", backend="pytorch").predict([image])
+    with client_of(folder) as client:
+        [found] = client.post("/predict", files={"image": ("a.png", image)}).json()["predictions"]
+        assert client.get("/model.json").json()["familiar_up_to"] == limit
+    assert found["unfamiliarity"] == pytest.approx(expected.unfamiliarity, abs=1e-4)
+    assert found["familiar"] is (limit > 0)
+    assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
+
+
+def fitted_folder(folder: Path) -> Path:
+    """A fitted teacher of two classes."""
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 2
+    config = TeacherConfig(spec=timm_file(folder), image_size=32, backend="pytorch", probe_views=1)
+    data = FitData(lambda v: [images], labels, ("cat", "dog"), None, 0)
+    teacher = fit_teacher(config, data, student_size=(32, 32), device=torch.device("cpu"))
+    save_teacher(folder / "teacher", teacher)
+    return folder / "teacher"
 
 
 def test_attention_comes_when_asked(client):

@@ -70,6 +70,8 @@ class ServedModel:
         order = joint.argsort(descending=True).tolist()
         task, classes = self.classifier.task, self.classifier.classes
         labels = [k for k in order if joint[k] > THRESHOLD] if task == "multilabel" else order[:1]
+        unfamiliarity, limit = outputs.get("unfamiliarity"), self.classifier.calibration.familiar_up_to
+        familiar = None if unfamiliarity is None or limit is None else float(unfamiliarity) <= limit
         return {
             "name": name,
             "label": classes[order[0]],
@@ -78,6 +80,8 @@ class ServedModel:
             "probabilities": self._by_class(joint),
             "class_probabilities": self._of_head(outputs["class_logits"]) if logits is not None else None,
             "distill_probabilities": self._of_head(logits) if logits is not None else None,
+            "unfamiliarity": None if unfamiliarity is None else float(unfamiliarity),
+            "familiar": familiar,
             "attention": outputs["attention"].tolist() if attention and "attention" in outputs else None,
         }
 
@@ -96,7 +100,9 @@ def open_model(
     classifier = replace(classifier, max_pixels=min(max_pixels, classifier.max_pixels))
     card = read_card(folder, classifier)
     if not isinstance(classifier, StudentClassifier):
-        return ServedModel(card, classifier, classifier.backend, ("probabilities", "class_logits"))
+        names = ("probabilities", "class_logits")
+        names += () if classifier.class_means is None else ("unfamiliarity",)
+        return ServedModel(card, classifier, classifier.backend, names)
     graph = with_attention(classifier.graph)
     run = create_backend(graph, classifier.image_size, backend, classifier.device)
     return ServedModel(card, classifier, run, graph.output_names)

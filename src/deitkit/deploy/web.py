@@ -55,6 +55,7 @@ def page_facts(
         "crop": classifier.crop,
         "two_heads": "distill_logits" in output_names,
         "attention": "attention" in output_names,
+        "familiar_up_to": classifier.calibration.familiar_up_to if "unfamiliarity" in output_names else None,
         "card": asdict(card),
     }
 

@@ -34,6 +34,7 @@ function prediction(outputs, { task, attention, two_heads }) {
     probabilities: [...outputs.probabilities.data],
     class_probabilities: two_heads ? heads(outputs.class_logits.data) : null,
     distill_probabilities: two_heads ? heads(outputs.distill_logits.data) : null,
+    unfamiliarity: outputs.unfamiliarity?.data[0] ?? null,
     attention: attention ? maps(outputs.attention) : null,
   };
 }

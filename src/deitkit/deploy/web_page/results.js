@@ -4,8 +4,15 @@ const SHOWN = 5;
 
 export const percent = (p) => `${(100 * p).toFixed(1)} %`;
 
+/** Whether the image looks like none of the classes, by the limit that the run's validation images gave. */
+const isForeign = ({ unfamiliarity }, { familiar_up_to }) =>
+  unfamiliarity != null && familiar_up_to != null && unfamiliarity > familiar_up_to;
+
 /** The most likely class, or of a multilabel model the labels above the threshold, in words. */
-export function headline({ probabilities }, { classes, task, threshold }) {
+export function headline(prediction, facts) {
+  if (isForeign(prediction, facts)) return "unknown";
+  const { probabilities } = prediction;
+  const { classes, task, threshold } = facts;
   const order = byProbability(probabilities);
   if (task !== "multilabel") return classes[order[0]];
   const labels = order.filter((k) => probabilities[k] > threshold).map((k) => classes[k]);
@@ -13,7 +20,12 @@ export function headline({ probabilities }, { classes, task, threshold }) {
 }
 
 /** How sure the model is, in words. */
-export function certainty({ probabilities, class_probabilities, distill_probabilities }, { classes, task, threshold }) {
+export function certainty(prediction, facts) {
+  const { probabilities, class_probabilities, distill_probabilities } = prediction;
+  const { classes, task, threshold } = facts;
+  if (isForeign(prediction, facts)) {
+    return `This looks like none of the classes; the most likely one is ${classes[byProbability(probabilities)[0]]}.`;
+  }
   if (task === "multilabel") return `Labels above ${percent(threshold).replace(".0", "")} are named.`;
   const best = (values) => values.indexOf(Math.max(...values));
   const sure = `${percent(Math.max(...probabilities))} sure`;

@@ -17,6 +17,7 @@ export async function openServerModel(facts, token) {
         probabilities: inOrder(first.probabilities),
         class_probabilities: inOrder(first.class_probabilities),
         distill_probabilities: inOrder(first.distill_probabilities),
+        unfamiliarity: first.unfamiliarity,
         attention: first.attention,
       };
     },
