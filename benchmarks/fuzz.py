@@ -57,9 +57,10 @@ def _copied(source: Path, folder: Path, *names: str) -> list[Path]:
 def _run(folder: Path) -> list[Path]:
     import gzip
 
-    from tests.test_run_folder import READERS, V01
+    from tests.test_run_folder import READERS, V01, complete
 
     _copied(V01, folder)
+    complete(folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(gzip.decompress(weights.with_name("model.safetensors.gz").read_bytes()))
     return [folder / name for name in READERS]

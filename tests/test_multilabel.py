@@ -20,6 +20,7 @@ from deitkit.data.dataset import open_dataset
 from deitkit.data.sampler import plan_epoch
 from deitkit.data.splits import load_splits
 from deitkit.deploy import exporter as delivery_export
+from deitkit.inference.backends import open_file
 
 from .conftest import TINY, write_images, write_labelled
 from .test_bad_input import refusal
@@ -114,7 +115,7 @@ def test_eval_measures_a_folder_and_a_part_of_it(stage, capsys):
     lines = [line.replace("│", " ").split() for line in shown.splitlines()]
     assert f"{len(split['val'])} images, 3 classes" in shown and "mAP, %" in shown
     low, high = (f"{bound:.1f}" for bound in found["interval"])
-    assert ["joint", f"{found['map']:.1f}", low, "to", high] in lines
+    assert ["the", "model", f"{found['map']:.1f}", low, "to", high] in lines
     assert ["micro", "F1", "at", "50", "%", f"{found['f1_micro']:.1f}"] in lines
     row, red = next(line for line in lines if line[:1] == ["red"]), found["per_class"][0]
     assert row[1:4] == [str(red["images"]), f"{red['ap']:.1f}", f"{red['recall']:.1f}"]
@@ -168,7 +169,9 @@ def test_predictions_can_serve_as_labels(stage, capsys):
 @pytest.mark.parametrize(("to", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml")])
 def test_an_exported_graph_answers_with_sigmoids(stage, tmp_path, to, suffix):
     classifier = load(stage / "run", device="cpu", model="student", backend="pytorch")
-    backend, _ = delivery_export.export(classifier, to, tmp_path / f"model{suffix}")
+    out = tmp_path / f"model{suffix}"
+    delivery_export.export_run(stage / "run", to, out, model="student")
+    backend = open_file(delivery_export.FORMATS[to].runtime, out)
     views = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     probabilities, class_logits, distill_logits = backend(views)
     expected = (class_logits.sigmoid() + distill_logits.sigmoid()) / 2

@@ -130,6 +130,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "split.json": run_folder.read_split,
     "skipped.json": run_folder.read_skipped,
     "duplicates.json": run_folder.read_duplicates,
+    "calibration.json": run_folder.read_calibration,
     "metrics.jsonl": run_folder.read_metrics,
     "predictions.csv": run_folder.read_predictions,
     "results.json": run_folder.read_results,
@@ -137,14 +138,22 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+MAY_LACK = {"split.json", "duplicates.json", "calibration.json", "metrics.jsonl"}
+
+
+def complete(run: Path) -> None:
+    """Writes what a run of version 0.1 does not have, and fills what is empty."""
+    write_json(run / "skipped.json", [{"path": f"{name}.png", "reason": "cut off"} for name in "ab"])
+    counts = ("groups", "images", "exact", "conflicting", "leaking_val", "leaking_test")
+    write_json(run / "duplicates.json", dict.fromkeys(counts, 2))
+    probabilities = {"head_temperatures": {"class": 1.1}, "true_probabilities": [0.5, 0.75]}
+    write_json(run / "calibration.json", {"images": 60, "temperature": 1.5, "nll": 0.4} | probabilities)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_refused_with_a_sentence(run, name):
     path, rng = run / name, random.Random(name)
-    if name == "skipped.json":
-        write_json(path, [{"path": "a.png", "reason": "cut off"}, {"path": "b.png", "reason": "empty"}])
-    if name == "duplicates.json":
-        counts = ("groups", "images", "exact", "conflicting", "leaking_val", "leaking_test")
-        write_json(path, dict.fromkeys(counts, 2))
+    complete(run)
     whole, refused = path.read_bytes(), 0
     for _ in range(MUTATIONS):
         path.write_bytes(whole)
@@ -159,7 +168,7 @@ def test_a_damaged_file_is_read_or_refused_with_a_sentence(run, name):
     assert refused > MUTATIONS / 10
 
 
-@pytest.mark.parametrize("name", sorted(READERS.keys() - {"split.json", "duplicates.json", "metrics.jsonl"}))
+@pytest.mark.parametrize("name", sorted(READERS.keys() - MAY_LACK))
 def test_a_missing_file_is_named(run, name):
     (run / name).unlink()
     with pytest.raises(RunFolderError, match="holds no finished run"):

@@ -178,7 +178,7 @@ def test_the_better_weights_are_kept_whichever_they_are(better, tmp_path):
     trainer.state.ema.weights.update(average)
 
     measured = {"val": {"loss": 1.0 + (better == "ema")}, "val_ema": {"loss": 1.0 + (better == "raw")}}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(measured) + "\n")
+    trainer.state.metrics.append(measured)
     assert job._keep_better_weights(trainer) == better
     kept = {"raw": raw, "ema": average}[better]
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
@@ -204,7 +204,7 @@ def test_the_teacher_has_its_own_size_normalisation_and_head():
     view = Preprocessing((64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     backend = PyTorchBackend(Normalised(TimmBackbone(cnn), view.mean, view.std), torch.device("cpu"))
     card = MemberCard("", "", 1.0, view, "linear", None, "", 0, (128, 256), False, "pytorch")
-    logits, _ = TeacherMember(card, backend, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
+    logits, *_ = TeacherMember(card, backend, torch.nn.Linear(512, 3))(torch.full((2, 3, 16, 16), 0.6))
     assert logits.shape == (2, 3)  # the user's classes
     assert seen[0].shape[-2:] == (64, 64)
     torch.testing.assert_close(seen[0].amax((0, 2, 3)), torch.tensor([0.5, 1.0, 1.5]))

@@ -228,7 +228,7 @@ def test_report_of_version_0_1_has_its_control(run):
 def test_report_puts_the_teacher_beside_the_student(run):
     page = write_report(run).read_text(encoding="utf-8")
     assert "Teacher: lite0" in page and "distillation head alone" in page and "Baseline" not in page
-    assert page.count("<svg") == 3 and "bird" in page  # a class without a validation image divides nothing
+    assert page.count("<svg") == 4 and "bird" in page  # a class without a validation image divides nothing
 
 
 def test_axes_have_whole_epochs_and_a_legend_that_covers_nothing():
