@@ -100,7 +100,7 @@ def open_model(
     classifier = replace(classifier, max_pixels=min(max_pixels, classifier.max_pixels))
     card = read_card(folder, classifier)
     if not isinstance(classifier, StudentClassifier):
-        names = ("probabilities", "class_logits")
+        names: tuple[str, ...] = ("probabilities", "class_logits")
         names += () if classifier.class_means is None else ("unfamiliarity",)
         return ServedModel(card, classifier, classifier.backend, names)
     graph = with_attention(classifier.graph)
