@@ -247,16 +247,20 @@ def measure(name, size, seed, splits, views, options, about) -> None:  # type: i
             limit = fit_familiarity(fitted.val, fitted.val_labels).up_to
         for foreign in [other for other in options.folders if other != name]:
             theirs = of(views[foreign])
-            found = {
-                "auroc": auroc(own, theirs),
-                "fpr95": percent(theirs <= own.quantile(KEPT)),
-                "kept": percent(own <= limit),
-                "rejected": percent(theirs > limit),
-            }
-            judged = {"foreign": foreign, "score": score}
-            judged |= {key: round(value, 2) for key, value in found.items()}
+            judged = {"foreign": foreign, "score": score} | judge(own, theirs, limit)
             append_row(options.out / "unfamiliar.csv", UNFAMILIAR, row | judged)
         print(name, size, seed, score, f"{auroc(own, theirs):.1f}", file=sys.stderr, flush=True)
+
+
+def judge(own: Tensor, foreign: Tensor, limit: float) -> dict[str, float]:
+    """How a score tells a folder's own images (n,) from foreign ones (m,), and what `limit` makes of it."""
+    found = {
+        "auroc": auroc(own, foreign),
+        "fpr95": percent(foreign <= own.quantile(KEPT)),
+        "kept": percent(own <= limit),
+        "rejected": percent(foreign > limit),
+    }
+    return {key: round(value, 2) for key, value in found.items()}
 
 
 def measure_student(options, about) -> None:  # type: ignore[no-untyped-def]
@@ -284,15 +288,7 @@ def measure_student(options, about) -> None:  # type: ignore[no-untyped-def]
         for name, score in scores.items():
             known, unknown = score(output), score(theirs)
             limit = fitted.up_to if "mean" in name else float(known[half[0]].quantile(KEPT))
-            known = known[half[1]]
-            found = {
-                "auroc": auroc(known, unknown),
-                "fpr95": percent(unknown <= known.quantile(KEPT)),
-                "kept": percent(known <= limit),
-                "rejected": percent(unknown > limit),
-            }
-            judged = {"foreign": foreign, "score": name}
-            judged |= {key: round(value, 2) for key, value in found.items()}
+            judged = {"foreign": foreign, "score": name} | judge(known[half[1]], unknown, limit)
             append_row(options.out / "unfamiliar.csv", UNFAMILIAR, row | judged)
             print(foreign, name, judged, file=sys.stderr, flush=True)
 

@@ -16,18 +16,14 @@ from deitkit.data.splits import Splits, load_splits
 from deitkit.data.survey import leak_warning, survey
 from deitkit.errors import DataError, SettingError
 
-from .test_near_duplicates import jpeg, scene
+from .test_near_duplicates import jpeg, write_scenes
 
 AUTO = DataConfig(group="auto")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for k, name in enumerate(("a", "b")):
-        (tmp_path / name).mkdir()
-        for i in range(20):
-            scene(100 * k + i).save(tmp_path / name / f"p{i // 4}-{i:02}.png")
-    return tmp_path
+    return write_scenes(tmp_path, "p{four}-{i:02}.png")
 
 
 def with_copies(folder: Path, splits: Splits) -> list[str]:

@@ -28,14 +28,18 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(io.BytesIO(file.getvalue()))
 
 
+def write_scenes(folder: Path, name: str = "{i:02}.png") -> Path:
+    """Twenty scenes in each of two classes. name: of a file, by its number `i` and that of its `four`."""
+    for k, label in enumerate(("a", "b")):
+        (folder / label).mkdir()
+        for i in range(20):
+            scene(100 * k + i).save(folder / label / name.format(i=i, four=i // 4))
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty scenes in each of two classes."""
-    for k, name in enumerate(("a", "b")):
-        (tmp_path / name).mkdir()
-        for i in range(20):
-            scene(100 * k + i).save(tmp_path / name / f"{i:02}.png")
-    return tmp_path
+    return write_scenes(tmp_path)
 
 
 def groups(folder: Path) -> list[list[str]]:

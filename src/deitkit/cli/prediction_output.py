@@ -82,7 +82,7 @@ def _text(answer: Prediction, top: int | None) -> str:
 
 
 def _shown(answer: Prediction, top: int | None) -> list[tuple[str, float]]:
-    """The classes to name with their probabilities; "unknown" alone if it is no answer."""
+    """The classes to name with their probabilities; "unknown" alone if it is not an answer."""
     return answer.top(top) if answer.answered else [(answer.label, answer.probability)]
 
 

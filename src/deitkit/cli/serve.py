@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import typer
 
+from ..config import BackendName
 from . import options as flags
 
 
@@ -22,11 +23,10 @@ def serve(
         typer.Option(envvar="DEITKIT_TOKEN", help="What requests have to bring in Authorization: Bearer."),
     ] = None,
     device: flags.Device = None,
-    backend: Annotated[str, typer.Option(help="auto, pytorch, compiled, onnxruntime or openvino.")] = "auto",
+    backend: Annotated[str, typer.Option(help=f"{', '.join(get_args(BackendName))}.")] = "auto",
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 503.")] = 64,
 ) -> None:
     """Serve a run's classifier over HTTP, and a page to try it in the browser."""
-    from ..config import BackendName
     from ..deploy.serving import serve as run_server
 
     run_server(

@@ -31,7 +31,7 @@ class Corrections:
     def apply(self, images: ImageSet) -> ImageSet:
         """The images without the excluded ones, and with other labels.
 
-        Raises DataError for a label that is no class, several labels for multiclass images, and a class of
+        Raises DataError for a label that is not a class, several labels for multiclass images, and a class of
         which no image is left.
         """
         if not self.labels and not self.excluded:

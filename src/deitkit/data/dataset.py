@@ -17,8 +17,7 @@ from ..config import AugmentConfig, DataConfig, TrainConfig
 from ..errors import DataError
 from ..io import write_json
 from ..tasks import Task
-from .cache import Decoder, PixelStore, refuse_many_unreadable
-from .cache import open_pixels as open_pixels
+from .cache import Decoder, PixelStore, open_pixels, refuse_many_unreadable
 from .folder import find_unlabeled
 from .image_set import ImageSet, has_label
 from .loader import TrainingViews

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..settings import AUTO
 from .image_set import ImageSet, targets_of
 
-NONE, AUTO, FOLDER = "none", "auto", "folder"
+NONE, FOLDER = "none", "folder"
 _TRIES = 100  # orders of the groups, until each class is on both sides
 
 Groups = NDArray[np.int64]  # (N,) a number for each image, the same for images that belong together

@@ -15,10 +15,11 @@ from .. import log
 from ..config import DataConfig
 from ..errors import DataError
 from ..io import write_json
+from ..settings import AUTO
 from ..tasks import Task
 from .corrections import Corrections, read_corrections
 from .folder import OtherFiles, scan, scan_quietly, search, sub_folders
-from .groups import AUTO, NONE, hold_out_groups, is_column, keep_on_one_side, known_groups
+from .groups import NONE, hold_out_groups, is_column, keep_on_one_side, known_groups
 from .image_set import ImageSet
 from .near_duplicates import duplicates_of
 from .table import find_table, is_table, read_table

@@ -187,7 +187,7 @@ def _refuse_alike(names: list[str], file: Path) -> None:
 
 
 def read_columns(file: Path, wanted: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """(line, cells of the `wanted` columns, "path" or "label") of each row of a CSV file that is no table.
+    """(line, cells of the `wanted` columns, "path" or "label") of each row of a CSV file of corrections.
 
     Raises DataError if the file cannot be read or lacks a column.
     """

@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import log
 from ..config import Config, DataConfig, TeacherConfig, dotted
 from ..data.cache import Decoder, decode_threads, open_pixels
-from ..data.dataset import refuse_multilabel
+from ..data.dataset import Split, refuse_multilabel
 from ..data.image_file import UnreadableImage, opened
 from ..data.image_set import ImageSet
 from ..data.near_duplicates import find_duplicates, thumbnails_of
@@ -31,6 +31,7 @@ from ..inference.device import resolve_device
 from ..io import write_json, write_text
 from ..teachers.fit import open_backbone
 from ..teachers.spec import check_spec
+from .evaluate import views_of
 from .label_check import Outlier, WrongLabel, find_outliers, find_wrong_labels
 
 _BATCH = 64
@@ -258,11 +259,9 @@ def features_of(images: ImageSet, teacher: TeacherConfig, config: DataConfig, de
         store, _ = open_pixels(images, decoder, config, advance)
     features = []
     with log.progress_bar("computing features", len(images)) as advance:
-        for first in range(0, len(images), _BATCH):
-            chosen = np.arange(first, min(first + _BATCH, len(images)))
-            pixels = store.fetch(chosen).to(device).float() / 255
-            features.append(member.features(pixels)[0].float().cpu())
-            advance(len(chosen))
+        for views, _ in views_of(Split(images, store), device, _BATCH):
+            features.append(member.features(views)[0].float().cpu())
+            advance(len(views))
     return torch.cat(features)
 
 

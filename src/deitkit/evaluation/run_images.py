@@ -128,9 +128,7 @@ def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, l
     if not trained_on and not here:
         return images, [_UNKNOWN]
     if here:
-        root = image_root(Path(info.data.root or ""))
-        files = {os.path.realpath(root / path) for path in paths}
-        trained_on |= {i for i in range(len(images)) if os.path.realpath(images.full_path(i)) in files}
+        trained_on |= _same_files(images, Path(info.data.root or ""), paths)
     unseen = [i for i in range(len(images)) if i not in trained_on]
     if not unseen:
         raise DataError(
@@ -139,6 +137,12 @@ def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, l
     left_out = len(images) - len(unseen)
     notes = [f"{left_out} images that the run was trained on are left out."] if left_out else []
     return images.subset(np.array(unseen)), notes
+
+
+def _same_files(images: ImageSet, data: Path, paths: Iterable[str]) -> set[int]:
+    """The images whose files are those of `paths` in `data`, whichever link or folder leads there."""
+    files = {os.path.realpath(image_root(data) / path) for path in paths}
+    return {i for i in range(len(images)) if os.path.realpath(images.full_path(i)) in files}
 
 
 def _copied(images: ImageSet, paths: Sequence[str], fingerprint: str) -> set[int]:
@@ -163,9 +167,7 @@ def has_validation_images(folder: Path, images: ImageSet) -> bool:
         return False
     if not Path(data.root or "").exists():
         return not set(images.paths).isdisjoint(split.val)
-    root = image_root(Path(data.root or ""))
-    files = {os.path.realpath(root / path) for path in split.val}
-    return any(os.path.realpath(images.full_path(i)) in files for i in range(len(images)))
+    return bool(_same_files(images, Path(data.root or ""), split.val))
 
 
 class FileBatches(Generic[Decoded]):

@@ -20,8 +20,8 @@ from ..classifier import (
     model_folder,
 )
 from ..config import Config
-from ..data.cache import Decoder, refuse_many_unreadable
-from ..data.dataset import Split, open_pixels
+from ..data.cache import Decoder, open_pixels, refuse_many_unreadable
+from ..data.dataset import Split
 from ..data.image_set import ImageSet
 from ..errors import DataError, DeitkitError
 from ..evaluation import analysis

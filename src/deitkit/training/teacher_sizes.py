@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import log
-from ..data.cache import Decoder
-from ..data.dataset import Split, open_pixels
+from ..data.cache import Decoder, open_pixels
+from ..data.dataset import Split
 from ..errors import DataError, WeightsError
 from ..evaluation.evaluate import views_of
 from ..models import DeiTOutput
