@@ -5,7 +5,8 @@
 
 A case runs one verb on small images and disturbs it in one way. Afterwards the same command (train and
 pretrain with --resume) must end in the same bytes as an undisturbed job, or refuse with one sentence. No file
-under a final name may be incomplete, and no process, lock or shared memory may be left behind.
+under a final name may be incomplete, and no process, lock or shared memory may be left behind. A server is
+asked for every image, and then to stop.
 
 Seed and number determine a case, but for what the scheduler adds. A job is a fork of this process, which has
 imported the libraries, so that it starts at once. Two things differ from a user's job, to fit more cases into
@@ -21,6 +22,7 @@ os.environ.setdefault(
 )  # weights are compared bit for bit; before libraries start threads
 
 import argparse
+import base64
 import contextlib
 import csv
 import ctypes
@@ -33,8 +35,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +54,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from deitkit import cli
+from deitkit.deploy import serving
 from deitkit.evaluation import speed
 from deitkit.io import digest
 from deitkit.training import results, trainer
@@ -67,6 +73,7 @@ def import_libraries() -> None:
         "deitkit.training.labelling", "deitkit.training.pretraining", "jinja2",
         "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.pyplot",
         "numpy.random", "onnx", "onnxruntime", "onnxscript", "openvino", "pydantic", "rich.table",
+        "deitkit.deploy.served_model", "deitkit.deploy.server", "deitkit.evaluation.data_check", "uvicorn",
     ):  # fmt: skip
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -183,11 +190,40 @@ JOBS = [
         lambda s: ["analyze", str(s.run), str(s.images), f"--out={s.out}"],
         reads=("run", "images"),
     ),
+    Job("check", lambda s: ["check", str(s.images), f"--out={s.out}", "--json"]),
+    Job("serve", lambda s: ["serve", str(s.run), "--port=0", "--backend=pytorch"], reads=("run", "images")),
 ]
 
 
 def _export(s: Stage, kind: str, name: str) -> list[str]:
     return ["export", str(s.run), f"--to={kind}", "--out", str(s.out / name)]
+
+
+def ask_server(images: Path) -> None:
+    """Sends this process's server every image, prints what it answers, and interrupts it as Ctrl+C does."""
+    listen = serving._listening
+
+    def listen_and_ask(host: str, port: int) -> Any:
+        listener = listen(host, port)
+        address = "http://{}:{}/predict".format(*listener.getsockname()[:2])
+        threading.Thread(target=ask, args=(address,), daemon=True).start()
+        return listener
+
+    def ask(address: str) -> None:
+        for path in sorted(images.rglob("*.png")):
+            with contextlib.suppress(OSError):  # an image that is gone
+                data = base64.b64encode(path.read_bytes()).decode()
+                body = json.dumps({"images": [{"name": path.name, "data": data}]}).encode()
+                headers = {"Content-Type": "application/json"}
+                try:
+                    request = urllib.request.Request(address, body, headers)  # noqa: S310 - a server of ours
+                    with urllib.request.urlopen(request) as answer:  # noqa: S310
+                        print(path.name, answer.read().decode(), flush=True)
+                except urllib.error.HTTPError as refusal:
+                    print(path.name, refusal.code, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    serving._listening = listen_and_ask
 
 
 def write_images(folder: Path, count: int = 24) -> None:
@@ -251,7 +287,8 @@ class Surroundings:
     powerless: bool = False
 
 
-def start(command: Sequence[str], log: Path, around: Surroundings) -> Process:
+def start(command: Sequence[str], log: Path, around: Surroundings, images: Path | None = None) -> Process:
+    """images: those that a server is asked for."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     pid = os.fork()
@@ -273,6 +310,8 @@ def start(command: Sequence[str], log: Path, around: Surroundings) -> Process:
         )
         if around.powerless:
             drop_rights()
+        if images is not None:
+            ask_server(images)
         sys.addaudithook(operations.look)
         cli.main(list(command))
         code = 0
@@ -364,7 +403,7 @@ def read_whole(path: Path) -> None:
 def outputs(stage: Stage, job: Job, process: Process) -> dict[str, str]:
     """What a finished job leaves, by name, as digests; without timings."""
     found = {}
-    if job.name in ("predict", "eval"):
+    if job.name in ("predict", "eval", "check", "serve"):
         found["printed"] = process.printed.replace(str(stage.images), "IMAGES").replace(str(stage.run), "RUN")
     for path in sorted(p for p in stage.out.rglob("*") if p.is_file()):
         name = path.relative_to(stage.out).as_posix()
@@ -479,7 +518,9 @@ class Case:
             "CHAOS": str(self.folder),
             "TMPDIR": str(self.folder / "tmp"),
         }
-        process = start(command, self.folder / "logs" / str(self.starts), Surroundings(env, **around))
+        asked = stage.images if self.job.name == "serve" else None
+        log = self.folder / "logs" / str(self.starts)
+        process = start(command, log, Surroundings(env, **around), asked)
         self.sessions.add(process.pid)
         return process
 
@@ -776,6 +817,8 @@ READERS = (
     "predict",
     "eval",
     "analyze",
+    "check",
+    "serve",
 )  # no folder of their own
 
 
@@ -785,7 +828,7 @@ def choose(number: int, rng: random.Random) -> tuple[Job, str]:
     weights = {name: weight for name, (_, weight) in DISTURBANCES.items()}
     if job.name in READERS:
         weights |= {"two jobs": 0.3, "ten on a cache": 0.0}
-        if job.name in ("predict", "eval"):
+        if job.name in ("predict", "eval", "serve"):
             weights["two jobs"] = 0.0
     return job, rng.choices(list(weights), list(weights.values()))[0]
 
