@@ -129,6 +129,31 @@ def test_predict_reads_stdin(random_run, image_folder, capsys, monkeypatch):
     assert from_stdin["path"] == "-" and from_stdin["probability"] == from_file["probability"]
 
 
+def test_predict_reads_a_video_and_a_camera(random_run, tmp_path, capsys, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 2, (32, 32))
+    for value in (0, 80, 160, 240):
+        writer.write(np.full((32, 32, 3), value, np.uint8))
+    writer.release()
+    out, _ = command(capsys, "predict", random_run, clip, "--device=cpu", "--json")
+    assert [row["path"] for row in json.loads(out)] == [f"{clip} at 0.0 s", f"{clip} at 1.0 s"]
+
+    recording = cv2.VideoCapture(str(clip))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: recording)
+    with pytest.raises(SystemExit):  # a recording ends, a camera does not
+        cli.main(["predict", str(random_run), "--camera=0", "--device=cpu"])
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 4 and "camera 0 gives no more frames" in printed.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.png", "--camera=0"]])
+def test_predict_wants_images_or_a_camera(random_run, arguments, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(random_run), *arguments])
+    assert "give images, folders or video files, or --camera" in capsys.readouterr().err
+
+
 # Which model
 
 

@@ -57,8 +57,9 @@ def show_progress(shown: bool = True) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over `total` items. Call the yielded function with the number of items just done."""
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar over `total` items, None if that is not known. Call the yielded function with the number
+    of items just done."""
     with _row(title, total) as (progress, task):
 
         def advance(n: int) -> None:

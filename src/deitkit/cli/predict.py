@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -14,8 +15,13 @@ from . import options as flags
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a fitted teacher.")],
     paths: Annotated[
-        list[str], typer.Argument(help="Images, folders, patterns; - reads an image from stdin.")
-    ],
+        list[str] | None,
+        typer.Argument(help="Images, folders, patterns, video files; - reads an image from stdin."),
+    ] = None,
+    camera: Annotated[
+        int | None,
+        typer.Option(min=0, help="Classify what this camera shows, 0 for the first, until Ctrl+C."),
+    ] = None,
     model: flags.Model = "recommended",
     top: Annotated[
         int | None,
@@ -41,29 +47,42 @@ def predict(
     from ..classifier import load_folder, model_folder
     from ..data.decode import UnreadableImage
     from ..data.image_inputs import NamedImage, expand
+    from ..data.video import camera_frames, is_video
     from ..errors import SettingError
     from . import prediction_output as output
 
     if coverage is not None and top is not None:
         raise SettingError("--top and --coverage both say how many classes to name; give one of them")
-    images: list[NamedImage] = []
-    for path in paths:
+    if (camera is None) == (not paths):
+        raise SettingError("give images, folders or video files, or --camera")
+    if camera is not None and json_:
+        raise SettingError("--camera has no end, and JSON needs one; take --csv")
+    images: list[NamedImage | Path] = []
+    for path in paths or []:
         if path == "-":
             images.append(NamedImage("-", sys.stdin.buffer.read()))
         else:  # a file that is removed from now on is reported as unreadable
-            images += [NamedImage(str(file), file) for file in expand([path])]
+            images += [file if is_video(file) else NamedImage(str(file), file) for file in expand([path])]
     with log.activity("loading the model"):
         folder = model_folder(run, model)
         classifier = load_folder(folder, device or "auto", code=teacher_code)
         classifier = classifier.deciding(threshold=threshold, reject=reject, coverage=coverage)
-    predictions = []
-    with log.progress_bar("predicting", len(images)) as advance:
-        for prediction in classifier.predict_all(images):
-            predictions.append(prediction)
-            advance(1)
     if top is None and coverage is None and classifier.task == "multiclass":
         top = 1
     write = output.write_json if json_ else output.write_csv if csv_ else output.write_text
+    if camera is not None:
+        cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
+        seen = (NamedImage(f"{frame.seconds:.1f} s", frame.image) for frame in camera_frames(camera))
+        write(classifier.predict_all(seen, batch_size=1), top)
+        return
+    predictions = []
+    total = (
+        None if any(isinstance(image, Path) for image in images) else len(images)
+    )  # frames are not counted
+    with log.progress_bar("predicting", total) as advance:
+        for prediction in classifier.predict_all(images):
+            predictions.append(prediction)
+            advance(1)
     write(predictions, top)
     if any(isinstance(p, UnreadableImage) for p in predictions):
         raise typer.Exit(1)

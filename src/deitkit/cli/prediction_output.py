@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from ..classifier import Prediction
 from ..data.decode import UnreadableImage
 from ..tasks import SEPARATOR
 
-Answers = Sequence[Prediction | UnreadableImage]
+Answers = Iterable[Prediction | UnreadableImage]
 
 
 def write_json(answers: Answers, top: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from ..errors import DataError
 from .decode import Extent, UnreadableImage, open_for_view, to_rgb
 from .folder import images_under
 from .image_file import MAX_PIXELS
+from .video import is_video, video_frames
 
 _ACCEPTED = (
-    "a path, a folder, a pattern, bytes of an image file, a Pillow image, an array (H, W, 3) or a tensor "
-    "(3, H, W), or a list of these"
+    "a path, a folder, a pattern, a video file, bytes of an image file, a Pillow image, an array (H, W, 3) "
+    "or a tensor (3, H, W), or a list of these"
 )
 
 
@@ -50,11 +51,12 @@ class NamedImage:
 
 
 OneImage = str | Path | bytes | Image.Image | NDArray[Any] | Tensor | NamedImage
-ImageInput = OneImage | Sequence[OneImage]
+ImageInput = OneImage | Iterable[OneImage]
 
 
 def named_images(images: ImageInput) -> Iterator[NamedImage]:
-    """Every image of `images`, in order; a folder gives all images below it, a pattern what it matches.
+    """Every image of `images`, in order; a folder gives all images below it, a pattern what it matches, a
+    video file one frame per second.
 
     An array (H, W), (H, W, 3) or (H, W, 4) or a tensor (3, H, W) or (1, H, W) is one image; with one more
     dimension in front it is a batch. Its values are uint8, or floats in [0, 1]. Raises DataError for anything
@@ -62,7 +64,11 @@ def named_images(images: ImageInput) -> Iterator[NamedImage]:
     """
     if isinstance(images, (str, Path)):
         for path in expand([str(images)]):
-            yield NamedImage(str(path), path)
+            if is_video(path):
+                for frame in video_frames(path):
+                    yield NamedImage(f"{path} at {frame.seconds:.1f} s", frame.image)
+            else:
+                yield NamedImage(str(path), path)
     elif isinstance(images, NamedImage):
         yield images
     elif isinstance(images, (bytes, bytearray, memoryview)):
