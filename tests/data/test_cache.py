@@ -11,10 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deitkit.data import cache
-from deitkit.data.cache import Decoder, PixelStore, default_cache_dir, open_store, refuse_many_unreadable
+from deitkit.data.cache import (
+    Decoder,
+    DevicePixels,
+    PixelStore,
+    default_cache_dir,
+    on_device,
+    open_store,
+    refuse_many_unreadable,
+)
 from deitkit.data.folder import scan
 from deitkit.data.image_set import ImageSet
 from deitkit.errors import DataError
@@ -58,6 +67,19 @@ def test_kept_and_on_demand_pixels_are_the_same(images, tmp_path, view):
     assert kept.aspects[images.paths.index("dog/turned.jpg")] == pytest.approx(1 / 3, abs=0.02)
     some = np.array([2, 13, 4])
     assert kept.subset(some).fetch([1, 0]).equal(kept.fetch([13, 2]))
+
+
+def test_pixels_in_a_devices_memory_are_the_same_if_they_fit(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_COPIED_AT_ONCE", 4)
+    kept = opened(images, tmp_path / "c")
+    size = len(images) * 3 * 18 * 22
+    cpu = torch.device("cpu")
+    assert on_device(kept, cpu, size - 1) is kept
+    there = on_device(kept, cpu, size)
+    assert isinstance(there, DevicePixels) and there.pixels.device == cpu
+    order = np.array([5, 0, 13, 5, 7])
+    assert there.fetch(order).equal(kept.fetch(order)) and there.fetch([3]).equal(kept.fetch([3]))
+    assert (there.aspects == kept.aspects).all()
 
 
 def test_a_second_call_decodes_nothing(images, tmp_path, monkeypatch):

@@ -178,6 +178,24 @@ def test_stochastic_depth_of_a_single_sample_leaves_it_or_doubles_its_branch():
     assert seen == {True, False}
 
 
+def test_a_student_in_training_compiles_to_one_graph():
+    """No graph break, so no kernel waits for a number: with stochastic depth, dropped patches, and tokens."""
+    model = little(drop_path_rate=0.3, patch_drop_rate=0.25).train()
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(model)(torch.rand(4, 3, *model.image_size), tokens_after=(0,))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def test_compiled_stochastic_depth_drops_a_fixed_number():
+    block = little(drop_path_rate=0.3).blocks[-1].train()
+    torch._dynamo.reset()
+    add = torch.compile(lambda x: block.add_branch(x, ones), backend="eager", fullgraph=True)
+    drawn = torch.stack([add(torch.zeros(7, 2, 3))[:, 0, 0] for _ in range(300)])
+    assert ((drawn > 0).sum(1) == 5).all()  # 7 x 0.7, rounded
+    assert drawn.mean(1).tolist() == pytest.approx([1.0] * 300)  # so the branch's mean is kept
+    assert drawn.mean(0).tolist() == pytest.approx([1.0] * 7, abs=0.2)  # whichever the sample
+
+
 def test_drop_path_grows_linearly_and_rests_in_evaluation():
     model = little(drop_path_rate=0.3)
     assert [b.drop_path_rate for b in model.blocks] == pytest.approx([0.0, 0.15, 0.3])

@@ -40,6 +40,7 @@ _VERSION = 4  # of what is cached: a change of decoding makes older files stale
 
 MAX_BROKEN = DataConfig().max_broken
 _ALWAYS_ALLOWED = 3  # broken images
+_COPIED_AT_ONCE = 1024  # images, to a device
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,30 @@ class PixelStore:
 
     def subset(self, indices: NDArray[np.int64]) -> PixelStore:
         return replace(self, aspects=self.aspects[indices], rows=self.rows[indices])
+
+
+@dataclass(frozen=True)
+class DevicePixels:
+    """Pixels of N images in a device's memory, where batches are gathered without a copy from the host."""
+
+    aspects: NDArray[np.float32]
+    pixels: Tensor  # (N, 3, H, W) uint8
+
+    def fetch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """(B,) indices -> (B, 3, H, W) uint8 on the device."""
+        return self.pixels[torch.as_tensor(np.asarray(indices), device=self.pixels.device)]
+
+
+def on_device(store: PixelStore, device: torch.device, limit_bytes: int) -> PixelStore | DevicePixels:
+    """The pixels in the device's memory if they take at most `limit_bytes` there; else `store`."""
+    first = store.fetch([0])
+    if len(store) * first.numel() > limit_bytes:
+        return store
+    pixels = torch.empty(len(store), *first.shape[1:], dtype=torch.uint8, device=device)
+    for start in range(0, len(store), _COPIED_AT_ONCE):
+        rows = np.arange(start, min(start + _COPIED_AT_ONCE, len(store)))
+        pixels[start : start + len(rows)] = store.fetch(rows).to(device)
+    return DevicePixels(store.aspects, pixels)
 
 
 def default_cache_dir() -> Path:

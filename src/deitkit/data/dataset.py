@@ -17,7 +17,7 @@ from ..config import AugmentConfig, DataConfig, TrainConfig
 from ..errors import DataError
 from ..io import write_json
 from ..tasks import Task
-from .cache import Decoder, PixelStore, open_pixels, refuse_many_unreadable
+from .cache import Decoder, DevicePixels, PixelStore, on_device, open_pixels, refuse_many_unreadable
 from .folder import find_unlabeled
 from .image_set import ImageSet, has_label
 from .loader import TrainingViews
@@ -76,7 +76,14 @@ class Dataset:
     ) -> TrainingViews:
         """Makes augmented training views of `pool` on `device`."""
         labels, num_classes = self.pool.images.labels, len(self.classes)
-        return TrainingViews(self.pool.store, labels, num_classes, augment, image_size, device)
+        store = self._on_gpu if device.type == "cuda" else self.pool.store
+        return TrainingViews(store, labels, num_classes, augment, image_size, device)
+
+    @cached_property
+    def _on_gpu(self) -> PixelStore | DevicePixels:
+        """The pixels of `pool` in the GPU's memory, if they take less than half of what is free there."""
+        free, _ = torch.cuda.mem_get_info()
+        return on_device(self.pool.store, torch.device("cuda"), free // 2)
 
     def sampler(self, train: TrainConfig, data: DataConfig, *, unlabeled: bool) -> Sampler:
         """The batches of every epoch; with unlabelled images only if a teacher labels them."""

@@ -1,7 +1,8 @@
 """Makes batches of training views on the device, prefetched by threads.
 
 Threads, not processes: decoding and tensor operations release the interpreter's lock. A batch is a pure
-function of its plan, so the number of workers changes only the speed.
+function of its plan, so the number of workers changes only the speed. On a GPU, pixels that fit are kept
+there, and views are made on streams of their own, beside the training step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..config import AugmentConfig
 from .augment import ViewMaker
-from .cache import PixelStore
+from .cache import DevicePixels, PixelStore
 from .image_set import has_label, targets_of
 from .mixup import mix_pairs
 from .sampler import Batch
@@ -50,7 +51,7 @@ class TrainingViews:
     mixed alike, because a key decides shares of an image's sides. labels: as in ImageSet.
     """
 
-    store: PixelStore
+    store: PixelStore | DevicePixels
     labels: NDArray[Any]
     num_classes: int
     augment: AugmentConfig
@@ -59,6 +60,18 @@ class TrainingViews:
 
     def make(self, batch: Batch) -> ViewBatch:
         """Fetches, augments and mixes the views of `batch`."""
+        if self.device.type != "cuda":
+            return self._make(batch)
+        # On the default stream each copy of a few numbers from the host would wait for the training step.
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            made = self._make(batch)
+        stream.synchronize()
+        for tensor in (made.images, made.targets):
+            tensor.record_stream(torch.cuda.default_stream(self.device))
+        return made
+
+    def _make(self, batch: Batch) -> ViewBatch:
         pixels = self.store.fetch(batch.indices).to(self.device)
         size = batch.image_size or self.image_size
         if size != self.image_size:

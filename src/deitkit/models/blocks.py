@@ -132,13 +132,17 @@ class Block(nn.Module):
 
         Each sample drops the branch with probability `drop_path_rate`. The branch is computed for the
         kept samples only (DINOv2, arXiv 2304.07193, section 5) and divided by the keep rate. The number
-        of dropped samples differs from its mean by less than one.
+        of dropped samples differs from its mean by less than one; compiled, it is fixed, as in DINOv2.
         """
         first = x[:, :num_tokens]
         if not self.training or self.drop_path_rate == 0.0:
             return first + branch(x)
         keep, size = 1.0 - self.drop_path_rate, len(x)
-        count = int(size * keep + torch.rand(()).item())  # on the CPU, so as not to wait for a GPU
+        if torch.compiler.is_compiling():  # static shapes, one graph
+            count = max(1, round(size * keep))
+            keep = count / size
+        else:
+            count = int(size * keep + torch.rand(()).item())  # on the CPU, so as not to wait for a GPU
         if count == size:
             return first + branch(x) / keep
         kept = torch.randperm(size, device=x.device)[:count]
