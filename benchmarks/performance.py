@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpu import GOALS
+
 PUBLISHED = [
     # arXiv 2012.12877, table 1; images/s
     ("paper, V100", {"tiny": 2536, "small": 940, "base": 292}),
@@ -22,7 +24,6 @@ PUBLISHED = [
 ]
 GOAL_INFERENCE, GOAL_LOGITS, GOAL_HELP = 0.97, 1e-3, 0.3
 GOAL_MERGED, GOAL_MERGED_LOSS = 1.6, 0.5  # times, points of top-1
-GOAL_GPU_TRAINING, GOAL_GPU_LOOP, GOAL_GPU_INFERENCE = 0.45, 0.9, 0.4
 GOAL_TRAINING = {"nano": 2.0, "tiny": 1.4}  # with the teacher, over timm; by student
 GOAL_WITHOUT_TEACHER, GOAL_FIRST_EPOCH = 1.15, 1.3
 GOAL_SHARE_OF_TIMMS_SECONDS = 1 / 3  # for timm's full accuracy
@@ -275,56 +276,20 @@ def cost_growth(found: dict[str, Any]) -> Iterator[str]:
 
 def gpu(found: dict[str, Any]) -> Iterator[str]:
     yield "## One GPU"
-    for name in ("training", "inference"):
-        if "failed" in found[name]:
-            yield f"{name}: not measured: `{found[name]['failed'].splitlines()[-1]}`"
-    if "failed" not in found["training"]:
-        training = found["training"]
-        yield source(training)
-        teacher = training["teacher"]
-        yield f"Matrix products reach {training['matrix_tflops']:.1f} TFLOP/s."
-        yield f"Teacher {teacher['name']} alone: {teacher['images_per_s']:.0f} images/s."
-        rows = []
-        for name, one in training["synthetic"].items():
-            share = one["share_of_matrix_rate"]
-            speeds = [f"{one[f'{who}_images_per_s']:.0f}" for who in ("deitkit", "timm")]
-            rows.append([name, *speeds, f"{100 * share:.0f} %", verdict(share, GOAL_GPU_TRAINING)])
-        yield table(["student", "deitkit, images/s", "timm", "of the matrix rate", "45 %"], rows)
-        for name, one in training["loop"].items():
-            ratio = one["images_per_s"] / training["synthetic"][name]["deitkit_images_per_s"]
-            state = verdict(ratio, GOAL_GPU_LOOP)
-            speed = f"{one['images_per_s']:.0f} images/s, {ratio:.2f}x the synthetic rate"
-            yield f"Whole loop with JPEGs, {name}: {speed} ({state})."
-    if "failed" not in found["inference"]:
-        yield from inference(found["inference"])
-    if all("failed" not in found[name] for name in ("training", "inference")):
-        yield from gpu_inference_share(found["training"], found["inference"])
-
-
-def gpu_inference_share(training: dict[str, Any], inference: dict[str, Any]) -> Iterator[str]:
-    """The share of the matrix rate of each model's fastest forward passes."""
+    yield source(found)
     rows = []
-    for name, model in inference["models"].items():
-        speed = max(r["images_per_s"] for r in model["rows"] if r["side"].startswith("deitkit"))
-        share = speed * training["forward_gflops"][name] / (1000 * training["matrix_tflops"])
-        state = verdict(share, GOAL_GPU_INFERENCE) if name == "base" else ""  # the goal is for base only
-        rows.append([name, f"{speed:.0f}", f"{100 * share:.0f} %", state])
-    goal = f"{100 * GOAL_GPU_INFERENCE:.0f} %"
-    yield table(["forward passes", "images/s", "of the matrix rate", goal], rows)
+    for row in found["goals"]:
+        value = row["measured"]
+        shown = ["not measured", ""] if value is None else [f"{value:,.3g}", verdict(value, row["goal"])]
+        rows.append([row["what"], f"{row['goal']:,}", *shown])
+    yield table(["what", "goal", "measured", ""], rows)
 
 
 def gpu_not_measured() -> Iterator[str]:
     yield "## One GPU"
-    goals = [
-        [
-            "small and base, distilled training",
-            f"{100 * GOAL_GPU_TRAINING:.0f} % of the measured bf16 matrix rate",
-        ],
-        ["whole loop with JPEGs", f"at least {GOAL_GPU_LOOP}x the rate on synthetic images"],
-        ["base at 224 px, inference", f"{100 * GOAL_GPU_INFERENCE:.0f} % of the measured matrix rate"],
-    ]
-    reason = "not measured: no GPU was at hand (`benchmarks/gpu.sh`)"
-    yield table(["what", "goal", "measured"], [[*goal, reason] for goal in goals])
+    how = "`benchmarks/gpu.sh` measures it, [docs/gpu.md](../docs/gpu.md) says what to expect"
+    yield f"Not measured: no GPU was at hand. {how}."
+    yield table(["what", "goal"], [[what, f"{goal:,}"] for what, goal, _ in GOALS])
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
