@@ -58,6 +58,12 @@ class Interrupted(Exception):
     """A signal stopped training after its state was saved; resume to continue."""
 
 
+def on_one_line(error: Exception, most: int = 300) -> str:
+    """What another library's exception says, to end a sentence with: at most `most` characters."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= most else said[: most - 3] + "..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The entry of `known` closest to `name`, or None if none is close."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -326,6 +327,25 @@ def test_a_server_answers_what_it_accepted_before_it_stops(random_run):
             thread.join(60)
         assert answers == [40] * 6
         process.wait(60)
+    finally:
+        process.kill()
+
+
+def test_a_second_interrupt_ends_a_server_that_still_answers(random_run):
+    command = [sys.executable, "-m", "deitkit", "serve", str(random_run), "--port=0", "--device=cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in process.stderr if "serving" in line)
+        port = int(line.split(":")[-1].split(";")[0])
+        with socket.create_connection(("127.0.0.1", port)) as request:
+            request.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf")
+            time.sleep(0.5)  # it is being read
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert process.poll() is None  # it waits for the rest
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+        assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
 

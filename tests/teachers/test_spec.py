@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from deitkit.errors import DeitkitError
+from deitkit.inference.backends import OnnxRuntimeBackend
 from deitkit.preprocessing import InputSize
 from deitkit.teachers import spec
 from deitkit.teachers.sources import SOURCES
@@ -180,6 +181,16 @@ def test_an_onnx_file_of_one_size_or_damaged(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(DeitkitError, match="cannot be read"):
         opened(f"onnx:{path}")
+
+
+def test_an_onnx_file_that_fails_says_so_on_one_line(tmp_path, monkeypatch):
+    def failing(self, views):
+        raise RuntimeError("invalid dimensions:\n index: 3 Got: 224\n" + "and so on " * 100)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", failing)
+    with pytest.raises(DeitkitError, match=r"invalid dimensions: index: 3 Got: 224 and so on") as raised:
+        opened(f"onnx:{onnx_file(tmp_path / 'a.onnx')}")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
 def test_callables_that_are_no_teachers():

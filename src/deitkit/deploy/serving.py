@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,10 +72,16 @@ def serve(
         proxy_headers=False,
         ws="none",
     )
+    logging.getLogger("uvicorn.error").addFilter(_not_of_a_second_signal)
     with _listening(host, port) as listener:
         log.info(f"serving {', '.join(names)} at {_address(listener)}; Ctrl+C stops")
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is answered
             uvicorn.Server(options).run(sockets=[listener])
+
+
+def _not_of_a_second_signal(record: logging.LogRecord) -> bool:
+    """A second Ctrl+C ends the server at once: starlette reports the cancelled wait with a traceback."""
+    return "CancelledError" not in record.getMessage()
 
 
 def _listening(host: str, port: int) -> socket.socket:

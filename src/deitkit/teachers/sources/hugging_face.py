@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import WeightsError
+from ...errors import WeightsError, on_one_line
 from ...preprocessing import InputSize, Preprocessing
 from ...weights.hub import cause, hub_access
 from ..classes import imagenet_ids
@@ -32,8 +32,8 @@ class HubBackbone(nn.Module):
             with torch.inference_mode():
                 maps = self._maps(self._run(torch.zeros(1, 3, *image_size)))
         except RuntimeError as error:
-            size = f"{image_size[0]} x {image_size[1]}"
-            raise WeightsError(f"the model does not take images of {size} pixels: {error}") from None
+            size, why = f"{image_size[0]} x {image_size[1]}", on_one_line(error)
+            raise WeightsError(f"the model does not take images of {size} pixels: {why}") from None
         self.levels = feature_levels([image_size[1] / m.shape[-1] for m in maps]) if maps else []
 
     def _run(self, images: Tensor) -> Any:

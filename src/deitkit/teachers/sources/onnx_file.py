@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import WeightsError
+from ...errors import WeightsError, on_one_line
 from ...inference.backends import Backend, OnnxRuntimeBackend, OpenVINOBackend, installed
 from ...preprocessing import InputSize, Preprocessing
 from ..classes import imagenet_ids
@@ -139,7 +139,7 @@ def _find_logits(file: str, backend: Backend, view: Preprocessing) -> tuple[int,
     try:
         outputs = backend(images)
     except Exception as error:
-        raise WeightsError(f"the ONNX file {file} fails on a batch of images: {error}") from None
+        raise WeightsError(f"the ONNX file {file} fails on a batch of images: {on_one_line(error)}") from None
     flat = [i for i, out in enumerate(outputs) if out.ndim == 2 and len(out) == 2]
     if not flat:
         shapes = ", ".join(str(tuple(out.shape)) for out in outputs)

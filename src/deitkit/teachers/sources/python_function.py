@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import WeightsError, did_you_mean
+from ...errors import WeightsError, did_you_mean, on_one_line
 from ...preprocessing import InputSize, Preprocessing
 from ..classes import imagenet_ids
 from ..pretrained import Pretrained, TeacherSource, count_params, register
@@ -33,9 +33,8 @@ class FunctionBackend:
             with torch.no_grad():
                 logits = self.function(views)
         except Exception as error:
-            raise WeightsError(
-                f"{self.spec} fails on views {tuple(views.shape)}: {type(error).__name__}: {error}"
-            ) from error
+            why = f"{type(error).__name__}: {on_one_line(error)}"
+            raise WeightsError(f"{self.spec} fails on views {tuple(views.shape)}: {why}") from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(views):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise WeightsError(
@@ -122,7 +121,7 @@ def _import(model: str) -> Any:
         ) from None
     except Exception as error:
         raise WeightsError(
-            f"python:{model}: {module_name} cannot be imported: {type(error).__name__}: {error}"
+            f"python:{model}: {module_name} cannot be imported: {type(error).__name__}: {on_one_line(error)}"
         ) from error
     if not callable(getattr(module, name, None)):
         callables = [n for n in vars(module) if callable(getattr(module, n))]

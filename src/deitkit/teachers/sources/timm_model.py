@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import WeightsError, did_you_mean
+from ...errors import WeightsError, did_you_mean, on_one_line
 from ...preprocessing import InputSize, Preprocessing
 from ...weights import read_state
 from ...weights.hub import cause, hub_access
@@ -112,7 +112,7 @@ def _set_image_size(model: Any, name: str, native: int, size: InputSize) -> tupl
         try:
             model.set_input_size(img_size=(side, side))
         except (AssertionError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{name} cannot take {side} pixels a side: {error}") from None
+            raise WeightsError(f"{name} cannot take {side} pixels a side: {on_one_line(error)}") from None
     return side, side
 
 
