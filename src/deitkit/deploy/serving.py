@@ -6,9 +6,11 @@ import contextlib
 import importlib.util
 import ipaddress
 import logging
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from .. import log
 from ..classifier import ModelChoice, model_folder
@@ -72,16 +74,24 @@ def serve(
         proxy_headers=False,
         ws="none",
     )
-    logging.getLogger("uvicorn.error").addFilter(_not_of_a_second_signal)
     with _listening(host, port) as listener:
         log.info(f"serving {', '.join(names)} at {_address(listener)}; Ctrl+C stops")
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once all is answered
-            uvicorn.Server(options).run(sockets=[listener])
+        uvicorn_server = uvicorn.Server(options)
+        # A second Ctrl+C stops at once. Uvicorn and starlette then report what they left with tracebacks:
+        # the one by raising the signals again, the other by logging its cancelled wait.
+        uvicorn_server.capture_signals = lambda: _signals_to(uvicorn_server.handle_exit)  # type: ignore[method-assign]
+        logging.getLogger("uvicorn.error").addFilter(lambda r: "CancelledError" not in r.getMessage())
+        uvicorn_server.run(sockets=[listener])
 
 
-def _not_of_a_second_signal(record: logging.LogRecord) -> bool:
-    """A second Ctrl+C ends the server at once: starlette reports the cancelled wait with a traceback."""
-    return "CancelledError" not in record.getMessage()
+@contextlib.contextmanager
+def _signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listening(host: str, port: int) -> socket.socket:
