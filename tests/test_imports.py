@@ -41,6 +41,7 @@ LAYERS: tuple[str, ...] = (
     "locks",
     "io",
     "log",
+    "distributed",
     "errors",
     "tasks",
 )

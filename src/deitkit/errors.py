@@ -11,6 +11,7 @@ DeitkitError                  base class: a mistake that the user can fix
 └── TrainingError             training that cannot go on: non-finite loss, out of memory
 
 Interrupted                   a signal stopped training after its state was saved
+ProcessLost                   another process of a job that torchrun started has ended
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class TrainingError(DeitkitError):
 
 class Interrupted(Exception):
     """A signal stopped training after its state was saved; resume to continue."""
+
+
+class ProcessLost(Exception):
+    """Another process of the job has ended, for a reason that it or torchrun says."""
 
 
 def on_one_line(error: Exception, most: int = 300) -> str:

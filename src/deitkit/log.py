@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from . import distributed
+
 logger = logging.getLogger("deitkit")
 info, warning = logger.info, logger.warning
 
@@ -47,11 +49,14 @@ class _TerminalHandler(logging.Handler):
 
 
 def show_progress(shown: bool = True) -> None:
-    """Prints log records and draws progress bars on stderr; `False` prints warnings only."""
+    """Prints log records and draws progress bars on stderr; `False` prints warnings only.
+
+    Under torchrun the main process does, and the others print nothing.
+    """
     for handler in list(logger.handlers):
         if isinstance(handler, _TerminalHandler):
             logger.removeHandler(handler)
-    logger.addHandler(_TerminalHandler())
+    logger.addHandler(_TerminalHandler() if distributed.is_main() else logging.NullHandler())
     logger.propagate = False
     logger.setLevel(logging.INFO if shown else logging.WARNING)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
-from .. import log
-from ..errors import DeitkitError
+from .. import distributed, log
+from ..errors import DeitkitError, ProcessLost
 from .analyze import analyze
 from .bench import bench
 from .check import check
@@ -46,14 +48,21 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+# Verbs whose work several processes share; the main process alone does the others.
+SHARED = ("train", "predict", "eval", "label", "pretrain", "study", "teacher")
+
+
 @app.callback()
 def _without_verb(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and results only.")] = False,
 ) -> None:
+    if not distributed.is_main() and context.invoked_subcommand not in SHARED:
+        raise typer.Exit
     log.show_progress(not quiet)
 
 
@@ -89,10 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.show_progress()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be UTF-8
+    printing = contextlib.nullcontext() if distributed.is_main() else _silenced()
     try:
-        app(arguments)
+        with printing:
+            app(arguments)
+    except ProcessLost as error:
+        _end(f"{error}; once all have, the command with --resume goes on from the last checkpoint")
+        raise SystemExit(1) from None
     except DeitkitError as error:
-        print(f"deitkit: {error}", file=sys.stderr)
+        _end(str(error))
     except OSError as error:
         if error.errno not in _NO_SPACE | _NO_PERMISSION:
             raise
@@ -100,9 +114,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what, remedy = "cannot write", "free some space and run the command again (train with --resume)"
         if error.errno in _NO_PERMISSION:
             what, remedy = "cannot write or read", "check the permissions"
-        print(
-            f"deitkit: {what}{where} ({error.strerror}); {remedy}, or choose another --out", file=sys.stderr
-        )
+        _end(f"{what}{where} ({error.strerror}); {remedy}, or choose another --out")
     else:
         return
     raise SystemExit(2)
+
+
+def _end(sentence: str) -> None:
+    """Says why the command ends: once, if several processes share it."""
+    if distributed.speaks_first():
+        print(f"deitkit: {sentence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Tables, usage and the like come from the main process alone."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield

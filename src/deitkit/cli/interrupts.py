@@ -11,6 +11,8 @@ from contextvars import ContextVar
 
 import typer
 
+from .. import distributed
+
 _given: ContextVar[Sequence[str] | None] = ContextVar("given", default=None)
 
 
@@ -32,6 +34,8 @@ def resumable(resume: bool) -> Iterator[None]:
         with _terminations_interrupt():
             yield
     except (Interrupted, KeyboardInterrupt) as stop:
+        if not distributed.is_main():
+            raise typer.Exit(130) from None
         given = _given.get()
         command = sys.argv if given is None else ["deitkit", *given]
         command = command if resume else [*command, "--resume"]
@@ -42,15 +46,15 @@ def resumable(resume: bool) -> Iterator[None]:
 
 @contextmanager
 def _terminations_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP (the terminal was closed) act as SIGINT."""
+    """SIGTERM, SIGHUP (the terminal was closed) and SIGUSR1 (from a scheduler) act as SIGINT."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = {}
     try:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # Windows has no SIGHUP
+        for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has no SIGHUP and SIGUSR1
                 before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
     except ValueError:  # not in the main thread: the caller owns the signals
         before.clear()

@@ -43,7 +43,7 @@ def predict(
     teacher_code: flags.TeacherCode = None,
 ) -> None:
     """Classify images with the model that a run recommends, or with another of its models."""
-    from .. import log
+    from .. import distributed, log
     from ..classifier import load_folder, model_folder
     from ..data.decode import UnreadableImage
     from ..data.image_inputs import NamedImage, expand
@@ -57,12 +57,20 @@ def predict(
         raise SettingError("give images, folders or video files, or --camera")
     if camera is not None and json_:
         raise SettingError("--camera has no end, and JSON needs one; take --csv")
-    images: list[NamedImage | Path] = []
-    for path in paths or []:
-        if path == "-":
-            images.append(NamedImage("-", sys.stdin.buffer.read()))
-        else:  # a file that is removed from now on is reported as unreadable
-            images += [file if is_video(file) else NamedImage(str(file), file) for file in expand([path])]
+    if camera is not None and not distributed.is_main():
+        return
+
+    def named() -> list[NamedImage | Path]:
+        images: list[NamedImage | Path] = []
+        for path in paths or []:
+            if path == "-":
+                images.append(NamedImage("-", sys.stdin.buffer.read()))
+            else:  # a file that is removed from now on is reported as unreadable
+                files = expand([path])
+                images += [file if is_video(file) else NamedImage(str(file), file) for file in files]
+        return images
+
+    images = named() if camera is not None else distributed.from_main(named)
     with log.activity("loading the model"):
         folder = model_folder(run, model)
         classifier = load_folder(folder, device or "auto", code=teacher_code)
@@ -76,13 +84,16 @@ def predict(
         write(classifier.predict_all(seen, batch_size=1), top)
         return
     predictions = []
-    total = (
-        None if any(isinstance(image, Path) for image in images) else len(images)
-    )  # frames are not counted
+    rows = distributed.share(len(images), unit=32)  # in the batches of one process
+    own = images[rows.start : rows.stop]
+    total = None if any(isinstance(image, Path) for image in own) else len(own)  # frames are not counted
     with log.progress_bar("predicting", total) as advance:
-        for prediction in classifier.predict_all(images):
+        for prediction in classifier.predict_all(own):
             predictions.append(prediction)
             advance(1)
+    predictions = [prediction for part in distributed.gather(predictions) for prediction in part]
+    if not distributed.is_main():
+        return
     write(predictions, top)
     if any(isinstance(p, UnreadableImage) for p in predictions):
         raise typer.Exit(1)

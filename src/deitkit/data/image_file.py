@@ -70,6 +70,10 @@ class UnreadableImage(DataError):
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = path, reason
 
+    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[object, str]]:
+        """As another process gets it."""
+        return UnreadableImage, (self.path, self.reason)
+
 
 @contextlib.contextmanager
 def opened(source: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:

@@ -34,13 +34,23 @@ Made = TypeVar("Made")
 class ViewBatch:
     """Training views: images (B, 3, H, W) float in [0, 1], soft targets (B, K), image indices (B,).
 
-    The target of an unlabelled view is a row of zeros.
+    The target of an unlabelled view is a row of zeros. rows: which of the views `images` and `targets` hold,
+    if several processes share the batch; None for all. `indices` and `labelled_share` are of the whole batch.
     """
 
     images: Tensor
     targets: Tensor
     indices: NDArray[np.int64]
     labelled_share: float = 1.0  # share of the views with a label
+    rows: range | None = None
+
+    def split_sizes(self, micro_batch_size: int) -> list[int]:
+        """How many of `images` are in each micro-batch of the whole batch; 0 where all are of others."""
+        size = len(self.indices)
+        rows = range(size) if self.rows is None else self.rows
+        firsts = range(0, size, micro_batch_size)
+        ends = (min(rows.stop, first + micro_batch_size) for first in firsts)
+        return [max(0, end - max(rows.start, first)) for first, end in zip(firsts, ends, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,10 @@ class TrainingViews:
     device: torch.device
 
     def make(self, batch: Batch) -> ViewBatch:
-        """Fetches, augments and mixes the views of `batch`."""
+        """Fetches, augments and mixes the views of `batch`, those of its `rows`.
+
+        The rows begin with an even one, since mixing pairs neighbours.
+        """
         if self.device.type != "cuda":
             return self._make(batch)
         # On the default stream each copy of a few numbers from the host would wait for the training step.
@@ -72,16 +85,23 @@ class TrainingViews:
         return made
 
     def _make(self, batch: Batch) -> ViewBatch:
-        pixels = self.store.fetch(batch.indices).to(self.device)
-        size = batch.image_size or self.image_size
+        indices, keys, size = batch.indices, batch.keys, batch.image_size or self.image_size
+        labelled_share = float(has_label(self.labels[indices]).mean())
+        if batch.rows is not None:
+            own = slice(batch.rows.start, batch.rows.stop)
+            indices, keys = indices[own], keys[own]
+        if len(indices) == 0:  # fewer pairs than processes
+            images = torch.zeros(0, 3, *size, device=self.device)
+            targets = torch.zeros(0, self.num_classes, device=self.device)
+            return ViewBatch(images, targets, batch.indices, labelled_share, batch.rows)
+        pixels = self.store.fetch(indices).to(self.device)
         if size != self.image_size:
             pixels = self._downscaled(pixels, size)
         maker = ViewMaker(self.augment, size)
-        images = maker(pixels, self.store.aspects[batch.indices], batch.keys)
-        labels = self.labels[batch.indices]
-        targets = torch.from_numpy(targets_of(labels, self.num_classes)).to(self.device)
-        images, targets = mix_pairs(images, targets, batch.keys, self.augment)
-        return ViewBatch(images, targets, batch.indices, float(has_label(labels).mean()))
+        images = maker(pixels, self.store.aspects[indices], keys)
+        targets = torch.from_numpy(targets_of(self.labels[indices], self.num_classes)).to(self.device)
+        images, targets = mix_pairs(images, targets, keys, self.augment)
+        return ViewBatch(images, targets, batch.indices, labelled_share, batch.rows)
 
     def _downscaled(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 3, S, T) uint8 -> the size that is stored for views of `size`, so that these do not alias."""

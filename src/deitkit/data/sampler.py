@@ -13,11 +13,15 @@ from .rng import hashed, image_keys
 
 @dataclass(frozen=True)
 class Batch:
-    """The views of one optimizer step: image indices (B,), view keys (B,), and the views' size."""
+    """The views of one optimizer step: image indices (B,), view keys (B,), and the views' size.
+
+    rows: which of them this process makes; None for all.
+    """
 
     indices: NDArray[np.int64]
     keys: NDArray[np.uint64]
     image_size: tuple[int, int] | None = None  # height, width; None for the student's
+    rows: range | None = None
 
     def below(self, index: int) -> Batch:
         """The batch without the images from `index` on."""

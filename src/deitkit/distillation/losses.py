@@ -198,10 +198,14 @@ DistillationTerm = Callable[
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """A distillation loss for one class per image, and its multilabel form; None if it has none."""
+    """A distillation loss for one class per image, and its multilabel form; None if it has none.
+
+    relates_images: whether it is no mean over images, because it relates those of a micro-batch.
+    """
 
     multiclass: DistillationTerm
     multilabel: DistillationTerm | None = None
+    relates_images: bool = False
 
 
 def _soft(student: Tensor, teacher: Tensor, config: DistillationConfig) -> Tensor:
@@ -217,7 +221,7 @@ DISTILLATION_LOSSES = {
         lambda s, t, c: hard_distillation(s, t, c.smoothing),
         lambda s, t, c: hard_multilabel_distillation(s, t, c.smoothing),
     ),
-    "dist": DistillationLoss(lambda s, t, c: dist(s, t, c.temperature)),
+    "dist": DistillationLoss(lambda s, t, c: dist(s, t, c.temperature), relates_images=True),
 }
 
 

@@ -25,6 +25,8 @@ from ..teachers.teacher import Teacher, TeacherOutput
 from .feature_distillation import FeatureDistillation
 from .losses import DISTILLATION_LOSSES, label_loss
 
+PARTS = ("loss", "class", "distill", "features")  # of the loss, as far as a step has them
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -61,6 +63,11 @@ class Objective:
             self.features = FeatureDistillation(student, self.teacher.card.map_channels).to(device)
         return self.features
 
+    @property
+    def relates_images(self) -> bool:
+        """Whether the loss of a micro-batch is no mean over its images."""
+        return self.config.mode != "none" and DISTILLATION_LOSSES[self.config.mode].relates_images
+
     def phase(self, step: int, total_steps: int) -> Phase:
         """What step `step` (from 0) learns from: a pure function, so that a resumed run agrees."""
         distill = step < round(self.config.distill_until * total_steps)
@@ -73,18 +80,25 @@ class Objective:
         self.features.fit((student, teacher) for student, teacher in outputs if teacher is not None)
 
     def teacher_outputs(
-        self, images: Tensor, micro_batch_size: int, phase: Phase, place: tuple[int, int]
+        self,
+        images: Tensor,
+        sizes: list[int],
+        phase: Phase,
+        place: tuple[int, int],
+        rows: range | None = None,
     ) -> Iterator[TeacherOutput | None]:
         """The teacher's outputs for each micro-batch of `images` (B, 3, H, W); None if the step uses none.
 
-        place: epoch and step within it, which find the stored soft labels.
+        sizes: of the micro-batches. place: epoch and step within it, which find the stored soft labels.
+        rows: which of that step's views `images` are; None for all.
         """
-        parts = images.split(micro_batch_size)
+        parts = images.split(sizes)
         if phase.uses_teacher and self.soft_labels is not None:
             logits = self.soft_labels.outputs(*place, images.device).logits
-            yield from (TeacherOutput(part, ()) for part in logits.split(micro_batch_size))
+            own = logits if rows is None else logits[rows.start : rows.stop]
+            yield from (TeacherOutput(part, ()) for part in own.split(sizes))
         elif phase.uses_teacher and self.teacher is not None:
-            yield from map(self.teacher, parts)
+            yield from (self.teacher(part) if len(part) else None for part in parts)
         else:
             yield from (None for _ in parts)
 

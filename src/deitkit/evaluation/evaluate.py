@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..data.dataset import Split
 from ..errors import DataError
 from ..inference.backends import Backend
@@ -26,6 +27,7 @@ Batch = TypeVar("Batch")
 Outputs = Mapping[str, Tensor]  # (B, ...) each, by name
 
 _BATCH = 64
+_NO_IMAGES = "there are no images to evaluate on; add some to the validation set"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def evaluate(
         labels.append(batch_labels.cpu())
         advance(len(batch_labels))
     if not labels:
-        raise DataError("there are no images to evaluate on; add some to the validation set")
+        raise DataError(_NO_IMAGES)
     return Predictions({name: torch.cat(parts) for name, parts in collected.items()}, torch.cat(labels))
 
 
@@ -77,24 +79,51 @@ def heads_of(output: DeiTOutput, *, embedding: bool = False) -> dict[str, Tensor
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def views_of(split: Split, device: torch.device, batch_size: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images of `split`, in order, as views (B, 3, H, W) in [0, 1] on `device`, and their labels."""
+def views_of(
+    split: Split, device: torch.device, batch_size: int = _BATCH, rows: range | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images of `split`, in order, as views (B, 3, H, W) in [0, 1] on `device`, and their labels.
+
+    rows: only these images.
+    """
     labels = split.labels
-    for first in range(0, len(split.images), batch_size):
-        indices = np.arange(first, min(first + batch_size, len(split.images)))
+    rows = range(len(split.images)) if rows is None else rows
+    for first in range(rows.start, rows.stop, batch_size):
+        indices = np.arange(first, min(first + batch_size, rows.stop))
         yield split.store.fetch(indices).to(device).float().div_(255.0), labels[indices]
 
 
 def evaluate_student(
-    model: Student, split: Split, device: torch.device, *, embedding: bool = False
+    model: Student, split: Split, device: torch.device, *, embedding: bool = False, shared: bool = False
 ) -> Predictions:
-    """Both heads' logits over a split; with `embedding` also what they read."""
+    """Both heads' logits over a split; with `embedding` also what they read.
+
+    shared: each process evaluates its share of the images, in the batches of one process, and the main one
+    gets the whole.
+    """
     model.eval()
 
     def predict(views: Tensor) -> Outputs:
         return heads_of(model(normalise(views)), embedding=embedding)
 
-    return evaluate(predict, views_of(split, device))
+    if not shared or distributed.world_size() == 1:
+        return evaluate(predict, views_of(split, device))
+    rows = distributed.share(len(split.images), unit=_BATCH)
+    return gathered(evaluate(predict, views_of(split, device, rows=rows)) if rows else None)
+
+
+def gathered(own: Predictions | None) -> Predictions:
+    """In the main process the predictions of all processes, in the order of the images; else no predictions.
+
+    own: this process's; None if it had no images. Raises DataError if no process had any.
+    """
+    found = [each for each in distributed.gather(own) if each is not None]
+    if not distributed.is_main():
+        return Predictions({}, torch.zeros(0))
+    if not found:
+        raise DataError(_NO_IMAGES)
+    outputs = {name: torch.cat([each.outputs[name] for each in found]) for name in found[0].outputs}
+    return Predictions(outputs, torch.cat([each.labels for each in found]))
 
 
 def teacher_logits(teacher: Teacher, split: Split, device: torch.device) -> Tensor:

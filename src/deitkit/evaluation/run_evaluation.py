@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import log
+from .. import distributed, log
 from ..classifier import ModelChoice, load_folder, model_folder
 from ..config import BackendName
 from ..data.image_set import ImageSet
@@ -22,7 +22,7 @@ from ..run_folder import holds_teacher
 from ..run_schema import probability_column
 from ..tasks import SEPARATOR, THRESHOLD, Task
 from .comparison import chance, learned
-from .evaluate import Outputs, Predictions, evaluate, heads_of
+from .evaluate import Outputs, Predictions, evaluate, gathered, heads_of
 from .metrics import (
     ClassMetrics,
     Interval,
@@ -152,13 +152,34 @@ def evaluate_folder(
     def predict(pixels: Tensor) -> Outputs:
         return heads_of(classifier.forward(pixels))
 
-    with log.progress_bar("evaluating", len(images)) as advance:
-        files = FileBatches[np.ndarray](images, classifier.pixels, batch_size, advance)
-        predictions = evaluate(predict, stacked(files), advance)
-    skipped = [path for path, _ in files.skipped]
-    left_out = set(skipped)
-    images = images.subset(np.array([i for i, path in enumerate(images.paths) if path not in left_out]))
+    rows = distributed.share(len(images), unit=batch_size)  # in the batches of one process
+    own = images.subset(np.arange(rows.start, rows.stop))
+    with log.progress_bar("evaluating", len(own)) as advance:
+        files = FileBatches[np.ndarray](own, classifier.pixels, batch_size, advance)
+        predictions = evaluate(predict, stacked(files), advance) if rows or not len(images) else None
+    found = gathered(predictions)
+    skipped = [path for part in distributed.gather(files.skipped) for path, _ in part]
     temperature = classifier.calibration.temperature
+
+    left_out = set(skipped)
+
+    def measured() -> Evaluation:
+        kept = images.subset(np.array([i for i, path in enumerate(images.paths) if path not in left_out]))
+        whole = _measured(folder, kept, found, temperature, precision, csv_file)
+        return replace(whole, skipped=tuple(skipped), notes=tuple(notes))
+
+    return distributed.from_main(measured)
+
+
+def _measured(
+    folder: Path,
+    images: ImageSet,
+    predictions: Predictions,
+    temperature: float,
+    precision: float | None,
+    csv_file: str | Path | None,
+) -> Evaluation:
+    """What the predictions for `images` come to, with how far the probabilities can be trusted."""
     if csv_file is not None:
         write_predictions(Path(csv_file), images, predictions.heads(), None, temperature=temperature)
     found = reliability(
@@ -167,12 +188,7 @@ def evaluate_folder(
         temperature,
         fitted_on_these=has_validation_images(folder, images),
     )
-    return replace(
-        _evaluation(images, predictions, temperature, precision),
-        skipped=tuple(skipped),
-        notes=tuple(notes),
-        reliability=found,
-    )
+    return replace(_evaluation(images, predictions, temperature, precision), reliability=found)
 
 
 def _reliability_to_dict(found: Reliability) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .. import distributed
 from ..errors import DependencyError, SettingError
 
 
@@ -20,7 +21,7 @@ def fast_precision(device: torch.device) -> torch.dtype:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The named device, or the best one for "auto".
+    """The named device, or the best one for "auto". Under torchrun each process of a machine has its own GPU.
 
     Raises SettingError for an unknown name, DependencyError if this machine does not have the device.
     """
@@ -31,4 +32,13 @@ def resolve_device(name: str) -> torch.device:
         raise SettingError(f"there is no device {name!r}; choose auto, cpu, cuda or mps")
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not has_mps):
         raise DependencyError(f"this machine has no {name} device; use --device cpu or auto")
-    return torch.device(name)
+    index = distributed.local_rank()
+    if name != "cuda" or index is None:
+        return torch.device(name)
+    if index >= torch.cuda.device_count():
+        raise DependencyError(
+            f"this machine has {torch.cuda.device_count()} GPUs and process {index} of it, from 0, has none; "
+            "give torchrun a smaller --nproc-per-node"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

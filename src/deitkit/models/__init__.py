@@ -4,11 +4,20 @@
 `token_merging` a faster evaluation of a trained model.
 """
 
-from .base import DeiTOutput, Student, joint_logits, joint_probabilities, probabilities_of, tempered
+from .base import (
+    BatchRows,
+    DeiTOutput,
+    Student,
+    joint_logits,
+    joint_probabilities,
+    probabilities_of,
+    tempered,
+)
 from .deit import VARIANTS, DeiT, Variant, create_model
 
 __all__ = [
     "VARIANTS",
+    "BatchRows",
     "DeiT",
     "DeiTOutput",
     "Student",

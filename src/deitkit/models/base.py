@@ -31,6 +31,16 @@ class DeiTOutput(NamedTuple):
     embedding: Tensor | None = None
 
 
+class BatchRows(NamedTuple):
+    """Which rows of a micro-batch that several processes share a model is given: the first, and of how many.
+
+    Random decisions are then made for the whole micro-batch, so that each row gets its own.
+    """
+
+    first: int
+    size: int
+
+
 class Student(nn.Module):
     """Base class of every model that `Trainer` trains. A subclass defines `forward`.
 
@@ -43,13 +53,20 @@ class Student(nn.Module):
     num_classes: int
     embed_dim: int = 0
 
-    def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
-        """(B, C, H, W), normalised -> DeiTOutput. `tokens_after`: blocks whose patch tokens to return."""
+    def forward(
+        self, images: Tensor, tokens_after: Sequence[int] = (), rows: BatchRows | None = None
+    ) -> DeiTOutput:
+        """(B, C, H, W), normalised -> DeiTOutput. `tokens_after`: blocks whose patch tokens to return.
+
+        rows: where `images` are in a shared micro-batch; B may be 0.
+        """
         raise NotImplementedError
 
     if TYPE_CHECKING:
 
-        def __call__(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput: ...
+        def __call__(
+            self, images: Tensor, tokens_after: Sequence[int] = (), rows: BatchRows | None = None
+        ) -> DeiTOutput: ...
 
     @property
     def depth(self) -> int:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import BatchRows
+
 
 class PatchEmbed(nn.Module):
     """Splits images into patches and projects each patch: (B, C, H, W) -> (B, N, D)."""
@@ -113,20 +115,24 @@ class Block(nn.Module):
             self.gamma_1 = nn.Parameter(torch.full((embed_dim,), layer_scale))
             self.gamma_2 = nn.Parameter(torch.full((embed_dim,), layer_scale))
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, num_queries: int | None = None, rows: BatchRows | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D), or (B, num_queries, D): the first tokens only, attending to all."""
 
         def attention(x: Tensor) -> Tensor:
             return scaled(self.attn(self.norm1(x), num_queries), self.gamma_1)
 
-        return self.add_branch(self.add_branch(x, attention, num_queries), self.mlp_branch)
+        return self.add_branch(self.add_branch(x, attention, num_queries, rows), self.mlp_branch, rows=rows)
 
     def mlp_branch(self, x: Tensor) -> Tensor:
         """The residual of the MLP for (B, N, D)."""
         return scaled(self.mlp(self.norm2(x)), self.gamma_2)
 
     def add_branch(
-        self, x: Tensor, branch: Callable[[Tensor], Tensor], num_tokens: int | None = None
+        self,
+        x: Tensor,
+        branch: Callable[[Tensor], Tensor],
+        num_tokens: int | None = None,
+        rows: BatchRows | None = None,
     ) -> Tensor:
         """Adds `branch(x)` to the first `num_tokens` of x (B, N, D); in training with stochastic depth.
 
@@ -137,7 +143,7 @@ class Block(nn.Module):
         first = x[:, :num_tokens]
         if not self.training or self.drop_path_rate == 0.0:
             return first + branch(x)
-        keep, size = 1.0 - self.drop_path_rate, len(x)
+        keep, (start, size) = 1.0 - self.drop_path_rate, rows or (0, len(x))
         if torch.compiler.is_compiling():  # static shapes, one graph
             count = max(1, round(size * keep))
             keep = count / size
@@ -146,6 +152,8 @@ class Block(nn.Module):
         if count == size:
             return first + branch(x) / keep
         kept = torch.randperm(size, device=x.device)[:count]
+        if size > len(x):  # a part of the micro-batch
+            kept = kept[(kept >= start) & (kept < start + len(x))] - start
         return first.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=1.0 / keep)
 
     @torch.no_grad()

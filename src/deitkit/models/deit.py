@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from .base import BatchRows, Student
 from .base import DeiTOutput as DeiTOutput
-from .base import Student
 from .base import joint_logits as joint_logits
 from .base import joint_probabilities as joint_probabilities
 from .base import probabilities_of as probabilities_of
@@ -206,7 +206,7 @@ class DeiT(Student):
             )
         return H // p, W // q
 
-    def drop_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def drop_patches(self, x: Tensor, rows: BatchRows | None = None) -> tuple[Tensor, Tensor | None]:
         """Drops patches at random, per image: (B, P + N, D) -> (B, P + n, D) and the kept indices (B, n).
 
         n = round(N (1 - rate)), at least 1, and every subset of n patches is equally likely. Prefix
@@ -216,21 +216,25 @@ class DeiT(Student):
             return x, None
         B, P, N = len(x), self.num_prefix_tokens, x.shape[1] - self.num_prefix_tokens
         count = max(1, round(N * (1.0 - self.patch_drop_rate)))
-        kept = torch.rand(B, N, device=x.device).argsort(1)[:, :count].sort(1).values
+        first, size = rows or (0, B)
+        drawn = torch.rand(size, N, device=x.device)[first : first + B]
+        kept = drawn.argsort(1)[:, :count].sort(1).values
         patches = x[:, P:].gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
         return torch.cat([x[:, :P], patches], dim=1), kept
 
-    def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
+    def forward(
+        self, images: Tensor, tokens_after: Sequence[int] = (), rows: BatchRows | None = None
+    ) -> DeiTOutput:
         """(B, C, H, W) -> DeiTOutput. `tokens_after`: indices of blocks whose patch tokens to return.
 
         Raises SettingError if the size of the images does not fit.
         """
-        x, kept_patches = self.drop_patches(self.embed(images))
+        x, kept_patches = self.drop_patches(self.embed(images), rows)
         patch_tokens = []
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             # The heads read the prefix tokens only, so the last block skips the patch tokens.
-            x = block(x, self.num_prefix_tokens if i == last and i not in tokens_after else None)
+            x = block(x, self.num_prefix_tokens if i == last and i not in tokens_after else None, rows)
             if i in tokens_after:
                 patch_tokens.append(x[:, self.num_prefix_tokens :])
         return self.classify(x)._replace(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..data.dataset import find_splits
 from ..io import write_json, write_tensors
-from ..models import DeiTOutput, Student
+from ..models import BatchRows, DeiTOutput, Student
 from ..run_folder import CONFIG, RESULTS, WEIGHTS, results_to_json
 from ..training import results
 from ..training.session import open_session
@@ -42,7 +42,9 @@ class Convnet(Student):
                 assert module.num_batches_tracked is not None
                 module.num_batches_tracked = module.num_batches_tracked.float()
 
-    def forward(self, images: Tensor, tokens_after: Sequence[int] = ()) -> DeiTOutput:
+    def forward(
+        self, images: Tensor, tokens_after: Sequence[int] = (), rows: BatchRows | None = None
+    ) -> DeiTOutput:
         """(B, C, H, W) -> DeiTOutput with class logits only."""
         return DeiTOutput(self.net(images), None)
 
@@ -64,6 +66,7 @@ def train_convnet(data: Path, out: Path, config: Config) -> None:
     training = replace(training, create=create, identity=training.identity | {"model": name})
     trainer = training.trainer(config.train.epochs)
     trained = train_and_measure(trainer, name, dataset, resume=True, title=f"training {name}")
+    assert trained is not None, "every run of a study is one process's own"
     # With timm's keys, so that it can be a teacher: --teacher timm:NAME@FILE.
     assert isinstance(trainer.student, Convnet)
     write_tensors(out / WEIGHTS, trainer.student.net.state_dict())

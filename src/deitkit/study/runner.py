@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import log
+from .. import distributed, log
 from ..data.splits import refuse_out_among_classes
 from ..errors import DeitkitError, RunFolderError, SettingError
 from ..io import read_json, refuse_occupied, write_json
@@ -38,12 +38,23 @@ def run_study(job: StudyJob, *, shard: tuple[int, int] = (1, 1)) -> Outcome:
 
         run_study(StudyJob(study=catalogue.get("losses"), preset="quick", data=images, out=folder))
 
-    shard: index from 1, and number of shards. Arms without a teacher on this machine are left out. Raises a
-    DeitkitError for anything the caller can fix, and Interrupted if a signal stopped a run after its state
-    was saved; the same call resumes it.
+    shard: index from 1, and number of shards; under torchrun each process takes its part of that shard.
+    Arms without a teacher on this machine are left out. Raises a DeitkitError for anything the caller can
+    fix, and Interrupted if a signal stopped a run after its state was saved; the same call resumes it.
     """
-    mine = share_of(plan_runs(job), *shard)
-    _claim_folder(job)
+    index, processes = shard[0] - 1, distributed.world_size()
+    mine = share_of(plan_runs(job), index * processes + distributed.rank() + 1, shard[1] * processes)
+    with distributed.main_first():
+        _claim_folder(job)
+    with distributed.alone():  # each process trains runs of its own
+        skipped = _train_all(mine, job)
+    distributed.barrier()
+    finding = distributed.from_main(lambda: summarise(job, skipped))
+    return Outcome(job.out, finding)
+
+
+def _train_all(mine: Sequence[PlannedRun], job: StudyJob) -> dict[str, str]:
+    """Trains the runs that are not finished. Returns the arms that were left out, with the reason."""
     skipped: dict[str, str] = {}
     for number, run in enumerate(mine, 1):
         if is_finished(run.folder):
@@ -57,7 +68,7 @@ def run_study(job: StudyJob, *, shard: tuple[int, int] = (1, 1)) -> Outcome:
         log.info(f"run {number} of {len(mine)}: {run.arm.name}, seed {run.seed}")
         _train(run)
         summarise(job, skipped)
-    return Outcome(job.out, summarise(job, skipped))
+    return skipped
 
 
 def _train(run: PlannedRun) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from .. import log
+from .. import distributed, log
 from ..evaluation.speed import wait_for_device
 from ..io import write_json
 from ..models import Student
@@ -85,16 +85,19 @@ def plan(out: Path, session: Session, trainings: Sequence[StudentTraining]) -> P
     """
     saved = out / "plan.json"
     wanted = len(trainings) > 1
-    if saved.exists():
-        known = read_plan(out)
+    known = distributed.from_main(lambda: read_plan(out) if saved.exists() else None)
+    if known is not None:
         return Plan(known.epochs, wanted and not known.without_baseline)
     made = Plan(int(session.config.train.epochs), wanted)
     if session.budget is not None:
         with log.activity("timing an epoch"):
             made = _fitting(session.budget, session, trainings)
-    write_json(
-        saved, {"epochs": made.epochs} | ({"without_baseline": True} if wanted > made.baseline else {})
-    )
+            epochs, baseline = distributed.from_main(lambda: (made.epochs, made.baseline))
+            made = replace(made, epochs=epochs, baseline=baseline)
+    if distributed.is_main():
+        write_json(
+            saved, {"epochs": made.epochs} | ({"without_baseline": True} if wanted > made.baseline else {})
+        )
     return made
 
 
@@ -151,7 +154,7 @@ def _step_times(trainer: Trainer, phase: range, seconds: float) -> list[float]:
         for step, (batch, outputs) in zip(phase, trainer.prepared(epoch, done), strict=False):
             trainer.state.step = step
             trainer.step(batch, outputs)
-            times.append(time.monotonic() - started)
+            times += distributed.largest(time.monotonic() - started)
             started = time.monotonic()
             if enough():
                 break

@@ -86,7 +86,7 @@ def tensorboard_logs(folder: Path) -> list[TensorBoardLog]:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGINT, SIGTERM or SIGHUP has arrived.
+    """Yields a function that tells whether SIGINT, SIGTERM, SIGHUP or SIGUSR1 has arrived.
 
     A second signal has its usual effect.
     """
@@ -97,7 +97,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         asked.append(number)
         signal.signal(number, before[number])
 
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has no SIGHUP and SIGUSR1
     try:
         for number in (int(getattr(signal, name)) for name in names if hasattr(signal, name)):
             before[number] = signal.signal(number, note)

@@ -16,7 +16,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from .. import log, recipes
+from .. import distributed, log, recipes
 from ..config import Config, dotted, flatten
 from ..data.dataset import find_splits, refuse_multilabel
 from ..data.loader import prefetch
@@ -53,14 +53,11 @@ def label(
     """Stores the teacher's soft labels for the views of the first `epochs` epochs of training on `data`.
 
     If `out` has soft labels already, missing epochs are added with their settings. Several processes may
-    write to one folder at once. top_k: classes stored per view, 10 by default. hard: store only the predicted
-    class. settings: as for `train`. Raises a DeitkitError for anything the caller can fix.
+    write to one folder at once, under torchrun or not: each takes the next shard. top_k: classes stored per
+    view, 10 by default. hard: store only the predicted class. settings: as for `train`. Raises a DeitkitError for anything the caller can fix.
     """
     data, out = Path(data), Path(out)
-    if not (out / FILE).exists():
-        # A process that was stopped before it wrote the manifest may have left these.
-        refuse_occupied(out, without="soft labels", own={TEACHER_FOLDER, "lock", FIRST_VIEWS})
-    known = read_manifest(out) if (out / FILE).exists() else None
+    known = distributed.from_main(lambda: _known(out))
     config = _settings(out, known, recipe, dotted(settings))
     refuse_out_among_classes(data, out)
     session = open_session(config, partial(find_splits, data))
@@ -69,12 +66,23 @@ def label(
     create_folder(out)
     make = session.views().make
     with Claims(out / "lock") as claims:
-        claims.take(_PREPARING, wait=True)
-        store, teacher = _prepare(out, kept, session)
-        claims.free(_PREPARING)
+        with distributed.main_first():  # the others read what it has written
+            claims.take(_PREPARING, wait=True)
+            store, teacher = _prepare(out, kept, session)
+            claims.free(_PREPARING)
         _refuse_full_disk(store, epochs)
         _label_missing(store, epochs, claims, make, teacher, session.config.data.workers)
+    distributed.barrier()
     return store
+
+
+def _known(out: Path) -> Manifest | None:
+    """The manifest of the soft labels that are in `out`. Refuses a folder with other files."""
+    if (out / FILE).exists():
+        return read_manifest(out)
+    # A process that was stopped before it wrote the manifest may have left these.
+    refuse_occupied(out, without="soft labels", own={TEACHER_FOLDER, "lock", FIRST_VIEWS})
+    return None
 
 
 def _settings(out: Path, known: Manifest | None, recipe: str | None, changes: dict[str, Any]) -> Config:

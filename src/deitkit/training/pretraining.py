@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from .. import recipes
+from .. import distributed, recipes
 from ..config import DataConfig, dotted
 from ..data.dataset import Dataset, Split
 from ..data.folder import find_unlabeled
@@ -19,9 +19,10 @@ from ..data.image_set import ImageSet
 from ..data.splits import Splits
 from ..errors import SettingError
 from ..evaluation.evaluate import teacher_logits
-from ..io import write_json
+from ..io import read_json, write_json
 from ..keywords import Keywords
-from ..run_folder import TEACHER_FOLDER, results_to_json
+from ..run_folder import RESULTS, TEACHER_FOLDER, results_to_json
+from ..run_schema import RunResults
 from ..teachers.fit import pretrained_head_teacher
 from ..teachers.saved import kept_teacher
 from ..teachers.teacher import Teacher
@@ -69,35 +70,46 @@ def pretrain(
     `deitkit.train`. Raises a DeitkitError for anything the caller can fix, Interrupted if a signal stopped
     training after its state was saved.
     """
-    out, changes = Path(out), dotted(settings)
+    out, changes, resume = Path(out), dotted(settings), resume or distributed.restarted()
     config = recipes.get(recipe).override(changes)
     _refuse_unused(changes)
     if not config.has_live_teacher:
         raise SettingError("unlabelled images need a teacher to label them; give a --teacher")
     paths = [Path(folder) for folder in folders]
     session = open_session(config, partial(_split, paths), out=out, resume=resume)
-    teacher = kept_teacher(
-        out / TEACHER_FOLDER,
-        session.config.teacher,
-        session.device,
-        lambda: pretrained_head_teacher(
+    with distributed.main_first():
+        teacher = kept_teacher(
+            out / TEACHER_FOLDER,
             session.config.teacher,
-            None,
-            student_size=session.config.student.image_size,
-            device=session.device,
-        ),
-    )
-    dataset = _labelled_by(teacher, session.dataset, session.device)
-    refuse_other_images(out, dataset)
-    session.dataset.write_lists(out)
-    measured, _ = results.measure_teacher(teacher, dataset.val, session.device)
+            session.device,
+            lambda: pretrained_head_teacher(
+                session.config.teacher,
+                None,
+                student_size=session.config.student.image_size,
+                device=session.device,
+            ),
+        )
+    dataset, measured = _labelled_by(teacher, session.dataset, session.device), None
+    if distributed.is_main():
+        refuse_other_images(out, dataset)
+        session.dataset.write_lists(out)
+        measured, _ = results.measure_teacher(teacher, dataset.val, session.device)
 
     student = StudentTraining.of(session, dataset, out, teacher)
     planned = plan(out, session, [student])
     root = paths[0] if len(paths) == 1 else out
-    trained = student.run(planned.epochs, measured.result, root, resume, "pre-training", planned.deadlines[0])
-    found = results.assemble(trained, measured, None, dataset, session.seconds)
-    found = replace(
+    result = None if measured is None else measured.result
+    trained = student.run(planned.epochs, result, root, resume, "pre-training", planned.deadlines[0])
+    if trained is not None:
+        found = results.assemble(trained, measured, None, dataset, session.seconds)
+        write_json(out / RESULTS, results_to_json(_judged(found, out, dataset)))
+    distributed.barrier()
+    return Run(out, read_json(out / RESULTS))
+
+
+def _judged(found: RunResults, out: Path, dataset: Dataset) -> RunResults:
+    """The results without what has no meaning for labels that are the teacher's."""
+    return replace(
         found,
         confusion=None,  # a thousand classes squared
         comparison=None,  # the labels are the teacher's
@@ -105,9 +117,6 @@ def pretrain(
         verdict=f"Start students from it with --init {out}: it predicts the teacher's class for "
         f"{found.student.scores['top1']:.1f} % of {len(dataset.val.images)} held-out images.",
     )
-    content = results_to_json(found)
-    write_json(out / "results.json", content)
-    return Run(out, content)
 
 
 def _refuse_unused(changes: Mapping[str, Any]) -> None:
@@ -131,7 +140,7 @@ def _split(folders: Sequence[Path], config: DataConfig) -> Splits:
 
 def _labelled_by(teacher: Teacher, opened: Dataset, device: torch.device) -> Dataset:
     """The dataset with the teacher's classes, and its predictions as labels of the held-out images."""
-    predicted = teacher_logits(teacher, opened.val, device).argmax(1).numpy()
+    predicted = distributed.from_main(lambda: teacher_logits(teacher, opened.val, device).argmax(1).numpy())
     classes = teacher.card.classes
 
     def named(images: ImageSet, labels: np.ndarray) -> ImageSet:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from .. import log, recipes
+from torch import Tensor
+
+from .. import distributed, log, recipes
 from ..config import Config, dotted
 from ..data.dataset import find_splits
 from ..data.near_duplicates import duplicates_of
 from ..data.splits import refuse_out_among_classes
 from ..data.survey import leak_warning, survey
 from ..errors import SettingError
-from ..io import write_json
+from ..io import read_json, write_json
 from ..keywords import Keywords
 from ..models import DeiTOutput
 from ..report.run_page import write_report
-from ..run_folder import BASELINE_FOLDER, DUPLICATES, model_to_json, results_to_json
+from ..run_folder import BASELINE_FOLDER, DUPLICATES, RESULTS, model_to_json, results_to_json
 from ..soft_labels.replay import refuse_other_views
 from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
+from ..teachers.teacher import Teacher
 from . import results
 from .budget import plan
 from .run_files import write_calibrated, write_validation
@@ -59,9 +63,9 @@ def train(
     written section__key as in `train__epochs=30`, to value; they override the recipe. Raises a DeitkitError
     for anything the caller can fix, Interrupted if a signal stopped training after its state was saved.
     """
-    return train_config(
-        Path(data), Path(out), _config(Path(out), recipe, resume, dotted(settings)), resume=resume
-    )
+    out, resume = Path(out), resume or distributed.restarted()
+    config = distributed.from_main(lambda: _config(out, recipe, resume, dotted(settings)))
+    return train_config(Path(data), out, config, resume=resume)
 
 
 def _config(out: Path, recipe: str | None, resume: bool, changes: dict[str, Any]) -> Config:
@@ -80,65 +84,96 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     _check_teaching(config)
     refuse_out_among_classes(data, out)
     session = open_session(config, partial(find_splits, data), out=out, resume=resume)
-    refuse_other_images(out, session.dataset)
-    session.dataset.write_lists(out)
-    _write_duplicates(out, session)
+    dataset = session.dataset
+    if distributed.is_main():
+        refuse_other_images(out, dataset)
+        dataset.write_lists(out)
+        _write_duplicates(out, session)
 
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
     with log.activity("opening the teacher"):
         teacher = session.open_teacher(out)
-    measured_teacher, by_teacher = None, None
-    if soft_labels is not None:
-        measured_teacher = results.stored_teacher(soft_labels)
-    if teacher is not None:
-        with log.activity("evaluating the teacher"):
-            measured_teacher, by_teacher = results.measure_teacher(
-                teacher, session.dataset.val, session.device, session.dataset.test
-            )
-    if measured_teacher is not None:
-        results.log_teacher(measured_teacher.result, session.dataset.val)
-    teacher_result = measured_teacher.result if measured_teacher is not None else None
-    other_sizes = measure_teacher_sizes(session, out, measured_teacher)
+    teachers = _Teachers()
+    if distributed.is_main():
+        teachers = _measure_teachers(session, out, teacher, soft_labels)
+    result = teachers.measured.result if teachers.measured is not None else None
 
     # The student and, if asked for, the baseline.
-    student = StudentTraining.of(session, session.dataset, out, teacher, soft_labels)
+    student = StudentTraining.of(session, dataset, out, teacher, soft_labels)
     baseline = StudentTraining.baseline_of(session, out / BASELINE_FOLDER) if config.train.baseline else None
     planned = plan(out, session, [each for each in (student, baseline) if each is not None])
     epochs, (deadline, of_baseline) = planned.epochs, planned.deadlines
-    log.info(f"plan: {student.planned(epochs, teacher_result)}")
+    log.info(f"plan: {student.planned(epochs, result)}")
     if baseline is not None and planned.baseline:
         log.info(f"and {baseline.planned(epochs, None)}, to compare")
-    trained = student.run(epochs, teacher_result, data, resume, "training", deadline)
-    measured_baseline, val = None, session.dataset.val.images
+    trained = student.run(epochs, result, data, resume, "training", deadline)
+    trained_baseline = None
     if baseline is not None and planned.baseline:
         title = "training the baseline"
         trained_baseline = baseline.run(epochs, None, data, resume, title, of_baseline)
-        measured_baseline = trained_baseline.measured
-        write_calibrated(baseline.folder, val, trained_baseline.output)
 
     # What came out.
+    if trained is not None:
+        _write_results(out, session, teachers, trained, trained_baseline)
+    distributed.barrier()
+    return Run(out, read_json(out / RESULTS))
+
+
+@dataclass(frozen=True)
+class _Teachers:
+    """What is known of the teacher. logits: (n, K) on validation. others: the same at other sizes."""
+
+    measured: results.Measured | None = None
+    logits: Tensor | None = None
+    others: Mapping[str, results.Measured] = field(default_factory=dict)
+
+
+def _measure_teachers(
+    session: Session, out: Path, teacher: Teacher | None, soft_labels: SoftLabelStore | None
+) -> _Teachers:
+    """Measures the teacher, live or as its soft labels were stored, and at the sizes of its own."""
+    dataset, measured, logits = session.dataset, None, None
+    if soft_labels is not None:
+        measured = results.stored_teacher(soft_labels)
+    if teacher is not None:
+        with log.activity("evaluating the teacher"):
+            measured, logits = results.measure_teacher(teacher, dataset.val, session.device, dataset.test)
+    if measured is not None:
+        results.log_teacher(measured.result, dataset.val)
+    return _Teachers(measured, logits, measure_teacher_sizes(session, out, measured))
+
+
+def _write_results(
+    out: Path,
+    session: Session,
+    teachers: _Teachers,
+    trained: results.TrainedStudent,
+    baseline: results.TrainedStudent | None,
+) -> None:
+    """Compares the models, and writes the results, the predictions and the report."""
+    dataset, teacher = session.dataset, teachers.measured
+    if baseline is not None:
+        write_calibrated(out / BASELINE_FOLDER, dataset.val.images, baseline.output)
     with log.activity("measuring speed"):
         found = results.assemble(
             trained,
-            measured_teacher,
-            measured_baseline,
-            session.dataset,
+            teacher,
+            None if baseline is None else baseline.measured,
+            dataset,
             session.seconds,
-            others=other_sizes,
+            others=teachers.others,
             prefer=session.config.train.prefer,
         )
-    if found.baseline is not None and baseline is not None:
-        write_json(baseline.folder / "results.json", {"student": model_to_json(found.baseline)})
+    if found.baseline is not None:
+        write_json(out / BASELINE_FOLDER / RESULTS, {"student": model_to_json(found.baseline)})
     of_teacher = None
-    if by_teacher is not None and measured_teacher is not None:
-        of_teacher = DeiTOutput(by_teacher, None, embedding=measured_teacher.embedding)
-    write_validation(out, val, trained.output, of_teacher)
-    content = results_to_json(found)
-    write_json(out / "results.json", content)
+    if teachers.logits is not None and teacher is not None:
+        of_teacher = DeiTOutput(teachers.logits, None, embedding=teacher.embedding)
+    write_validation(out, dataset.val.images, trained.output, of_teacher)
+    write_json(out / RESULTS, results_to_json(found))
     with log.activity("writing the report"):
         write_report(out)
-    return Run(out, content)
 
 
 def _write_duplicates(out: Path, session: Session) -> None:
@@ -170,6 +205,7 @@ def _open_soft_labels(session: Session) -> SoftLabelStore | None:
     store, num_images = open_soft_labels(Path(folder)), len(dataset.pool.images)
     store.manifest.refuse_other_data(store.folder, dataset.fingerprint, num_images, dataset.classes)
     refuse_other_views(store, session.views().make)
-    with log.progress_bar("checking the soft labels", store.epochs() * store.shards) as advance:
-        store.verify(store.epochs(), advance)
+    if distributed.is_main():
+        with log.progress_bar("checking the soft labels", store.epochs() * store.shards) as advance:
+            store.verify(store.epochs(), advance)
     return store

@@ -11,13 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .. import log
+from .. import distributed, log
 from ..config import AugmentConfig, Config, DataConfig, ResolvedConfig, flatten
 from ..data.dataset import Dataset, open_dataset, use_share
 from ..data.loader import TrainingViews
@@ -63,7 +63,8 @@ class Session:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return open_dataset(self.splits, self.config.student.image_size, self.config.data)
+        with distributed.each_host_first():  # the others find the pixels in the cache
+            return open_dataset(self.splits, self.config.student.image_size, self.config.data)
 
     @property
     def seconds(self) -> float:
@@ -80,7 +81,9 @@ class Session:
         """The teacher kept in `folder`, or a new one fitted and kept there; None without a live teacher."""
         if not self.config.has_live_teacher:
             return None
-        return kept_teacher(folder / TEACHER_FOLDER, self.config.teacher, self.device, self.fit_teacher)
+        self.dataset  # noqa: B018 - before the others wait
+        with distributed.main_first():  # which fits it, and the others read it
+            return kept_teacher(folder / TEACHER_FOLDER, self.config.teacher, self.device, self.fit_teacher)
 
     def require_teacher(self, folder: Path) -> Teacher:
         """As `open_teacher`, for a job that cannot do without a live teacher."""
@@ -119,17 +122,20 @@ def open_session(
         if config.has_live_teacher:
             check_spec(config.teacher.spec)
         device = resolve_device(config.train.device)
-        splits = find(config.data)
+        splits = distributed.from_main(lambda: find(config.data))
         resolved = resolve(config, splits, device)
     claims = None
     if out is not None:
         described = describe_images(splits)  # before a short budget takes a share of them
-        saved = saved_config(out, resume)
+        saved = distributed.from_main(lambda: saved_config(out, resume))
         resolved = resolve_initial_weights(resolved, saved)
         with log.activity("creating the student"):  # raises if weights do not fit
             student, changes = create_student(resolved, len(splits.train.classes))
-            resolved, splits = _fit_to_budget(resolved, splits, saved, student, device)
-        claims = _claim(out, resolved, saved, resume)
+            if resolved.train.budget_s is not None:
+                fit = partial(_fit_to_budget, resolved, splits, saved, student, device)
+                resolved, splits = distributed.from_main(fit)
+        if distributed.is_main():
+            claims = _claim(out, resolved, saved, resume)
         for line in described:
             log.info(line)
         log.info(resolved.reasons)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import log
+import torch
+
+from .. import distributed, log
 from ..config import ResolvedConfig
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Split
 from ..data.sampler import Sampler
 from ..distillation.objective import Objective
 from ..evaluation.evaluate import evaluate_student
@@ -113,7 +116,7 @@ class StudentTraining:
             student,
             objective,
             TrainingData(views, self.sampler, config.data.workers, dataset.pool.images.paths),
-            Validation(lambda m: evaluate_student(m, val, device).metrics().to_dict(), len(val.images)),
+            Validation(partial(_evaluated, val=val, device=device), len(val.images)),
             train=replace(config.train, epochs=epochs),
             optim=config.optim,
             folder=self.folder,
@@ -130,18 +133,28 @@ class StudentTraining:
         resume: bool,
         title: str,
         deadline: float | None = None,
-    ) -> results.TrainedStudent:
-        """Trains until `deadline` at most, measures, and writes `config.json` and the weights."""
+    ) -> results.TrainedStudent | None:
+        """Trains until `deadline` at most, measures, and writes `config.json` and the weights.
+
+        Returns None in a process that is not the main one, which leaves measuring to it.
+        """
         trainer = self.trainer(epochs, deadline)
         plan = {
             "epochs": epochs,
             "steps": trainer.total_steps,
             "why_student": self.session.config.reasons,
         }
-        described = describe_run(self.config, self.dataset, trainer.student, teacher, plan, data)
-        write_json(self.folder / "config.json", described)
+        if distributed.is_main():
+            described = describe_run(self.config, self.dataset, trainer.student, teacher, plan, data)
+            write_json(self.folder / "config.json", described)
         lines = self.name
         return train_and_measure(trainer, self.config.student.name, self.dataset, resume, title, lines)
+
+
+def _evaluated(student: Student, *, val: Split, device: torch.device) -> dict[str, Any]:
+    """The metrics of a student; each process evaluates its share of the images."""
+    found = evaluate_student(student, val, device, shared=True)
+    return distributed.from_main(lambda: found.metrics().to_dict())
 
 
 def _without_teacher(config: ResolvedConfig) -> ResolvedConfig:
@@ -151,17 +164,21 @@ def _without_teacher(config: ResolvedConfig) -> ResolvedConfig:
 
 def train_and_measure(
     trainer: Trainer, name: str, dataset: Dataset, resume: bool, title: str, lines: str = ""
-) -> results.TrainedStudent:
+) -> results.TrainedStudent | None:
     """Trains to the end, keeps the better of raw and averaged weights, measures and saves them.
 
-    title: of the progress bar. lines: how the lines of epochs begin.
+    title: of the progress bar. lines: how the lines of epochs begin. Returns None in a process that is not
+    the main one.
     """
     epochs = trainer.schedule.epochs
     done = trainer.resume() if resume else 0
     with log.progress_bar(title, trainer.views_before(trainer.total_steps)) as advance:
         advance(trainer.views_before(done))
         terminal = EpochLines(advance, epochs, SCORES[dataset.task], trainer.learns_from_teacher, lines)
-        trainer.run([terminal, *tensorboard_logs(trainer.folder / "tensorboard")])
+        logs = tensorboard_logs(trainer.folder / "tensorboard") if distributed.is_main() else []
+        trainer.run([terminal, *logs])
+    if not distributed.is_main():
+        return None
     share_done = trainer.state.step / trainer.total_steps
     if share_done < 1:
         why = f"{trainer.train.patience} evaluations without a lower validation loss"

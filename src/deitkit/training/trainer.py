@@ -7,6 +7,9 @@ After an epoch:   evaluate raw and averaged weights, log a line, save a checkpoi
 
 Randomness is a function of seed and step, so a run that was stopped and resumed ends, on a CPU, in the same
 weights bit for bit as one that was not.
+
+Under torchrun each process takes its rows of every batch, and their gradients are summed before the optimizer
+step, so that a step is that of one process but for the order of the sums.
 """
 
 from __future__ import annotations
@@ -20,18 +23,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..config import OptimConfig, ResolvedTrain
 from ..data.loader import TrainingViews, ViewBatch, prefetch
 from ..data.sampler import Batch, Sampler
-from ..distillation.objective import Objective, Phase
-from ..errors import Interrupted, TrainingError
+from ..distillation.objective import PARTS, Objective, Phase
+from ..errors import Interrupted, ResumeError, TrainingError
 from ..io import write_json, write_text
-from ..models import Student
+from ..models import BatchRows, Student
 from ..preprocessing import normalise
 from ..run_folder import METRICS
 from ..teachers.teacher import TeacherOutput
@@ -154,14 +158,24 @@ class Trainer:
     def plan(self, epoch: int) -> list[Batch]:
         """The batches of an epoch, with the size of their views; without unlabelled images once no teacher
         is asked about them."""
-        first = epoch * self.steps_per_epoch
-        return [
-            replace(
-                batch if self.phase(step).uses_teacher else batch.below(self.data.sampler.num_images),
-                image_size=self.schedule.image_size(step),
+        first, batches = epoch * self.steps_per_epoch, []
+        for step, batch in enumerate(self.data.sampler.epoch(epoch), first):
+            if not self.phase(step).uses_teacher:
+                batch = batch.below(self.data.sampler.num_images)
+            batches.append(
+                replace(batch, image_size=self.schedule.image_size(step), rows=self._rows(len(batch.indices)))
             )
-            for step, batch in enumerate(self.data.sampler.epoch(epoch), first)
-        ]
+        return batches
+
+    def _rows(self, size: int) -> range | None:
+        """This process's rows of a batch; None if there is one process.
+
+        Whole pairs, which may be mixed, and whole micro-batches if the loss relates their images.
+        """
+        if distributed.world_size() == 1:
+            return None
+        micro = self.train.micro_batch_size if self.objective.relates_images else 1
+        return distributed.share(size, unit=math.lcm(2, micro))
 
     @cached_property
     def _batch_sizes(self) -> list[tuple[int, int]]:
@@ -179,20 +193,28 @@ class Trainer:
     def resume(self) -> int:
         """Restores the newest checkpoint, if there is one; returns the steps already done."""
         load_checkpoint(self.folder / "checkpoints", self.state, self.identity)
-        # Without the lines of epochs that come after the checkpoint.
-        write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.state.metrics))
+        if distributed.from_main(lambda: self.state.step) != self.state.step:
+            raise ResumeError(
+                f"{self.folder} holds other checkpoints for the main process than for this one; "
+                "choose an --out on storage that all hosts share"
+            )
+        if distributed.is_main():
+            # Without the lines of epochs that come after the checkpoint.
+            write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.state.metrics))
         return self.state.step
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Trains to the end.
 
-        Raises Interrupted on SIGINT, SIGTERM or SIGHUP, after saving; TrainingError if the loss is not
-        finite or the device is out of memory.
+        Raises Interrupted on SIGINT, SIGTERM, SIGHUP or SIGUSR1, after saving; TrainingError if the loss is
+        not finite or the device is out of memory.
         """
         self._saved_at = time.monotonic()
         with stop_requests() as stop, self.memory_explained():
             if self.state.step == 0:
-                self.init_feature_projections()
+                if distributed.is_main():
+                    self.init_feature_projections()
+                distributed.copy_from_main(self.state.tensors())
             while not self.finished:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
                 progress = _Epoch()
@@ -200,27 +222,26 @@ class Trainer:
                     progress.add(self.step(batch, teacher_outputs), len(batch.indices))
                     for callback in callbacks:
                         callback.on_step(self.state.step, len(batch.indices))
-                    self.late = self.deadline is not None and time.monotonic() >= self.deadline
+                    late = self.deadline is not None and time.monotonic() >= self.deadline
+                    stopped, self.late = distributed.any_of(stop(), late)
                     if self.state.step % self.steps_per_epoch == 0:
                         continue  # saved below, with the evaluation that a resumed run would not repeat
-                    if stop():
-                        self.save()
-                        raise Interrupted
+                    if stopped:
+                        self._stop()
                     if self.late:
                         break
                     if self._checkpoint_is_due():
                         self.save()
                 self._end_epoch(epoch, progress, callbacks)
-                if stop():
-                    self.save()
-                    raise Interrupted
+                if any(distributed.any_of(stop())):
+                    self._stop()
 
     def step(self, batch: ViewBatch, teacher_outputs: TeacherOutputs | None = None) -> dict[str, float]:
         """One optimizer step on a global batch, in micro-batches; returns the parts of the loss.
 
         teacher_outputs: one per micro-batch; None asks the teacher now.
         """
-        state, micro = self.state, self.train.micro_batch_size
+        state, sizes = self.state, batch.split_sizes(self.train.micro_batch_size)
         if teacher_outputs is None:
             teacher_outputs = self.teacher_outputs(batch, state.step)
 
@@ -234,12 +255,18 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         losses: list[dict[str, Tensor]] = []
         shares: list[float] = []
-        for images, targets, teacher in zip(
-            batch.images.split(micro), batch.targets.split(micro), teacher_outputs, strict=True
-        ):
-            shares.append(len(images) / len(batch.images))
-            losses.append(self._backward(images, targets, teacher, shares[-1], batch.labelled_share))
-        totals = _totals(losses, shares)
+        parts = zip(batch.images.split(sizes), batch.targets.split(sizes), teacher_outputs, strict=True)
+        for i, (images, targets, teacher) in enumerate(parts):
+            rows = self._rows_within(batch, i)
+            if len(images) == 0:  # others compute it
+                if not losses:
+                    self._draw(images, rows)
+                continue
+            shares.append(len(images) / len(batch.indices))
+            losses.append(self._backward(images, targets, teacher, shares[-1], batch.labelled_share, rows))
+        totals = _totals(losses, shares) if losses else {}
+        if batch.rows is not None:
+            totals = self._sum_over_processes(totals)
         if not math.isfinite(totals["loss"]):
             self._refuse(batch)
 
@@ -253,14 +280,50 @@ class Trainer:
         state.step += 1
         return totals
 
+    def _rows_within(self, batch: ViewBatch, i: int) -> BatchRows | None:
+        """Where this process's rows begin in micro-batch `i` of a shared batch; None if it has them all."""
+        if batch.rows is None:
+            return None
+        first = i * self.train.micro_batch_size
+        size = min(self.train.micro_batch_size, len(batch.indices) - first)
+        return BatchRows(max(0, batch.rows.start - first), size)
+
+    @torch.no_grad()
+    def _draw(self, images: Tensor, rows: BatchRows | None) -> None:
+        """Passes over the random numbers of a micro-batch that others compute, as one process draws them."""
+        self.student(images, rows=rows)
+
+    def _sum_over_processes(self, totals: dict[str, float]) -> dict[str, float]:
+        """Sums the gradients of all processes, and the parts of the loss.
+
+        A parameter without a gradient in any process keeps none, since an optimizer leaves it alone then. One
+        sum and not DistributedDataParallel, which needs rows and the same parameters in every process.
+        """
+        parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        found = torch.tensor([totals.get(name, 0.0) for name in PARTS], device=self.device)
+        names = torch.tensor([float(name in totals) for name in PARTS], device=self.device)
+        distributed.sum_up([*gradients, used, found, names])
+        for p, gradient, is_used in zip(parameters, gradients, used.tolist(), strict=True):
+            p.grad = gradient if is_used else None
+        summed = zip(PARTS, found.tolist(), names.tolist(), strict=True)
+        return {name: value for name, value, present in summed if present}
+
     def _backward(
-        self, images: Tensor, targets: Tensor, teacher: TeacherOutput | None, share: float, labelled: float
+        self,
+        images: Tensor,
+        targets: Tensor,
+        teacher: TeacherOutput | None,
+        share: float,
+        labelled: float,
+        rows: BatchRows | None,
     ) -> dict[str, Tensor]:
         """Adds the gradients of a micro-batch, weighted by its share of the batch; returns its losses."""
         phase = self.phase(self.state.step)
         blocks = self.objective.features.blocks if phase.features and self.objective.features else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            output = self.student(normalise(images), tokens_after=blocks)
+            output = self.student(normalise(images), blocks, rows)
             parts = self.objective(output, targets, teacher, phase, labelled_share=labelled)
         (parts["loss"] * share).backward()
         return {name: part.detach() for name, part in parts.items()}
@@ -282,9 +345,8 @@ class Trainer:
 
     def teacher_outputs(self, batch: ViewBatch, step: int) -> TeacherOutputs:
         """The teacher's outputs for each micro-batch of a step; None if the step uses none."""
-        place = divmod(step, self.steps_per_epoch)
-        micro = self.train.micro_batch_size
-        return self.objective.teacher_outputs(batch.images, micro, self.phase(step), place)
+        place, sizes = divmod(step, self.steps_per_epoch), batch.split_sizes(self.train.micro_batch_size)
+        return self.objective.teacher_outputs(batch.images, sizes, self.phase(step), place, batch.rows)
 
     @torch.no_grad()
     def init_feature_projections(self) -> None:
@@ -300,11 +362,14 @@ class Trainer:
         self.student.train()  # patches are dropped and views are small, as in the steps to come
         self._seed_step()
         batches = itertools.islice(self.prepared(0), math.ceil(_FITTED_IMAGES / self.train.batch_size))
-        self.objective.fit_features(
-            (self.student(normalise(images), tokens_after=blocks), teacher)
-            for batch, outputs in _within(batches, self.deadline)
-            for images, teacher in zip(batch.images.split(self.train.micro_batch_size), outputs, strict=True)
-        )
+        with distributed.alone():  # whole batches
+            self.objective.fit_features(
+                (self.student(normalise(images), tokens_after=blocks), teacher)
+                for batch, outputs in _within(batches, self.deadline)
+                for images, teacher in zip(
+                    batch.images.split(self.train.micro_batch_size), outputs, strict=True
+                )
+            )
 
     def _seed_step(self) -> None:
         """Seeds stochastic depth and patch dropping by the step, so that a resumed run agrees."""
@@ -332,8 +397,9 @@ class Trainer:
             if self.state.best is not None:
                 self.state.best.update(line["val_ema"]["loss"], self.state.ema.weights)
         self.state.metrics.append(line)
-        with open(self.folder / METRICS, "a") as log:
-            log.write(json.dumps(line) + "\n")
+        if distributed.is_main():
+            with open(self.folder / METRICS, "a") as log:
+                log.write(json.dumps(line) + "\n")
         if "val" in line or self._checkpoint_is_due():
             self.save()
         for callback in callbacks:
@@ -354,7 +420,14 @@ class Trainer:
         now = time.monotonic()
         self.state.seconds += now - self._saved_at
         self._saved_at = now
-        save_checkpoint(self.folder / "checkpoints", self.state, self.identity)
+        if distributed.is_main():
+            save_checkpoint(self.folder / "checkpoints", self.state, self.identity)
+
+    def _stop(self) -> NoReturn:
+        """Saves and raises Interrupted: in all processes at the same step, and once the state is there."""
+        self.save()
+        distributed.barrier()
+        raise Interrupted
 
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS
@@ -373,7 +446,8 @@ class Trainer:
     def _refuse(self, batch: ViewBatch) -> None:
         """Lists the files of a batch whose loss is not finite, and raises TrainingError."""
         files = self.folder / "not-finite.json"
-        write_json(files, [self.data.paths[i] for i in batch.indices])
+        if distributed.is_main():
+            write_json(files, [self.data.paths[i] for i in batch.indices])
         last = sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
         raise TrainingError(
             f"the loss is not a finite number at step {self.state.step}; the batch's files are listed in "
