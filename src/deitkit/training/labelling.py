@@ -54,7 +54,8 @@ def label(
 
     If `out` has soft labels already, missing epochs are added with their settings. Several processes may
     write to one folder at once, under torchrun or not: each takes the next shard. top_k: classes stored per
-    view, 10 by default. hard: store only the predicted class. settings: as for `train`. Raises a DeitkitError for anything the caller can fix.
+    view, 10 by default. hard: store only the predicted class. settings: as for `train`. Raises a
+    DeitkitError for anything the caller can fix.
     """
     data, out = Path(data), Path(out)
     known = distributed.from_main(lambda: _known(out))
