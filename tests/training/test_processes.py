@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same losses, step by step, and the same weights in each of them."""
+"""Several processes train as one does: the same losses, step by step, and the same weights in each."""
 
 from __future__ import annotations
 
