@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench small-data study parity chaos fuzz clean
+.PHONY: demo test check bench small-data study parity scale chaos fuzz clean
 
 demo: .venv/demo
 	$(BIN)/python examples/elpv.py
@@ -18,6 +18,11 @@ check: .venv/dev
 
 parity: .venv/dev
 	$(BIN)/python -m pytest -q tests/parity tests/weights tests/distillation tests/test_surprises.py -m ""
+
+# Jobs of one to four processes, on CPUs: the same losses, kills, signals, lost hosts; and a week of 1,024 workers.
+scale: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/training/test_processes.py tests/test_torchrun.py tests/test_launch.py -m ""
+	$(BIN)/python benchmarks/scale_simulation.py --out results/scale/simulation.json
 
 # An hour each: jobs that are killed and damaged, readers that are fed damaged files.
 MINUTES ?= 60

@@ -67,7 +67,7 @@ def test_slurm_stops_saves_and_is_queued_again(tmp_path, status):
     """The script itself, with made-up srun and scontrol: USR1 reaches torchrun as SIGTERM."""
     bash = shutil.which("bash") or pytest.skip("bash is not installed")
     (tmp_path / "srun").write_text(
-        f'#!{bash}\nend() {{ echo saved >> {tmp_path}/log; exit {status}; }}\n'
+        f"#!{bash}\nend() {{ echo saved >> {tmp_path}/log; exit {status}; }}\n"
         f'trap end TERM\nkill -USR1 "$PPID"\nwhile :; do sleep 0.05; done\n'
     )
     (tmp_path / "scontrol").write_text(f'#!{bash}\necho "$@" >> {tmp_path}/log\necho first-host\n')

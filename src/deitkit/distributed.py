@@ -12,6 +12,8 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +30,7 @@ T = TypeVar("T")
 # How long the others wait for the main process, which may decode a large folder. A process that ends is
 # noticed at once: its connections close, and torchrun ends the others.
 _PATIENCE = timedelta(days=2)
+_TO_MEET = timedelta(minutes=15)
 _BUCKET = 1 << 25  # elements that are sent at once, so that a copy of all gradients is never held
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 
@@ -236,11 +239,47 @@ def _leave_group() -> None:
 
 @functools.cache
 def _store() -> Store:
-    """The key-value store that torchrun, or the main process, holds for the job."""
+    """The part of the key-value store of the job that is this attempt's.
+
+    torchrun keeps one store over its restarts, with the addresses of processes that are gone. So the main
+    process names the attempt, and confirms to each other process that it knows of its new self.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store: Store = next(rendezvous("env://", timeout=timedelta(minutes=15)))[0]
+        store: Store = next(rendezvous("env://", timeout=_TO_MEET))[0]
+        me, end = secrets.token_hex(8), time.monotonic() + _TO_MEET.total_seconds()
+        attempt = _name_attempt(store, me, end) if rank() == 0 else _hear_attempt(store, me, end)
     except RuntimeError as error:
         raise ProcessLost(f"the processes do not find each other ({str(error).splitlines()[0]})") from error
-    return store
+    return PrefixStore(attempt, store)
+
+
+def _name_attempt(store: Store, me: str, end: float) -> str:
+    """Publishes who takes part, again while processes appear, until all of them have seen it."""
+    others, told = range(1, world_size()), ""
+    while not all(store.check([f"{me}/{other}"]) for other in others):
+        known = [store.get(f"here/{n}").decode() if store.check([f"here/{n}"]) else "" for n in others]
+        now = " ".join([me, *known])
+        if now != told:
+            store.set("attempt", told := now)
+        _pause(end)
+    return me
+
+
+def _hear_attempt(store: Store, me: str, end: float) -> str:
+    """Waits until the main process has published this very process."""
+    store.set(f"here/{rank()}", me)
+    while True:
+        told = store.get("attempt").decode().split(" ") if store.check(["attempt"]) else []
+        if len(told) == world_size() and told[rank()] == me:
+            store.set(f"{told[0]}/{rank()}", "")
+            return told[0]
+        _pause(end)
+
+
+def _pause(end: float) -> None:
+    if time.monotonic() > end:
+        raise ProcessLost("the processes of this job do not find each other")
+    time.sleep(0.02)
