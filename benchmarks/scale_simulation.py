@@ -5,7 +5,7 @@
 Needs simpy (in the extra `dev`). Nothing is measured here: the numbers of `Assumed` go in, and what comes out
 follows from them. Two levels, since no machine simulates every step of a week of 1,024 workers:
 
-- A thousand steps. Each host reads the images of its next steps from object storage, several reads at once,
+- Three hundred steps. Each host reads the images of its next steps from object storage, several reads at once,
   into a queue of made batches; a step begins when every host has a batch, and ends when the slowest worker
   has computed and the gradients are summed. Gives the mean step.
 - Days. Hosts fail, independently. Rigid: the job waits until the host is replaced, and starts again from the
@@ -65,7 +65,7 @@ FAILURES = {
 }
 
 
-def mean_step(workers: int, seed: int, given: Assumed, steps: int = 1000) -> tuple[float, float]:
+def mean_step(workers: int, seed: int, given: Assumed, steps: int = 300) -> tuple[float, float]:
     """Seconds of a step, and of it the wait for images."""
     rng, world = random.Random(seed), simpy.Environment()
     hosts = workers // GPUS_PER_HOST

@@ -95,28 +95,28 @@ def verbs(stage: Path, data: Path, out: Path) -> list[list[str]]:
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_write_what_one_does(tmp_path, data, capsys):
+def test_three_processes_write_what_one_does(tmp_path, data, capsys):
     torch.manual_seed(0)
     save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "teacher.safetensors")
     (data / "cat" / "broken.png").write_bytes(b"no image")  # skipped, by whoever meets it
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, three = tmp_path / "one", tmp_path / "three"
     for arguments in verbs(tmp_path, data, one):
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == (1 if arguments[0] == "predict" else 0)  # an image is broken
     printed = capsys.readouterr().out
-    status, output, errors = run(*verbs(tmp_path, data, two), processes=2)
+    status, output, errors = run(*verbs(tmp_path, data, three), processes=3)
     assert "Traceback" not in errors.split("torch/distributed/elastic")[0], errors[-3000:]
     assert status == 1  # for the broken image
 
     # Soft labels: the same bytes. Students: the same losses. Answers: the same, and each image once.
     for shard in ("epoch-00000-000", "epoch-00001-000", "epoch-00002-000"):
-        rows = [load_file(out / "labels" / f"{shard}.safetensors")["labels"] for out in (one, two)]
+        rows = [load_file(out / "labels" / f"{shard}.safetensors")["labels"] for out in (one, three)]
         assert torch.equal(*rows)
     for folder in ("run", "run/baseline"):
-        assert losses(two / folder) == pytest.approx(losses(one / folder), abs=1e-5)
-    assert files(one) == files(two)
-    tables = [(out / "eval.csv").read_text().splitlines() for out in (one, two)]
+        assert losses(three / folder) == pytest.approx(losses(one / folder), abs=1e-5)
+    assert files(one) == files(three)
+    tables = [(out / "eval.csv").read_text().splitlines() for out in (one, three)]
     assert [line.split(",")[:3] for line in tables[0]] == [line.split(",")[:3] for line in tables[1]]
     answers = [
         [line.split(",")[:2] for line in text.splitlines() if ".png" in line] for text in (printed, output)
@@ -191,7 +191,7 @@ def test_a_mistake_is_one_sentence_once(tmp_path, data):
     assert len(re.findall(r"^deitkit: ", errors, re.MULTILINE)) == 1
     assert "is not empty" in errors
     # A verb that does not share its work runs once.
-    status, output, errors = run(["recipes"], processes=2)
+    status, output, errors = run(["recipes"], processes=3)
     assert (status, output.count("small-data")) == (0, output.count("small-data"))
     assert output.count("deit-distilled") <= 2
 

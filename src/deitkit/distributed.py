@@ -63,7 +63,7 @@ def is_main() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun has started this process again after another one failed."""
-    return world_size() >= 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 @contextmanager
@@ -93,7 +93,10 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process does what is within; then the others, which find what it has left."""
+    """The main process does what is within; then the others, which find what it has left.
+
+    Nothing within may wait for other processes.
+    """
     with _first(rank() == 0):
         yield
 

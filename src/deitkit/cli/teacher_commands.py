@@ -8,11 +8,19 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from .. import distributed
 from ..config import BackendName
 from . import options as flags
 from .options import settings_of
 
 app = typer.Typer(help="Fit, measure and list teachers.", no_args_is_help=True)
+
+
+@app.callback()
+def _main_alone(context: typer.Context) -> None:
+    if not distributed.is_main() and context.invoked_subcommand != "fit":
+        raise typer.Exit
+
 
 _SPEC = typer.Argument(help="auto, lite0, timm:NAME, hf:NAME...; deitkit teacher list names all sources.")
 _DATA = typer.Argument(help="Folder with one sub-folder per class, or with train/ and val/.")

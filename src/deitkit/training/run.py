@@ -92,7 +92,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
-    with log.activity("opening the teacher"):
+    with log.activity("opening the teacher"), distributed.main_first():  # which fits it; the others read it
         teacher = session.open_teacher(out)
     teachers = _Teachers()
     if distributed.is_main():

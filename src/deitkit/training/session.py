@@ -81,9 +81,7 @@ class Session:
         """The teacher kept in `folder`, or a new one fitted and kept there; None without a live teacher."""
         if not self.config.has_live_teacher:
             return None
-        self.dataset  # noqa: B018 - before the others wait
-        with distributed.main_first():  # which fits it, and the others read it
-            return kept_teacher(folder / TEACHER_FOLDER, self.config.teacher, self.device, self.fit_teacher)
+        return kept_teacher(folder / TEACHER_FOLDER, self.config.teacher, self.device, self.fit_teacher)
 
     def require_teacher(self, folder: Path) -> Teacher:
         """As `open_teacher`, for a job that cannot do without a live teacher."""
