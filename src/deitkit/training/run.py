@@ -63,8 +63,8 @@ def train(
     written section__key as in `train__epochs=30`, to value; they override the recipe. Raises a DeitkitError
     for anything the caller can fix, Interrupted if a signal stopped training after its state was saved.
     """
-    out, resume = Path(out), resume or distributed.restarted()
-    config = distributed.from_main(lambda: _config(out, recipe, resume, dotted(settings)))
+    out, changes, resume = Path(out), dotted(settings), resume or distributed.restarted()
+    config = distributed.from_main(lambda: _config(out, recipe, resume, changes))
     return train_config(Path(data), out, config, resume=resume)
 
 
