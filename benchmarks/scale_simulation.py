@@ -5,9 +5,9 @@
 Needs simpy (in the extra `dev`). Nothing is measured here: the numbers of `Assumed` go in, and what comes out
 follows from them. Two levels, since no machine simulates every step of a week of 1,024 workers:
 
-- Three hundred steps. Each host reads the images of its next steps from object storage, several reads at once,
-  into a queue of made batches; a step begins when every host has a batch, and ends when the slowest worker
-  has computed and the gradients are summed. Gives the mean step.
+- Three hundred steps. Each host reads the images of its next steps from object storage, several reads at
+  once, into a queue of made batches; a step begins when every host has a batch, and ends when the slowest
+  worker has computed and the gradients are summed. Gives the mean step.
 - Days. Hosts fail, independently. Rigid: the job waits until the host is replaced, and starts again from the
   last checkpoint. Elastic (torchrun --nnodes MIN:MAX --max-restarts): it starts again at once with the hosts
   that are left, the same global batch over fewer, and once more when the host comes back.

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from .errors import ProcessLost
+from .errors import ProcessLost, on_one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,8 +50,7 @@ def rank() -> int:
 
 
 def local_rank() -> int | None:
-    """Which of the processes on this machine this one is; None if there is one in all, or on another launcher
-    that does not say."""
+    """Which of the processes on this machine this one is; None without a launcher that says it."""
     named = all(name in os.environ for name in (*_NEEDED, "LOCAL_RANK"))
     return int(os.environ["LOCAL_RANK"]) if named else None
 
@@ -216,7 +215,7 @@ def _joined() -> Iterator[None]:
         _form_group()
         yield
     except RuntimeError as error:  # torch's errors of communication are plain ones
-        raise ProcessLost(f"another process of this job has ended ({str(error).splitlines()[0]})") from error
+        raise ProcessLost(f"another process of this job has ended ({on_one_line(error)})") from error
 
 
 @functools.cache
@@ -255,7 +254,7 @@ def _store() -> Store:
         me, end = secrets.token_hex(8), time.monotonic() + _TO_MEET.total_seconds()
         attempt = _name_attempt(store, me, end) if rank() == 0 else _hear_attempt(store, me, end)
     except RuntimeError as error:
-        raise ProcessLost(f"the processes do not find each other ({str(error).splitlines()[0]})") from error
+        raise ProcessLost(f"the processes do not find each other ({on_one_line(error)})") from error
     return PrefixStore(attempt, store)
 
 
