@@ -35,6 +35,7 @@ from ..settings import AUTO
 from .decode import UnreadableImage, center_crop, open_for_view, read_aspect, resize
 from .image_file import HEIF_SUFFIXES, MAX_PIXELS, reads_heif
 from .image_set import ImageSet
+from .stored import ImageFile
 
 _VERSION = 4  # of what is cached: a change of decoding makes older files stale
 
@@ -56,8 +57,8 @@ class Decoder:
     crop: float = 1.0
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        image, extent = open_for_view(path, self.size, self.crop, self.max_pixels)
+    def __call__(self, file: ImageFile) -> tuple[NDArray[np.uint8], float]:
+        image, extent = open_for_view(file, self.size, self.crop, self.max_pixels)
         aspect = extent[0] / extent[1]
         if self.mode == "resize":
             return resize(image, self.size), aspect
@@ -218,7 +219,7 @@ class _CheckedPixels:
                 self._checked[i] = True
             else:
                 self._report(i)
-                found[k] = self._decoder(self._images.full_path(i))[0]
+                found[k] = self._decoder(self._images.file(i))[0]
         return found
 
     def _report(self, i: int) -> None:
@@ -226,7 +227,7 @@ class _CheckedPixels:
         if not self._damaged:
             self._damaged = True
             log.warning(
-                f"cached pixels of {self._images.full_path(i)} have changed on the disk; such images are "
+                f"cached pixels of {self._images.file(i)} have changed on the disk; such images are "
                 "decoded again"
             )
             with contextlib.suppress(OSError):
@@ -330,7 +331,7 @@ def _decoded_into(
 
     def work(i: int) -> tuple[float, int, str | None]:
         try:
-            pixels[i], aspect = decoder(images.full_path(i))
+            pixels[i], aspect = decoder(images.file(i))
         except UnreadableImage as error:
             return 1.0, zlib.crc32(pixels[i]), error.reason
         return aspect, zlib.crc32(pixels[i]), None
@@ -345,7 +346,7 @@ def _decoding_store(
     def header(i: int) -> tuple[float, str | None]:
         on_progress(1)
         try:
-            return read_aspect(images.full_path(i), decoder.max_pixels), None
+            return read_aspect(images.file(i), decoder.max_pixels), None
         except UnreadableImage as error:
             return 1.0, error.reason
 
@@ -356,7 +357,7 @@ def _decoding_store(
 
     def pixels_of(row: int) -> NDArray[np.uint8]:
         try:
-            return decoder(images.full_path(row))[0]
+            return decoder(images.file(row))[0]
         except UnreadableImage as error:
             # Hours into a run, and again after a resume, the same grey image is better than an end. Many of
             # them are a lost disk.
