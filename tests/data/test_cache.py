@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -290,3 +293,52 @@ def test_images_that_change_while_they_are_decoded_are_not_cached(images, tmp_pa
     with pytest.raises(DataError, match="changed while they were read; run the command again"):
         open_small(images, tmp_path / "c", change)
     assert not list((tmp_path / "c").iterdir())
+
+
+def test_processes_decode_as_threads_do(tmp_path, monkeypatch):
+    """Also after one of them has been killed, and for a broken image."""
+    from deitkit.data import decode_ahead
+
+    images = scan(write_images(tmp_path / "images"), tmp_path / "images")
+    decoder = Decoder((8, 8), "resize")
+    images.file(5).write_bytes(b"broken")
+    files = [images.file(i) for i in range(len(images))]
+    threads = decode_ahead.decode_all(decoder, files, 1)
+    assert isinstance(threads[5], str)
+    monkeypatch.setattr(decode_ahead, "_disabled", threading.Event())
+
+    def same(found: list[object]) -> bool:
+        return all(np.array_equal(a, b) for a, b in zip(found, threads, strict=True))
+
+    assert same(decode_ahead.decode_all(decoder, files, 2))
+    if sys.platform == "linux":
+        pool = decode_ahead._started(2, os.getpid())
+        for process in list(pool._processes.values()):
+            process.kill()
+            process.join()
+        assert same(decode_ahead.decode_all(decoder, files, 2)) and not decode_ahead._forks()
+        decode_ahead._started.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_processes_that_decode_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from deitkit.data import decode_ahead; from deitkit.data.cache import Decoder\n"
+        "decode_ahead._LOOK_SECONDS = 0.05\n"
+        "decode_ahead.decode_all(Decoder((8, 8), 'resize'), [Path(sys.argv[1])], 2)\n"
+        "print(*decode_ahead._started(2, os.getpid())._processes, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x"], capture_output=True, text=True)
+    children = [int(pid) for pid in done.stdout.split()]
+    assert len(children) == 2, done.stderr
+    for _ in range(600):
+        if not any(Path(f"/proc/{pid}").exists() and _runs(pid) for pid in children):
+            return
+        time.sleep(0.05)
+    raise AssertionError("they live on")
+
+
+def _runs(pid: int) -> bool:
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

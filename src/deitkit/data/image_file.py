@@ -407,6 +407,19 @@ def _shared_memory() -> int:
 _memory = _Memory(_shared_memory())
 
 
+def share_memory(processes: int) -> None:
+    """In one of several processes that decode at once: leaves the others their share of the memory."""
+    global _memory
+    _memory = _Memory(_shared_memory() // processes)
+
+
+def _after_fork() -> None:
+    """A thread that held these locks is not in the new process."""
+    global _memory
+    _memory = _Memory(_shared_memory())
+    _PillowSettings._lock = threading.Lock()
+
+
 class _PillowSettings:
     """Sets Pillow's limit on pixels and silences its warnings while any thread is inside.
 
@@ -440,3 +453,7 @@ class _PillowSettings:
             if shared._inside == 0:
                 shared._filters.__exit__(None, None, None)
                 Image.MAX_IMAGE_PIXELS = shared._limit
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -180,12 +180,13 @@ def _fetched(file: Path) -> Path:
 
     folder, url = default_cache_dir() / "downloads", shown(file)
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        system, found = fsspec.core.url_to_fs(url)
+        path = str(found)
         version = hashlib.sha256(f"{url}\0{system.ukey(path)}".encode()).hexdigest()[:24]
-        target = folder / f"{version}-{os.path.basename(path)[-100:]}"
+        target = folder / version / path.rpartition("/")[2][-100:]
         if target.exists():
             return target
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(target) as side, system.open(path, "rb") as source, open(side, "wb") as copy:
             while block := source.read(_CHUNK):
                 copy.write(block)

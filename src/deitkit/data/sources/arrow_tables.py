@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
@@ -53,14 +54,13 @@ class ArrowTables(DataSource):
     def recognises(self, data: Path, entries: Collection[str]) -> bool:
         if not data.is_dir():
             return data.name.lower().endswith(SUFFIX)
-        return bool(_saved(data, entries)) or _parquet_folder(data, entries) is not None
+        return _is_saved(entries) or _parquet_folder(data, entries) is not None
 
     def list(self, data: Path, group: str | None) -> Listing:
         if data.is_dir():
             entries = [path.name for path in data.iterdir()]
-            saved = _saved(data, entries)
-            if saved:
-                return list_tables(data, *saved, group=group)
+            if _is_saved(entries):
+                return list_tables(data, *_saved(data, entries), group=group)
         files = local_files((_parquet_folder(data, entries) or data) if data.is_dir() else data, (SUFFIX,))
         return list_tables(data, files, splits_of_names(files), group=group)
 
@@ -75,17 +75,20 @@ def _parquet_folder(data: Path, entries: Collection[str]) -> Path | None:
     return None
 
 
-def _saved(data: Path, entries: Collection[str]) -> tuple[list[Path], list[str] | None] | None:
-    """The Arrow files of a folder by `save_to_disk`, and the split of each; None for another folder."""
-    if "state.json" in entries and "dataset_info.json" in entries:
-        return sorted(data.glob("*.arrow")), None
+def _is_saved(entries: Collection[str]) -> bool:
+    """Whether `datasets` wrote a folder with `save_to_disk`: one split, or several."""
+    return "dataset_dict.json" in entries or {"state.json", "dataset_info.json"} <= set(entries)
+
+
+def _saved(data: Path, entries: Collection[str]) -> tuple[list[Path], list[str] | None]:
+    """The Arrow files of a saved folder, and the split of each."""
     if "dataset_dict.json" not in entries:
-        return None
+        return sorted(data.glob("*.arrow")), None
     files, splits = list[Path](), list[str]()
     for name in sorted(entries):
         found = sorted((data / name).glob("*.arrow")) if (data / name / "state.json").is_file() else []
         files += found
-        splits += [split_of_saved(name, data)] * len(found)
+        splits += [split_of_saved(name, data)] * len(found) if found else []
     return files, splits
 
 
@@ -116,7 +119,7 @@ def list_tables(
                         )
                     return _manifest(file, opened, group)
                 split = splits[len(tables)] if splits is not None else None
-                tables.append(_read_columns(file, opened, split, group))
+                tables.append(_read_columns(file, root, opened, split, group))
             advance(1)
     kept = [table for table in tables if any(table.labels)] or tables
     if len(kept) < len(tables):
@@ -299,6 +302,17 @@ class _Groups:
 _groups = _Groups()
 
 
+def _after_fork() -> None:
+    """A thread that held a lock, of pyarrow too, is not in the new process."""
+    global _groups
+    _groups = _Groups()
+    _opened.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def read_row(path: Path, row: int, size: int) -> bytes:
     """The bytes of an image in a row; of {bytes, path} without bytes, those of the file at that path."""
     try:
@@ -348,7 +362,9 @@ def _image_column(file: Path, schema: Any) -> str | None:
     return str(found[0]) if found else None
 
 
-def _read_columns(file: Path, opened: _Parquet | _Arrow, split: str | None, group: str | None) -> _Rows:
+def _read_columns(
+    file: Path, root: Path, opened: _Parquet | _Arrow, split: str | None, group: str | None
+) -> _Rows:
     names = [name for name in opened.schema.names if name != opened.image]
     if len(set(names)) < len(names):
         raise DataError(f"{file} has two columns of the same name; keep one of them")
@@ -376,7 +392,8 @@ def _read_columns(file: Path, opened: _Parquet | _Arrow, split: str | None, grou
     unsafe = next((p for p in named if p.startswith(("/", "\\")) or ".." in p.split("/")), None)
     if unsafe is not None:
         raise DataError(f"{file} has the path {unsafe[:100]!r}; give relative ones, or bytes alone")
-    stem = file.name.rpartition(".")[0]
+    inside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
+    stem = inside.with_suffix("").as_posix()
     return _Rows(
         file,
         paths=named if all(named) and named else [f"{stem}/{row:08d}" for row in range(opened.rows)],
