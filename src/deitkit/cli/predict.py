@@ -62,7 +62,9 @@ def predict(
         if path == "-":
             images.append(NamedImage("-", sys.stdin.buffer.read()))
         else:  # a file that is removed from now on is reported as unreadable
-            images += [file if is_video(file) else NamedImage(str(file), file) for file in expand([path])]
+            for file in expand([path]):
+                video = isinstance(file, Path) and is_video(file)
+                images.append(cast(Path, file) if video else NamedImage(str(file), file))
     with log.activity("loading the model"):
         folder = model_folder(run, model)
         classifier = load_folder(folder, device or "auto", code=teacher_code)
