@@ -50,8 +50,11 @@ LISTING = (
     "source",
     "samples",
     "first_s",
+    "first_cpu_s",
     "again_s",
+    "again_cpu_s",
     "peak_mb",
+    "import_mb",
     "load",
     "date",
     "versions",
@@ -185,11 +188,12 @@ from deitkit.config import DataConfig
 from deitkit.data.splits import load_splits
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-began = time.perf_counter()
+began, worked = time.perf_counter(), time.process_time()
 splits = load_splits(Path(sys.argv[1]), DataConfig())
-seconds = time.perf_counter() - began
+seconds, cpu = time.perf_counter() - began, time.process_time() - worked
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"s": seconds, "mb": peak / 1024, "n": len(splits.train) + len(splits.val)}))
+count = len(splits.train) + len(splits.val)
+print(json.dumps({"s": seconds, "cpu": cpu, "mb": peak / 1024, "import": before / 1024, "n": count}))
 """
 
 
@@ -278,6 +282,8 @@ def listing(arguments: argparse.Namespace) -> None:
         shutil.rmtree(cache, ignore_errors=True)
         runs = [_listed(data, cache) for _ in range(2)]
         row = {"source": name, "samples": runs[0]["n"], "first_s": f"{runs[0]['s']:.1f}"}
+        row |= {"first_cpu_s": f"{runs[0]['cpu']:.1f}", "again_cpu_s": f"{runs[1]['cpu']:.1f}"}
+        row |= {"import_mb": f"{runs[0]['import']:.0f}"}
         row |= {"again_s": f"{runs[1]['s']:.1f}", "peak_mb": f"{max(run['mb'] for run in runs):.0f}"}
         print(row)
         append_row(arguments.out, LISTING, row | about(arguments))

@@ -76,7 +76,9 @@ def test_a_finished_pack_is_left_alone_and_another_refused(image_folder, tmp_pat
     with pytest.raises(RunFolderError, match="images or classes have changed"):
         pack(image_folder, tmp_path / "out", images_per_shard=5)
     with pytest.raises(RunFolderError, match="is not empty"):
-        pack(image_folder, image_folder)
+        pack(image_folder, tmp_path)
+    with pytest.raises(DataError, match="would be taken for a class"):
+        pack(image_folder, image_folder / "packed")
 
 
 def test_checksums_find_what_has_changed(image_folder, tmp_path, capsys):

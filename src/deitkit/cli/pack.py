@@ -39,7 +39,7 @@ def pack(
     if verify:
         if out is not None:
             raise SettingError("--verify reads the pack in DATA; leave out --out")
-        with log.progress_bar("verifying", job.shards_of(data)) as advance:
+        with log.progress_bar("verifying", job.shards_of(data), "shards") as advance:
             count = job.verify(data, advance)
         print(f"{count} shards are as they were packed")
         return

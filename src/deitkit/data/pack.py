@@ -33,7 +33,7 @@ from .folder import SUFFIXES
 from .image_set import ImageSet
 from .rng import hashed
 from .source import FINISHED, PACK, importing
-from .splits import given_images
+from .splits import given_images, refuse_out_among_classes
 from .stored import ImageFile, read_bytes
 
 _LOCK = "lock"
@@ -113,6 +113,7 @@ def pack(
     if to == "parquet":
         with importing("pyarrow", data):
             import pyarrow.parquet  # noqa: F401
+    refuse_out_among_classes(data, out)
     with log.activity("looking at the images"):
         images, splits, groups = given_images(data, group)
         plan = PackPlan(

@@ -165,7 +165,7 @@ def local_files(data: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _downloaded(files: Sequence[Path]) -> list[Path]:
     found = []
-    with log.progress_bar("downloading", len(files)) as advance:
+    with log.progress_bar("downloading", len(files), "files") as advance:
         for file in files:
             found.append(_fetched(file))
             advance(1)

@@ -108,7 +108,7 @@ def list_tables(
         raise DataError(f"{shown(data)} holds no {SUFFIX} files; give some")
     root = data if data.is_dir() else data.parent
     tables: list[_Rows] = []
-    with importing("pyarrow", data), log.progress_bar("reading tables", len(files)) as advance:
+    with importing("pyarrow", data), log.progress_bar("reading tables", len(files), "files") as advance:
         for file in files:
             with _reading(file):
                 opened = _opened(file, _version(file))

@@ -17,12 +17,13 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ... import log
 from ...errors import DataError
@@ -52,8 +53,9 @@ class WebDatasetShards(DataSource):
 
     def list(self, data: Path, group: str | None) -> Listing:
         files = local_files(data, (SUFFIX,))
-        with log.progress_bar("indexing shards", len(files)) as advance:
-            shards = [_indexed(file, group, advance) for file in files]
+        with log.progress_bar("indexing shards", len(files), "shards") as advance:
+            known: dict[Labels, Labels] = {}
+            shards = [_compact(_indexed(file, group, advance), known) for file in files]
         return _listing(data, files, shards, group)
 
 
@@ -62,13 +64,13 @@ class _Shard:
     """The images of one shard, in its order. ranks: places in the order before packing; -1 if unknown."""
 
     names: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    labels: list[list[str]] = field(default_factory=list)
+    offsets: list[int] | NDArray[np.int64] = field(default_factory=list)
+    sizes: list[int] | NDArray[np.int64] = field(default_factory=list)
+    labels: list[Sequence[str]] = field(default_factory=list)
     several: list[bool] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
+    ranks: list[int] | NDArray[np.int64] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)  # of the JSON's column that was asked for
     others: dict[str, int] = field(default_factory=dict)  # members that are not read, by suffix
 
@@ -92,7 +94,7 @@ def _listing(data: Path, files: list[Path], shards: list[_Shard], group: str | N
             for file, shard in zip(files, shards, strict=True)
             for path, name in zip(shard.paths, shard.names, strict=True)
         ]
-    labels = _as_tuples(gathered("labels"))
+    labels = gathered("labels")
     several = any(shard_several for shard in shards for shard_several in shard.several)
     splits: list[str] | None = gathered("splits")
     assert splits is not None
@@ -111,7 +113,7 @@ def _listing(data: Path, files: list[Path], shards: list[_Shard], group: str | N
             raise DataError(
                 f"{shown(data)} has no {group!r} in the JSON of its samples; give one that it has"
             )
-    ranks = np.array(gathered("ranks"), np.int64)
+    ranks = np.concatenate([shard.ranks for shard in shards])
     order = np.argsort(ranks, kind="stable") if (ranks >= 0).all() else np.arange(total)
 
     def line(i: int) -> str:
@@ -124,8 +126,8 @@ def _listing(data: Path, files: list[Path], shards: list[_Shard], group: str | N
     stored = StoredImages(
         tuple(Container(file, read_member) for file in files),
         of,
-        np.array(gathered("offsets"), np.int64),
-        np.array(gathered("sizes"), np.int64),
+        np.concatenate([shard.offsets for shard in shards]),
+        np.concatenate([shard.sizes for shard in shards]),
     )
     return Listing(
         where=shown(data),
@@ -141,9 +143,11 @@ def _listing(data: Path, files: list[Path], shards: list[_Shard], group: str | N
     )
 
 
-def _as_tuples(labels: list[list[str]]) -> list[Labels]:
-    known: dict[Labels, Labels] = {}  # one tuple for all images of a class
-    return [known.setdefault(found, found) for found in map(tuple, labels)]
+def _compact(shard: _Shard, known: dict[Labels, Labels]) -> _Shard:
+    """The shard in less memory. known: the labels of all shards, one tuple for all images that have them."""
+    offsets, sizes, ranks = (np.array(v, np.int64) for v in (shard.offsets, shard.sizes, shard.ranks))
+    labels: list[Sequence[str]] = [known.setdefault(found, found) for found in map(tuple, shard.labels)]
+    return replace(shard, offsets=offsets, sizes=sizes, ranks=ranks, labels=labels)
 
 
 def _report_others(data: Path, shards: list[_Shard]) -> None:
@@ -336,6 +340,11 @@ class _Sample:
             raise DataError(f"{where} has the path {str(path)[:100]!r}; give a relative one")
         rank = self.json.get("index")
         shard.names.append(self.key + self.suffix)
+        assert (
+            isinstance(shard.offsets, list)
+            and isinstance(shard.sizes, list)
+            and isinstance(shard.ranks, list)
+        )
         shard.offsets.append(self.image.offset_data)
         shard.sizes.append(self.image.size)
         shard.labels.append(labels)
