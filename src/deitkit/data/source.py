@@ -61,7 +61,7 @@ def find_source(data: Path) -> DataSource | None:
     from .sources import SOURCES as sources
 
     entries: list[str] = []
-    if data.is_dir():
+    if os.path.isdir(data):
         try:
             entries = [name for name in os.listdir(data) if not name.startswith(".")]
         except OSError:  # whoever reads the folder says what is wrong with it
@@ -84,7 +84,7 @@ def importing(package: str, data: Path) -> Iterator[None]:
 def url_of(data: Path) -> str | None:
     """`data` as a URL, if it is one. A `Path` keeps one of the two slashes, so that it can be told."""
     found = _SCHEME.fullmatch(data.as_posix())
-    if found is None or data.exists():
+    if found is None or os.path.exists(data):
         return None
     scheme = found[1].lower()
     return f"file:///{found[2]}" if scheme == "file" else f"{scheme}://{found[2]}"
@@ -107,7 +107,7 @@ def location(data: Path) -> str:
 
 def is_here(data: Path) -> bool:
     """Whether `data` is on this machine, as far as its name and the file system tell."""
-    return not is_remote(data) and all(path.exists() for path in expand_pattern(data)[:1])
+    return not is_remote(data) and all(os.path.exists(path) for path in expand_pattern(data)[:1])
 
 
 def expand_pattern(data: Path) -> list[Path]:
@@ -147,8 +147,8 @@ def local_files(data: Path, suffixes: tuple[str, ...]) -> list[Path]:
     Files of a URL are downloaded into the cache first, whole: only then can an image be read by its index.
     Raises DataError for one that is missing.
     """
-    if data.is_dir():
-        if (data / FINISHED).exists():
+    if os.path.isdir(data):
+        if os.path.exists(data / FINISHED):
             raise DataError(f"the pack in {data} is not finished; run its deitkit pack again")
         return sorted(
             path for path in data.iterdir() if path.name.lower().endswith(suffixes) and path.is_file()

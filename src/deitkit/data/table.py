@@ -62,7 +62,7 @@ def find_table(data: Path) -> Path | None:
     """
     if _is_table_file(data):
         return data
-    if not data.is_dir():
+    if not os.path.isdir(data):
         return data if find_source(data) is not None else None
     if os.path.lexists(data / NAME):
         return data / NAME
@@ -77,7 +77,7 @@ def find_table(data: Path) -> Path | None:
 
 
 def _is_table_file(data: Path) -> bool:
-    return data.suffix.lower() in SUFFIXES and not data.is_dir()
+    return data.suffix.lower() in SUFFIXES and not os.path.isdir(data)
 
 
 def is_table(data: Path) -> bool:
@@ -92,7 +92,7 @@ def is_source(data: Path) -> bool:
 
 def image_root(data: Path) -> Path:
     """The folder that image paths are relative to: `data`, or the folder of a table that is a file."""
-    is_file = data.suffix and not data.is_dir() and find_table(data) is not None
+    is_file = data.suffix and not os.path.isdir(data) and find_table(data) is not None
     return data.parent if is_file else data
 
 

@@ -52,22 +52,24 @@ class ArrowTables(DataSource):
     name = "arrow"
 
     def recognises(self, data: Path, entries: Collection[str]) -> bool:
-        if not data.is_dir():
+        if not os.path.isdir(data):
             return data.name.lower().endswith(SUFFIX)
         return _is_saved(entries) or _parquet_folder(data, entries) is not None
 
     def list(self, data: Path, group: str | None) -> Listing:
-        if data.is_dir():
+        if os.path.isdir(data):
             entries = [path.name for path in data.iterdir()]
             if _is_saved(entries):
                 return list_tables(data, *_saved(data, entries), group=group)
-        files = local_files((_parquet_folder(data, entries) or data) if data.is_dir() else data, (SUFFIX,))
+        files = local_files(
+            (_parquet_folder(data, entries) or data) if os.path.isdir(data) else data, (SUFFIX,)
+        )
         return list_tables(data, files, splits_of_names(files), group=group)
 
 
 def _parquet_folder(data: Path, entries: Collection[str]) -> Path | None:
     """The folder with the Parquet files of `data`: itself, or `data/` in it, as on the Hugging Face Hub."""
-    folders = [name for name in entries if (data / name).is_dir() and not name.startswith(".")]
+    folders = [name for name in entries if os.path.isdir(data / name) and not name.startswith(".")]
     if not folders and any(name.lower().endswith(SUFFIX) for name in entries):
         return data
     if folders == ["data"] and any(p.name.lower().endswith(SUFFIX) for p in (data / "data").iterdir()):
@@ -106,7 +108,7 @@ def list_tables(
     """The images of Arrow or Parquet files, all with the same columns. splits: of each file."""
     if not files:
         raise DataError(f"{shown(data)} holds no {SUFFIX} files; give some")
-    root = data if data.is_dir() else data.parent
+    root = data if os.path.isdir(data) else data.parent
     tables: list[_Rows] = []
     with importing("pyarrow", data), log.progress_bar("reading tables", len(files), "files") as advance:
         for file in files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ class ExcelWorkbook(DataSource):
     name = "excel"
 
     def recognises(self, data: Path, entries: Collection[str]) -> bool:
-        return data.name.lower().endswith(SUFFIX) and not data.is_dir()
+        return data.name.lower().endswith(SUFFIX) and not os.path.isdir(data)
 
     def list(self, data: Path, group: str | None) -> Listing:
         with importing("openpyxl", data):

@@ -46,10 +46,10 @@ class WebDatasetShards(DataSource):
     name = "webdataset"
 
     def recognises(self, data: Path, entries: Collection[str]) -> bool:
-        if data.name.lower().endswith(SUFFIX) and not data.is_dir():
+        if data.name.lower().endswith(SUFFIX) and not os.path.isdir(data):
             return True
         tars = [name for name in entries if name.lower().endswith(SUFFIX)]
-        return bool(tars) and not any((data / name).is_dir() for name in entries)
+        return bool(tars) and not any(os.path.isdir(data / name) for name in entries)
 
     def list(self, data: Path, group: str | None) -> Listing:
         files = local_files(data, (SUFFIX,))
@@ -76,7 +76,7 @@ class _Shard:
 
 
 def _listing(data: Path, files: list[Path], shards: list[_Shard], group: str | None) -> Listing:
-    root = data if data.is_dir() else data.parent
+    root = data if os.path.isdir(data) else data.parent
     starts = np.cumsum([0, *(len(shard.names) for shard in shards)])
     total = int(starts[-1])
     if total == 0:
