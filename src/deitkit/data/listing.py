@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -150,24 +151,31 @@ def list_rows(
     rows: line in the file and cells of each. group: a column. Raises DataError for rows that cannot be used.
     """
     columns, files = Columns.of(header, file, group), Files(file.parent)
-    lines: list[int] = []
-    found: list[tuple[str, str, str | None, str]] = []
+    lines = array("q")
+    paths: list[str] = []
+    labels: list[Labels] = []
+    splits: list[str] = []
+    groups: list[str] = []
+    known: dict[str, Labels] = {}  # one tuple for all images of a class
     for line, cells in rows:
+        path, cell, split, group_cell = columns.row(cells, f"line {line} of {file}", files)
         lines.append(line)
-        found.append(columns.row(cells, f"line {line} of {file}", files))
-    if not found:
+        paths.append(path)
+        labels.append(known[cell] if cell in known else known.setdefault(cell, split_labels(cell)))
+        if split is not None:
+            splits.append(split)
+        if group is not None:
+            groups.append(group_cell)
+    if not paths:
         raise DataError(f"{file} has no rows; give one for each image")
-    paths, cells_of, splits, groups = zip(*found, strict=True)
-    distinct = {cell: split_labels(cell) for cell in set(cells_of)}
     listing = Listing(
         where=str(file),
         root=file.parent,
         paths=paths,
-        labels=[distinct[cell] for cell in cells_of],
-        several=columns.label_name == "labels"
-        and any(not cell or re.search("[;|]", cell) for cell in distinct),
+        labels=labels,
+        several=columns.label_name == "labels" and any(not cell or re.search("[;|]", cell) for cell in known),
         label_name=columns.label_name,
-        splits=None if columns.split is None else splits,
+        splits=splits if columns.split is not None else None,
         groups=groups if group is not None else None,
         line=lambda i: f"line {lines[i]} of {file}",
     )

@@ -425,8 +425,12 @@ def _texts(file: Path, name: str, column: Any) -> list[str]:
     kind = column.type.value_type if types.is_dictionary(column.type) else column.type
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)):
         raise DataError(f"{file} has a column {name!r} of {kind}; give text")
-    distinct: dict[Any, str] = {}  # one text for all rows that have it
-    return [distinct.setdefault(v, "" if v is None else str(v)) for v in column.to_pylist()]
+    encoded = column if types.is_dictionary(column.type) else column.dictionary_encode()
+    found: list[str] = []
+    for chunk in encoded.chunks:  # one text for all rows that have it
+        texts = ["" if value is None else str(value) for value in chunk.dictionary.to_pylist()]
+        found += ["" if code is None else texts[code] for code in chunk.indices.to_pylist()]
+    return found
 
 
 def _labels(file: Path, column: Any, names: list[str] | None) -> tuple[list[Labels], bool]:
