@@ -469,7 +469,7 @@ def split(options: argparse.Namespace) -> dict[str, Any]:
     found = find_splits(options.data, recipes.get("small-data").override(changes).data)
     for name, images in (("train", found.train), ("val", found.val)):
         for i, label in enumerate(images.labels):
-            source = images.full_path(i).resolve()
+            source = images.file(i).resolve()
             link = options.folder / name / images.classes[label] / source.name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(source)

@@ -85,7 +85,7 @@ def near_duplicates(images: ImageSet, thumbnails: np.ndarray, seed: int) -> list
         made = []
         for k, (i, kind) in enumerate(zip(chosen, kinds, strict=True)):
             file = Path(folder) / f"{k}.png"  # the JPEG's pixels, whatever they are read with
-            again(images.full_path(i), kind, rng).convert("RGB").save(file)
+            again(images.file(i), kind, rng).convert("RGB").save(file)
             made.append(THUMBNAIL(file)[0])
     pairs = near_pairs(np.concatenate([thumbnails, np.stack(made)]))
     n = len(images)

@@ -203,6 +203,64 @@ def _read_table(folder: Path) -> None:
     read_table(folder)
 
 
+def _shards(folder: Path) -> list[Path]:
+    from tests.conftest import write_images
+
+    from deitkit.data.pack import pack
+
+    images = write_images(folder.with_name("packed-images"), count=4)
+    pack(images, folder, images_per_shard=5)
+    return sorted(folder.glob("*.tar"))
+
+
+def _parquet(folder: Path) -> list[Path]:
+    from tests.conftest import write_images
+
+    from deitkit.data.pack import pack
+
+    images = write_images(folder.with_name("packed-images"), count=4)
+    pack(images, folder, to="parquet", images_per_shard=5)
+    return sorted(folder.glob("*.parquet"))
+
+
+def _arrow(folder: Path) -> list[Path]:
+    """A data set as `datasets` saves it, of one file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    made = folder.with_name("as-parquet")
+    _parquet(made)
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted(made.glob("*.parquet")))
+    folder.mkdir()
+    for name in ("state.json", "dataset_info.json"):
+        (folder / name).write_text("{}")
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows)
+    return [folder / "data.arrow"]
+
+
+def _workbook(folder: Path) -> list[Path]:
+    import openpyxl
+    from tests.conftest import write_images
+
+    book, images = openpyxl.Workbook(), write_images(folder, count=4)
+    book.active.append(["path", "label", "split"])
+    for k, path in enumerate(sorted(images.rglob("*.png"))):
+        book.active.append([path.relative_to(images).as_posix(), path.parent.name, ("train", "val")[k % 2]])
+    book.save(folder / "list.xlsx")
+    return [folder / "list.xlsx"]
+
+
+def _read_source(data: Path) -> None:
+    """Lists the images, and decodes each or learns why it cannot be."""
+    from deitkit.data.decode import open_rgb
+    from deitkit.data.table import read_table
+
+    images = read_table(data).images
+    for i in range(len(images)):
+        refused(lambda i=i: open_rgb(images.file(i)))
+
+
 def _weights(folder: Path) -> list[Path]:
     from deitkit.io import write_json, write_tensors
     from deitkit.models.deit import DeiT
@@ -237,6 +295,10 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(_checkpoints, _read_checkpoint),
     "cache": Target(_cache, _read_cache),
     "labels.csv": Target(_table, _read_table),
+    "shards": Target(_shards, _read_source),
+    "parquet": Target(_parquet, _read_source),
+    "arrow": Target(_arrow, _read_source),
+    "workbook": Target(_workbook, lambda folder: _read_source(folder / "list.xlsx")),
     "weights": Target(_weights, _read_weights),
     "onnx": Target(_onnx, lambda folder: _open_teacher(f"onnx:{folder / 'a.onnx'}")),
 }

@@ -120,7 +120,7 @@ def validation_files(run: Path, model: str) -> list[bytes]:
     folder = model_folder(run, model)
     classifier = load_folder(folder, device="cpu", backend="pytorch")
     images = run_splits(folder, classifier, None).val
-    return [images.full_path(i).read_bytes() for i in range(min(MOST_IMAGES, len(images)))]
+    return [images.file(i).read_bytes() for i in range(min(MOST_IMAGES, len(images)))]
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def training_part(data: Path, split: str, folder: Path) -> Path:
     config = recipes.get("small-data").override({"data.split": split, "data.split_seed": 0})
     images = find_splits(data, config.data).train
     for i, label in enumerate(images.labels):
-        source = images.full_path(i).resolve()
+        source = images.file(i).resolve()
         link = folder / images.classes[label] / source.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(source)

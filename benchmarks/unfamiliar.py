@@ -268,7 +268,7 @@ def measure_student(options, about) -> None:  # type: ignore[no-untyped-def]
     classifier = load_student(options.student, "cpu", "pytorch")
     own = run_splits(options.student, classifier, None).val
     output, labels = (
-        outputs_of(classifier, [own.full_path(i) for i in range(len(own))]),
+        outputs_of(classifier, [own.file(i) for i in range(len(own))]),
         torch.from_numpy(own.labels),
     )
     half = torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).chunk(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,8 +14,11 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
 # Images have a test of their own (tests/data/test_hostile.py).
 TARGETS = [
     "run folder", "run as a teacher", "teacher folder", "soft labels", "checkpoint", "cache", "labels.csv",
-    "weights", "onnx", "invented documents",
+    "weights", "onnx", "invented documents", "shards",
 ]  # fmt: skip
+for _package, _targets in (("pyarrow", ["parquet", "arrow"]), ("openpyxl", ["workbook"])):
+    if importlib.util.find_spec(_package) is not None:
+        TARGETS += _targets
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures processes as on Linux")

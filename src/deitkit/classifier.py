@@ -25,6 +25,7 @@ from . import log
 from .config import BackendName, Config
 from .data.decode import UnreadableImage, center_crop
 from .data.image_inputs import ImageInput, NamedImage, named_images
+from .data.stored import ImageFile
 from .decision import UNKNOWN, Decision, decide
 from .errors import RunFolderError, SettingError
 from .inference.backends import CONVERTED, Backend
@@ -173,7 +174,7 @@ class Classifier:
         rule = decide(known, self.task, threshold=threshold, reject=reject, coverage=coverage)
         return replace(self, decision=rule)
 
-    def pixels(self, image: Path | bytes) -> NDArray[np.uint8]:
+    def pixels(self, image: ImageFile | bytes) -> NDArray[np.uint8]:
         """An image file, or its bytes, as a view (3, H, W) uint8, as in the run's validation.
 
         Raises UnreadableImage.

@@ -62,14 +62,16 @@ def show_progress(shown: bool = True) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    title: str, total: int | None, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
     """A progress bar over `total` items, None if that is not known. Call the yielded function with the number
     of items just done."""
     with _row(title, total) as (progress, task):
 
         def advance(n: int) -> None:
             speed = progress.tasks[progress.task_ids.index(task)].speed
-            progress.update(task, advance=n, rate=f"{speed:.0f} images/s" if speed else "")
+            progress.update(task, advance=n, rate=f"{speed:.0f} {unit}/s" if speed else "")
 
         yield advance
 

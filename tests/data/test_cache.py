@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +104,7 @@ def test_a_damaged_note_is_made_again(images, tmp_path, note):
 
 
 def test_heic_files_are_tried_again_once_they_can_be_read(images, tmp_path, monkeypatch):
-    images.full_path(0).rename(images.root / "cat" / "a.heic")
+    images.file(0).rename(images.root / "cat" / "a.heic")
     images = scan(images.root, images.root)
     for installed in (False, True, True):
         monkeypatch.setattr(cache, "reads_heif", lambda installed=installed: installed)
@@ -111,7 +114,7 @@ def test_heic_files_are_tried_again_once_they_can_be_read(images, tmp_path, monk
 
 def test_changed_images_are_decoded_again(images, tmp_path):
     before = opened(images, tmp_path / "c").fetch([0])
-    two_halves().save(images.full_path(0))
+    two_halves().save(images.file(0))
     assert not opened(images, tmp_path / "c").fetch([0]).equal(before)
 
 
@@ -147,7 +150,7 @@ def test_pixels_that_went_missing_are_made_again(images, tmp_path, what):
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_unreadable_images_are_reported_with_their_index(images, tmp_path, limit):
-    images.full_path(3).write_bytes(b"")
+    images.file(3).write_bytes(b"")
     decoder = Decoder((18, 22), "resize")
     _, unreadable = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=limit, workers=1)
     assert [i for i, _ in unreadable] == [3]
@@ -184,14 +187,14 @@ def test_pixels_broken_behind_an_intact_header_are_grey_and_logged_once(tmp_path
     images = scan(data, data)
     store = opened(images, tmp_path / "c", limit=0)
     whole = store.fetch(range(120))
-    cut = images.full_path(7).read_bytes()
-    images.full_path(7).write_bytes(cut[: len(cut) // 2])
+    cut = images.file(7).read_bytes()
+    images.file(7).write_bytes(cut[: len(cut) // 2])
     for _ in range(2):
         pixels = store.fetch([6, 7, 8])
         assert pixels[[0, 2]].equal(whole[[6, 8]]) and (pixels[1] == 128).all()
     assert capsys.readouterr().err.count("a grey image replaces it") == 1
     for i in range(9, 15):  # seven of 120 are more than 5 %
-        images.full_path(i).write_bytes(b"")
+        images.file(i).write_bytes(b"")
     store.fetch([9, 10, 11, 12, 13])
     with pytest.raises(DataError, match="7 of 120 images cannot be read"):
         store.fetch([14])
@@ -199,18 +202,18 @@ def test_pixels_broken_behind_an_intact_header_are_grey_and_logged_once(tmp_path
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_aspects_are_those_of_the_file_not_of_a_reduced_scale(images, tmp_path, limit):
-    two_halves(1003, 667).save(images.full_path(0), "JPEG")
+    two_halves(1003, 667).save(images.file(0), "JPEG")
     exif = Image.Exif()
     exif[0x0112] = 8
-    two_halves(1003, 667).save(images.full_path(1), "JPEG", exif=exif)
+    two_halves(1003, 667).save(images.file(1), "JPEG", exif=exif)
     aspects = opened(images, tmp_path / "c", limit=limit).aspects
     assert aspects[:2] == pytest.approx([1003 / 667, 667 / 1003], rel=1e-6)
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_a_link_to_nowhere_is_reported(images, tmp_path, limit):
-    images.full_path(2).unlink()
-    images.full_path(2).symlink_to(tmp_path / "nowhere.png")
+    images.file(2).unlink()
+    images.file(2).symlink_to(tmp_path / "nowhere.png")
     decoder = Decoder((8, 8), "resize")
     _, unreadable = open_store(images, decoder, cache_dir=tmp_path / "c", limit_bytes=limit, workers=1)
     assert unreadable == [(2, "the file is not there")]
@@ -284,9 +287,58 @@ def test_a_changed_note_is_not_believed(images, tmp_path):
 
 def test_images_that_change_while_they_are_decoded_are_not_cached(images, tmp_path):
     def change(n):
-        with open(images.full_path(0), "ab") as file:
+        with open(images.file(0), "ab") as file:
             file.write(b"more")
 
     with pytest.raises(DataError, match="changed while they were read; run the command again"):
         open_small(images, tmp_path / "c", change)
     assert not list((tmp_path / "c").iterdir())
+
+
+def test_processes_decode_as_threads_do(tmp_path, monkeypatch):
+    """Also after one of them has been killed, and for a broken image."""
+    from deitkit.data import decode_ahead
+
+    images = scan(write_images(tmp_path / "images"), tmp_path / "images")
+    decoder = Decoder((8, 8), "resize")
+    images.file(5).write_bytes(b"broken")
+    files = [images.file(i) for i in range(len(images))]
+    threads = decode_ahead.decode_all(decoder, files, 1)
+    assert isinstance(threads[5], str)
+    monkeypatch.setattr(decode_ahead, "_disabled", threading.Event())
+
+    def same(found: list[object]) -> bool:
+        return all(np.array_equal(a, b) for a, b in zip(found, threads, strict=True))
+
+    assert same(decode_ahead.decode_all(decoder, files, 2))
+    if sys.platform == "linux":
+        pool = decode_ahead._started(2, os.getpid())
+        for process in list(pool._processes.values()):
+            process.kill()
+            process.join()
+        assert same(decode_ahead.decode_all(decoder, files, 2)) and not decode_ahead._forks()
+        decode_ahead._started.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_processes_that_decode_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from deitkit.data import decode_ahead; from deitkit.data.cache import Decoder\n"
+        "decode_ahead._LOOK_SECONDS = 0.05\n"
+        "decode_ahead.decode_all(Decoder((8, 8), 'resize'), [Path(sys.argv[1])], 2)\n"
+        "print(*decode_ahead._started(2, os.getpid())._processes, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x"], capture_output=True, text=True)
+    children = [int(pid) for pid in done.stdout.split()]
+    assert len(children) == 2, done.stderr
+    for _ in range(600):
+        if not any(Path(f"/proc/{pid}").exists() and _runs(pid) for pid in children):
+            return
+        time.sleep(0.05)
+    raise AssertionError("they live on")
+
+
+def _runs(pid: int) -> bool:
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

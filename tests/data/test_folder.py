@@ -56,7 +56,7 @@ def test_images_are_found_at_any_depth_and_nothing_else(tmp_path):
     )
     assert images.labels.tolist() == [0, 0, 0, 0, 1, 1] and images.labels.dtype == np.int64
     assert images.counts().tolist() == [4, 2]
-    assert all(images.full_path(i).exists() for i in range(len(images)))
+    assert all(images.file(i).exists() for i in range(len(images)))
 
 
 def test_the_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
@@ -243,9 +243,9 @@ def test_fingerprint_tells_every_change(tmp_path):
     seen.add(ImageSet(tmp_path, images.paths, 1 - images.labels, images.classes).fingerprint())
     seen.add(ImageSet(tmp_path, images.paths, images.labels, ("a", "c")).fingerprint())
     seen.add(images.subset(np.arange(5)).fingerprint())
-    images.full_path(0).write_text("x")
+    images.file(0).write_text("x")
     seen.add(images.fingerprint())
-    os.utime(images.full_path(0), ns=(1, 1))
+    os.utime(images.file(0), ns=(1, 1))
     seen.add(images.fingerprint())
     assert len(seen) == 6
 

@@ -275,7 +275,7 @@ def test_paths_are_relative_to_the_table_that_is_given(tmp_path, monkeypatch):
     for data in (tmp_path / "d" / "some.csv", Path("d/some.csv")):
         images = read_table(data).images
         assert image_root(data) == images.root == data.parent
-        assert all(images.full_path(i).is_file() for i in range(3))
+        assert all(images.file(i).is_file() for i in range(3))
     assert image_root(tmp_path / "d") == tmp_path / "d"
     with pytest.raises(DataError, match=r"nothing\.csv cannot be read"):
         read_table(tmp_path / "nothing.csv")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from deitkit.config import DataConfig
-from deitkit.data.folder import find_unlabeled
 from deitkit.data.image_set import NO_LABEL
 from deitkit.data.rng import view_keys
 from deitkit.data.sampler import plan_epoch
 from deitkit.data.splits import load_splits
+from deitkit.data.unlabeled import find_unlabeled
 from deitkit.errors import DeitkitError
 
 from ..conftest import write_images
@@ -25,7 +25,7 @@ def splits_of(folder):
 def test_finds_images_at_any_depth_and_no_held_out_one(tmp_path):
     splits = splits_of(write_images(tmp_path / "labelled", ("cat", "dog"), count=8))
     extra = write_images(tmp_path / "extra", ("x", "y/z"), count=3, side=30)
-    held = splits.val.full_path(0)
+    held = splits.val.file(0)
     shutil.copy(held, extra / "renamed.png")
     found, copies = find_unlabeled(extra, [splits.val])
     assert len(found) == 6 and set(found.labels) == {NO_LABEL}
@@ -35,7 +35,7 @@ def test_finds_images_at_any_depth_and_no_held_out_one(tmp_path):
 def test_only_held_out_images_are_refused(tmp_path):
     splits = splits_of(write_images(tmp_path / "labelled", ("cat", "dog"), count=8))
     (tmp_path / "extra").mkdir()
-    shutil.copy(splits.val.full_path(1), tmp_path / "extra")
+    shutil.copy(splits.val.file(1), tmp_path / "extra")
     with pytest.raises(DeitkitError, match="not held out already"):
         find_unlabeled(tmp_path / "extra", [splits.val])
 
@@ -45,7 +45,7 @@ def test_joined_sets_keep_their_files(tmp_path):
     found, _ = find_unlabeled(write_images(tmp_path / "extra", ("x",), count=3, side=30), [])
     joined = splits.train.joined(found)
     assert len(joined) == len(splits.train) + 3 and joined.classes == ("cat", "dog")
-    assert all(joined.full_path(i).is_file() for i in range(len(joined)))
+    assert all(joined.file(i).is_file() for i in range(len(joined)))
     assert (joined.labels[-3:] == NO_LABEL).all()
 
 

@@ -23,6 +23,7 @@ from .export import export
 from .interrupts import remember
 from .label import label
 from .listing import list_models, list_recipes, list_settings
+from .pack import pack
 from .predict import predict
 from .pretrain import pretrain
 from .serve import serve
@@ -79,6 +80,7 @@ for _verb, _function, _panel, _example in (
     ("analyze", analyze, _IMPROVE, "deitkit analyze runs/photos test-photos/"),
     ("label", label, _IMPROVE, "deitkit label photos/ --epochs 60 --out soft-labels"),
     ("pretrain", pretrain, _IMPROVE, "deitkit pretrain more-photos/ --out runs/start"),
+    ("pack", pack, _IMPROVE, "deitkit pack photos/ --to webdataset --out photos-shards"),
     ("convert", convert, _IMPROVE, "deitkit convert runs/photos out --to timm"),
     ("study", study, _RESEARCH, "deitkit study distillation photos/ --out studies/distillation"),
     ("recipes", list_recipes, _RESEARCH, "deitkit recipes small-data deit-distilled"),

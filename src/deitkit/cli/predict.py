@@ -66,8 +66,9 @@ def predict(
             if path == "-":
                 images.append(NamedImage("-", sys.stdin.buffer.read()))
             else:  # a file that is removed from now on is reported as unreadable
-                files = expand([path])
-                images += [file if is_video(file) else NamedImage(str(file), file) for file in files]
+                for file in expand([path]):
+                    video = isinstance(file, Path) and is_video(file)
+                    images.append(cast(Path, file) if video else NamedImage(str(file), file))
         return images
 
     images = named() if camera is not None else distributed.from_main(named)

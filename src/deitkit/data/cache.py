@@ -33,8 +33,10 @@ from ..errors import DataError
 from ..io import read_json, write_json, written_aside
 from ..settings import AUTO
 from .decode import UnreadableImage, center_crop, open_for_view, read_aspect, resize
+from .decode_ahead import Decoded, decode_all
 from .image_file import HEIF_SUFFIXES, MAX_PIXELS, reads_heif
 from .image_set import ImageSet
+from .stored import ImageFile
 
 _VERSION = 4  # of what is cached: a change of decoding makes older files stale
 
@@ -56,8 +58,8 @@ class Decoder:
     crop: float = 1.0
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, path: Path) -> tuple[NDArray[np.uint8], float]:
-        image, extent = open_for_view(path, self.size, self.crop, self.max_pixels)
+    def __call__(self, file: ImageFile) -> tuple[NDArray[np.uint8], float]:
+        image, extent = open_for_view(file, self.size, self.crop, self.max_pixels)
         aspect = extent[0] / extent[1]
         if self.mode == "resize":
             return resize(image, self.size), aspect
@@ -154,8 +156,9 @@ def open_store(
     """Decodes images. Returns their pixels, and the unreadable ones as (index, reason).
 
     Up to `limit_bytes` of pixels are decoded at once, by `workers` threads, and cached in `cache_dir` for
-    later calls. Larger sets are decoded at each `fetch`: an image that turns out to be broken behind an
-    intact header is grey then, and a share of more than `max_broken` of these raises DataError.
+    later calls. Larger sets are decoded at each `fetch`, in as many processes: an image that turns out to be
+    broken behind an intact header is grey then, and a share of more than `max_broken` of these raises
+    DataError.
     """
     if len(images) * 3 * decoder.size[0] * decoder.size[1] > limit_bytes:
         return _decoding_store(images, decoder, workers, max_broken, on_progress)
@@ -218,7 +221,7 @@ class _CheckedPixels:
                 self._checked[i] = True
             else:
                 self._report(i)
-                found[k] = self._decoder(self._images.full_path(i))[0]
+                found[k] = self._decoder(self._images.file(i))[0]
         return found
 
     def _report(self, i: int) -> None:
@@ -226,7 +229,7 @@ class _CheckedPixels:
         if not self._damaged:
             self._damaged = True
             log.warning(
-                f"cached pixels of {self._images.full_path(i)} have changed on the disk; such images are "
+                f"cached pixels of {self._images.file(i)} have changed on the disk; such images are "
                 "decoded again"
             )
             with contextlib.suppress(OSError):
@@ -330,7 +333,7 @@ def _decoded_into(
 
     def work(i: int) -> tuple[float, int, str | None]:
         try:
-            pixels[i], aspect = decoder(images.full_path(i))
+            pixels[i], aspect = decoder(images.file(i))
         except UnreadableImage as error:
             return 1.0, zlib.crc32(pixels[i]), error.reason
         return aspect, zlib.crc32(pixels[i]), None
@@ -345,29 +348,30 @@ def _decoding_store(
     def header(i: int) -> tuple[float, str | None]:
         on_progress(1)
         try:
-            return read_aspect(images.full_path(i), decoder.max_pixels), None
+            return read_aspect(images.file(i), decoder.max_pixels), None
         except UnreadableImage as error:
             return 1.0, error.reason
 
-    pool = ThreadPoolExecutor(max(1, workers))
-    checked = list(pool.map(header, range(len(images))))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        checked = list(pool.map(header, range(len(images))))
 
     broken: dict[str, str] = {}
 
-    def pixels_of(row: int) -> NDArray[np.uint8]:
-        try:
-            return decoder(images.full_path(row))[0]
-        except UnreadableImage as error:
-            # Hours into a run, and again after a resume, the same grey image is better than an end. Many of
-            # them are a lost disk.
-            if str(error.path) not in broken:
-                broken[str(error.path)] = error.reason
-                _refuse_many(list(broken.items()), len(images), max_broken)
-                log.warning(f"{error.path} cannot be read ({error.reason}); a grey image replaces it")
-            return np.full((3, *decoder.size), 128, np.uint8)
+    def pixels_of(file: ImageFile, decoded: Decoded) -> NDArray[np.uint8]:
+        if not isinstance(decoded, str):
+            return decoded
+        # Hours into a run, and again after a resume, the same grey image is better than an end. Many of them
+        # are a lost disk.
+        if str(file) not in broken:
+            broken[str(file)] = decoded
+            _refuse_many(list(broken.items()), len(images), max_broken)
+            log.warning(f"{file} cannot be read ({decoded}); a grey image replaces it")
+        return np.full((3, *decoder.size), 128, np.uint8)
 
     def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return np.stack(list(pool.map(pixels_of, rows)))
+        files = [images.file(int(row)) for row in rows]
+        decoded = decode_all(decoder, files, workers)
+        return np.stack([pixels_of(file, found) for file, found in zip(files, decoded, strict=True)])
 
     aspects = np.array([aspect for aspect, _ in checked], np.float32)
     bad = [(i, reason) for i, (_, reason) in enumerate(checked) if reason is not None]

@@ -7,14 +7,15 @@ labels has a column `label` as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError, did_you_mean
 from .image_set import ImageSet
-from .table import image_root, read_columns, split_labels
+from .listing import split_labels
+from .table import image_root, is_source, read_columns
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Corrections:
             if path in self.labels:
                 labels[i] = self._label(images, *self.labels[path])
         kept = np.array([i for i, path in enumerate(images.paths) if path not in self.excluded], np.int64)
-        found = ImageSet(images.root, images.paths, labels, images.classes).subset(kept)
+        found = replace(images, labels=labels).subset(kept)
         gone = np.flatnonzero((images.counts() > 0) & (found.counts() == 0))
         if len(gone):
             raise DataError(
@@ -76,7 +77,7 @@ def read_corrections(data: Path, relabel: str | None, exclude: str | None) -> Co
 
     Raises DataError for a file that cannot be used, and for a path that is not there.
     """
-    root = image_root(data)
+    root = None if is_source(data) else image_root(data)
     labels = {
         path: (split_labels(label), line) for line, path, label in _rows(relabel, root, ("path", "label"))
     }
@@ -87,8 +88,8 @@ def read_corrections(data: Path, relabel: str | None, exclude: str | None) -> Co
     return Corrections(labels, excluded)
 
 
-def _rows(file: str | None, root: Path, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """(where, *cells) of each row; `where` names line and file in messages."""
+def _rows(file: str | None, root: Path | None, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """(where, *cells) of each row; `where` names line and file in messages. root: of paths that are files."""
     if file is None:
         return []
     rows: list[tuple[str, ...]] = []
@@ -96,10 +97,9 @@ def _rows(file: str | None, root: Path, columns: tuple[str, ...]) -> list[tuple[
     for number, (path, *cells) in read_columns(Path(file), columns):
         where = f"line {number} of {file}"
         path = path.replace("\\", "/").removeprefix("./")
-        if not path or not (root / path).is_file():
-            raise DataError(
-                f"{where} names {path or 'no image'}, and {root} holds no such file; paths are relative to it"
-            )
+        if not path or (root is not None and not (root / path).is_file()):
+            holds = f", and {root} holds no such file; paths are relative to it" if root is not None else ""
+            raise DataError(f"{where} names {path or 'no image'}{holds}")
         if lines.setdefault(path, number) != number:
             raise DataError(f"{path} is in lines {lines[path]} and {number} of {file}; keep one of them")
         rows.append((where, path, *cells))

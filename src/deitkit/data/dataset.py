@@ -18,11 +18,11 @@ from ..errors import DataError
 from ..io import write_json
 from ..tasks import Task
 from .cache import Decoder, DevicePixels, PixelStore, on_device, open_pixels, refuse_many_unreadable
-from .folder import find_unlabeled
 from .image_set import ImageSet, has_label
 from .loader import TrainingViews
 from .sampler import Sampler
 from .splits import Splits, load_splits
+from .unlabeled import find_unlabeled
 
 _CACHE_SCALE = 1.15  # stored side over the view's: a crop is then rarely enlarged by much
 
@@ -150,7 +150,7 @@ def open_dataset(splits: Splits, image_size: tuple[int, int], config: DataConfig
         def part(images: ImageSet, decoder: Decoder) -> Split:
             store, unreadable = open_pixels(images, decoder, config, advance)
             kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
-            skipped.extend((str(images.full_path(i)), reason) for i, reason in unreadable)
+            skipped.extend((str(images.file(i)), reason) for i, reason in unreadable)
             return Split(images, store).subset(kept)
 
         pool = part(everything, Decoder(stored, "resize", max_pixels=config.max_pixels))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import BinaryIO
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ..config import resized_side
-from .image_file import MAX_PIXELS, decoding, opened
+from .image_file import MAX_PIXELS, ImageSource, decoding, opened
 from .image_file import UnreadableImage as UnreadableImage
 
 # Views are cropped from whole resized images of up to this many times their area, as other projects do it.
@@ -31,7 +28,7 @@ _TO_UPRIGHT = {  # by EXIF's orientation
 
 
 def open_rgb(
-    source: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Decodes an image file to upright 8-bit RGB, transparency over white; of an animation the first frame.
 
@@ -45,7 +42,7 @@ def open_rgb(
 
 
 def open_with_extent(
-    source: Path | BinaryIO, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, Extent]:
     """As `open_rgb`, and how much of the decoded image the file's image covers.
 
@@ -62,7 +59,7 @@ def open_with_extent(
 
 
 def open_for_view(
-    source: Path | BinaryIO, size: tuple[int, int], crop: float, max_pixels: int = MAX_PIXELS
+    source: ImageSource, size: tuple[int, int], crop: float, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, Extent]:
     """As `open_with_extent`, large enough for views of `size` (height, width) that show the share `crop`.
 
@@ -71,14 +68,14 @@ def open_for_view(
     return open_with_extent(source, at_least=round(2 * max(size) / crop), max_pixels=max_pixels)
 
 
-def read_aspect(source: Path, max_pixels: int = MAX_PIXELS) -> float:
+def read_aspect(source: ImageSource, max_pixels: int = MAX_PIXELS) -> float:
     """The upright image's width over height, from the file's header. Raises UnreadableImage."""
     with opened(source, max_pixels) as image:
         aspect = image.width / image.height
         return 1 / aspect if _lies_on_its_side(image) else aspect
 
 
-def max_pixel_value(source: Path, max_pixels: int = MAX_PIXELS) -> int | None:
+def max_pixel_value(source: ImageSource, max_pixels: int = MAX_PIXELS) -> int | None:
     """The largest value of an image of more than 8 bits, of which 65535 becomes white; None for others."""
     with opened(source, max_pixels) as image:
         if not image.mode.startswith("I"):

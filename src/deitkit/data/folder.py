@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from .. import log
 from ..errors import DataError
 from .image_file import HEIF_SUFFIXES, system_devices
-from .image_set import NO_LABEL, ImageSet
+from .image_set import ImageSet
 
 _JPEG, _PNM = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), (".pbm", ".pgm", ".ppm", ".pnm")
 SUFFIXES = frozenset(
@@ -139,7 +138,7 @@ def scan_as(folder: Path, classes: tuple[str, ...]) -> ImageSet:
             f"it knows {', '.join(classes[:8])}"
         )
     places = np.array([classes.index(name) for name in images.classes])
-    return ImageSet(folder, images.paths, places[images.labels], classes)
+    return replace(images, labels=places[images.labels], classes=classes)
 
 
 def sub_folders(folder: Path) -> dict[str, Path]:
@@ -153,26 +152,6 @@ def images_under(folder: str) -> list[str]:
     found, others = search(folder)
     others.report(folder)
     return found
-
-
-def find_unlabeled(folder: Path, held_out: Iterable[ImageSet]) -> tuple[ImageSet, list[str]]:
-    """All images at any depth of `folder`, labelled NO_LABEL, and the copies of held-out images among them.
-
-    Copies have the same bytes and are left out: training on them would teach what is measured. Raises
-    DataError if no image is left.
-    """
-    found = [Path(path) for path in sorted(images_under(str(folder)))]
-    held = [path for images in held_out for path in _files(images)]
-    sizes = {path.stat().st_size for path in held}
-    contents = {_content(path) for path in held}
-    copies = {p for p in found if p.is_file() and p.stat().st_size in sizes and _content(p) in contents}
-    kept = [str(path.resolve()) for path in found if path not in copies]
-    if not kept:
-        raise DataError(
-            f"{folder} holds no images that are not held out already; give a folder with other images"
-        )
-    labels = np.full(len(kept), NO_LABEL, np.int64)
-    return ImageSet(folder, tuple(kept), labels, ()), sorted(map(str, copies))
 
 
 def search(
@@ -284,11 +263,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a folder that cannot be entered
         return False
-
-
-def _files(images: ImageSet) -> Iterator[Path]:
-    return (path for path in map(images.full_path, range(len(images))) if path.is_file())
-
-
-def _content(path: Path) -> bytes:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()

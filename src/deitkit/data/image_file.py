@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import DataError
+from .stored import UNKNOWN_SIZE, StoredImage
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -63,6 +64,9 @@ _MAX_TIFF_ENTRIES = 4096  # tags of a directory
 _MAX_TIFF_STRIPS = 1_000_000
 
 
+ImageSource = Path | StoredImage | BinaryIO  # what an image is read from
+
+
 class UnreadableImage(DataError):
     """A file that cannot be read as an image. `path` is the file, `reason` a short phrase."""
 
@@ -76,7 +80,7 @@ class UnreadableImage(DataError):
 
 
 @contextlib.contextmanager
-def opened(source: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+def opened(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
     """The image file with its header parsed and checked, not yet decoded.
 
     Raises UnreadableImage if the file cannot be read as an image, whether that shows here or in the caller's
@@ -219,12 +223,32 @@ class _MeteredStream(io.RawIOBase):
         return len(data)
 
 
-def _open(source: Path | BinaryIO, meter: _Meter) -> io.BufferedReader[io.RawIOBase]:
+def _open(source: ImageSource, meter: _Meter) -> io.BufferedReader[io.RawIOBase]:
     """Opens `source` for reading. A stream is read from its start, and closing the result leaves it open."""
+    if isinstance(source, StoredImage):
+        return io.BufferedReader(_MeteredStream(io.BytesIO(_stored_bytes(source)), meter))
     if isinstance(source, Path | str):
         return io.BufferedReader(_MeteredFile(_open_regular(source), meter))
     source.seek(0)
     return io.BufferedReader(_MeteredStream(source, meter))
+
+
+def _stored_bytes(source: StoredImage) -> bytes:
+    """The bytes of an image in a container, with the limits of a file."""
+    _check_size(0 if source.size == UNKNOWN_SIZE else source.size)
+    try:
+        found = source.read()
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+    if not found:
+        raise _Refused("not an image: it is empty")
+    _check_size(len(found))
+    return found
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise _Refused(f"too large: {size:,} bytes, of at most {MAX_FILE_BYTES:,}")
 
 
 _OPEN_FLAGS = sum(getattr(os, f"O_{name}", 0) for name in ("NONBLOCK", "BINARY", "CLOEXEC", "NOINHERIT"))
@@ -238,8 +262,7 @@ def _open_regular(path: Path | str) -> int:
         raise _Refused("not a regular file")
     if found.st_size == 0:
         raise _Refused("not an image: the file is empty")
-    if found.st_size > MAX_FILE_BYTES:
-        raise _Refused(f"too large: {found.st_size:,} bytes, of at most {MAX_FILE_BYTES:,}")
+    _check_size(found.st_size)
     return os.open(path, _OPEN_FLAGS)
 
 
@@ -388,6 +411,19 @@ def _shared_memory() -> int:
 _memory = _Memory(_shared_memory())
 
 
+def share_memory(processes: int) -> None:
+    """In one of several processes that decode at once: leaves the others their share of the memory."""
+    global _memory
+    _memory = _Memory(_shared_memory() // processes)
+
+
+def _after_fork() -> None:
+    """A thread that held these locks is not in the new process."""
+    global _memory
+    _memory = _Memory(_shared_memory())
+    _PillowSettings._lock = threading.Lock()
+
+
 class _PillowSettings:
     """Sets Pillow's limit on pixels and silences its warnings while any thread is inside.
 
@@ -421,3 +457,7 @@ class _PillowSettings:
             if shared._inside == 0:
                 shared._filters.__exit__(None, None, None)
                 Image.MAX_IMAGE_PIXELS = shared._limit
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

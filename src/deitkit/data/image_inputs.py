@@ -20,6 +20,8 @@ from ..errors import DataError
 from .decode import Extent, UnreadableImage, open_for_view, to_rgb
 from .folder import images_under
 from .image_file import MAX_PIXELS
+from .stored import ImageFile
+from .table import is_source, read_unlabeled
 from .video import is_video, video_frames
 
 _ACCEPTED = (
@@ -33,7 +35,7 @@ class NamedImage:
     """One image and the name that its prediction carries: the path, or "image" for what has none."""
 
     name: str
-    content: Path | bytes | Image.Image
+    content: ImageFile | bytes | Image.Image
 
     def open(
         self, size: tuple[int, int], crop: float, max_pixels: int = MAX_PIXELS
@@ -63,12 +65,12 @@ def named_images(images: ImageInput) -> Iterator[NamedImage]:
     else, and for a path that does not exist.
     """
     if isinstance(images, (str, Path)):
-        for path in expand([str(images)]):
-            if is_video(path):
-                for frame in video_frames(path):
-                    yield NamedImage(f"{path} at {frame.seconds:.1f} s", frame.image)
+        for file in expand([str(images)]):
+            if isinstance(file, Path) and is_video(file):
+                for frame in video_frames(file):
+                    yield NamedImage(f"{file} at {frame.seconds:.1f} s", frame.image)
             else:
-                yield NamedImage(str(path), path)
+                yield NamedImage(str(file), file)
     elif isinstance(images, NamedImage):
         yield images
     elif isinstance(images, (bytes, bytearray, memoryview)):
@@ -86,15 +88,20 @@ def named_images(images: ImageInput) -> Iterator[NamedImage]:
         raise DataError(f"cannot classify a {type(images).__name__}; give {_ACCEPTED}")
 
 
-def expand(paths: Iterable[str]) -> list[Path]:
+def expand(paths: Iterable[str]) -> list[ImageFile]:
     """Files unchanged, folders as all images below them except hidden ones, patterns as what they match.
+
+    Of shards and of tables with images in them, all of their images.
 
     Raises DataError if nothing is found.
     """
-    found: list[Path] = []
+    found: list[ImageFile] = []
     for text in paths:
         path = Path(text)
-        if path.is_dir():
+        if is_source(path):
+            listed = read_unlabeled(path)
+            found += [listed.file(i) for i in range(len(listed))]
+        elif path.is_dir():
             found += map(Path, sorted(images_under(str(path))))
         elif os.path.lexists(path):  # a link to nowhere is reported as unreadable
             found.append(path)

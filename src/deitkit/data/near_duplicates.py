@@ -26,6 +26,7 @@ from .. import log
 from ..config import DataConfig
 from .cache import Decoder, open_pixels
 from .image_set import ImageSet
+from .stored import read_bytes, size_of
 
 MOST_IMAGES = 20_000  # with more, comparing each with each takes a minute, and only exact copies are found
 
@@ -141,14 +142,14 @@ def _copies(images: ImageSet) -> tuple[tuple[int, ...], ...]:
     """Groups of files with the same bytes. Files of different sizes are not read."""
     by_size: dict[int, list[int]] = {}
     for i in range(len(images)):
-        path = images.full_path(i)
-        if path.is_file():
-            by_size.setdefault(path.stat().st_size, []).append(i)
+        size = size_of(images.file(i))
+        if size is not None:
+            by_size.setdefault(size, []).append(i)
     by_content: dict[bytes, list[int]] = {}
     for size, members in by_size.items():
         if size > 0 and len(members) > 1:
             for i in members:
-                content = hashlib.blake2b(images.full_path(i).read_bytes(), digest_size=16).digest()
+                content = hashlib.blake2b(read_bytes(images.file(i)), digest_size=16).digest()
                 by_content.setdefault(content, []).append(i)
     return _ordered(by_content.values())
 

@@ -20,9 +20,10 @@ from ..tasks import Task
 from .corrections import Corrections, read_corrections
 from .folder import OtherFiles, scan, scan_quietly, search, sub_folders
 from .groups import NONE, hold_out_groups, is_column, keep_on_one_side, known_groups
-from .image_set import ImageSet
+from .image_set import ImageSet, concatenated
 from .near_duplicates import duplicates_of
-from .table import find_table, is_table, read_table
+from .source import shown
+from .table import find_table, is_source, is_table, read_table
 
 _FOLDER_NAMES = {
     "train": ("train", "training"),
@@ -50,9 +51,7 @@ class Splits:
     def everything(self) -> ImageSet:
         """All labelled images: of training, then of validation, then of testing."""
         parts = [images for images in (self.train, self.val, self.test) if images is not None]
-        paths = tuple(path for images in parts for path in images.paths)
-        labels = np.concatenate([images.labels for images in parts])
-        return ImageSet(self.train.root, paths, labels, self.train.classes)
+        return concatenated(parts)
 
     def write(self, path: Path) -> None:
         """Lists the files of every split as JSON."""
@@ -95,13 +94,22 @@ def _load_table(
 ) -> Splits:
     column = config.group if is_column(config.group) else None
     table = read_table(data, task=task, group=column)
-    if data.is_dir():
+    if data.is_dir() and not is_source(data):
         _unlisted(data, table_file, table.images).report(data)
     cells = dict(zip(table.images.paths, table.groups or (), strict=False))
     if table.splits is not None:
         split = {name: table.split(name) for name in ("train", "val", "test")}
         given = {name: images and corrections.apply(images) for name, images in split.items()}
-        splits = _given(given, f"the column 'split' of {table_file}", config, cells)
+        where = (
+            f"the split of {shown(table_file)}" if is_source(data) else f"the column 'split' of {table_file}"
+        )
+        train, val, test = given["train"], given["val"], given["test"]
+        if train is not None and val is None and test is not None:
+            _refuse_other_classes(train, test, where)
+            splits = _held_out(train, table_file, config, cells)
+            splits = replace(splits, test=test, how=f"training {splits.how}; testing as given")
+        else:
+            splits = _given(given, where, config, cells)
     else:
         splits = _held_out(corrections.apply(table.images), table_file, config, cells)
     if splits.train.task == "multiclass" and len(splits.train.classes) < 2:
@@ -145,11 +153,38 @@ def _load_split_folders(
 def _unlisted(folder: Path, table_file: Path, images: ImageSet) -> OtherFiles:
     """What `folder` holds beside a table and the images in it."""
     found, others = search(str(folder), ignored=table_file.name)
-    listed = {os.path.normpath(images.full_path(i)) for i in range(len(images))}
+    listed = {os.path.normpath(str(images.file(i))) for i in range(len(images))}
     for path in found:
         if os.path.normpath(path) not in listed:
             others.add(path, f"images not in {table_file.name}")
     return others
+
+
+def given_images(
+    data: Path, group: str | None = None
+) -> tuple[ImageSet, Sequence[str] | None, Sequence[str] | None]:
+    """All labelled images of `data`, the split of each if the data says it, and the cells of a column.
+
+    group: the column. Raises DataError.
+    """
+    if is_table(data):
+        table = read_table(data, group=group)
+        return table.images, table.splits, table.groups
+    if group is not None:
+        raise DataError(f"{data} has no table with a column {group!r}; leave the column out")
+    folders = _split_folders(data)
+    if not _has_splits(data, folders):
+        return scan(data, data), None, None
+    parts = {
+        name: scan(folders[name], data) for name in ("train", "val", "test") if _is_full(folders.get(name))
+    }
+    for images in parts.values():
+        _refuse_other_classes(parts["train"], images, f"the folders of {data}")
+    return concatenated(list(parts.values())), [n for n, images in parts.items() for _ in images.paths], None
+
+
+def _is_full(folder: Path | None) -> bool:
+    return folder is not None and bool(sub_folders(folder))
 
 
 def eval_folder(data: Path) -> Path:

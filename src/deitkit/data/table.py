@@ -1,4 +1,4 @@
-"""Reads labels from a table: a CSV file with one row per image.
+"""Reads labels from a table: a CSV file with one row per image, or another source of `sources/`.
 
 The first line names the columns, in any order and case:
 
@@ -16,7 +16,6 @@ import contextlib
 import csv
 import itertools
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,19 +25,15 @@ from typing import TextIO
 import numpy as np
 
 from .. import log
-from ..errors import DataError, did_you_mean
-from ..tasks import Task
+from ..errors import DataError
+from ..tasks import SEPARATOR, Task
 from .image_file import system_devices
-from .image_set import ImageSet
+from .image_set import NO_LABEL, ImageSet
+from .listing import LABEL_COLUMNS, PATH_COLUMNS, Columns, Files, Listing, list_rows, one_of, refuse_repeated
+from .source import find_source
 
 NAME = "labels.csv"  # preferred over other tables in a folder
 SUFFIXES = (".csv", ".tsv")
-_PATH_COLUMNS = ("path", "file", "filename", "image")
-_LABEL_COLUMNS = ("label", "class", "category", "labels")
-_SPLITS = {
-    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
-    **{"dev": "val", "test": "test", "testing": "test"},
-}
 
 _MAX_BYTES = 1 * 2**30
 _MAX_LINE = 2**20  # characters
@@ -59,23 +54,16 @@ class Table:
         return self.images.subset(chosen) if len(chosen) else None
 
 
-@dataclass(frozen=True)
-class _Row:
-    line: int  # in the file, from 1
-    path: str
-    label: str
-    split: str | None
-    group: str = ""
-
-
 def find_table(data: Path) -> Path | None:
-    """The table that labels the images of `data`, or None.
+    """The table that labels the images of `data`, or None; `data` itself if that is another source.
 
     `data` may be the table itself. In a folder it is `labels.csv`, or else the only CSV file, if that has the
     columns of a table.
     """
     if _is_table_file(data):
         return data
+    if not os.path.isdir(data):
+        return data if find_source(data) is not None else None
     if os.path.lexists(data / NAME):
         return data / NAME
     try:
@@ -83,13 +71,13 @@ def find_table(data: Path) -> Path | None:
     except OSError:  # whoever reads the folder says what is wrong with it
         return None
     tables = [Path(e.path) for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file()]
-    if len(tables) != 1:
-        return None
-    return tables[0] if _labels_images(tables[0], any(e.is_dir() for e in entries)) else None
+    if len(tables) == 1 and _labels_images(tables[0], any(e.is_dir() for e in entries)):
+        return tables[0]
+    return data if find_source(data) is not None else None
 
 
 def _is_table_file(data: Path) -> bool:
-    return data.suffix.lower() in SUFFIXES and not data.is_dir()
+    return data.suffix.lower() in SUFFIXES and not os.path.isdir(data)
 
 
 def is_table(data: Path) -> bool:
@@ -97,9 +85,15 @@ def is_table(data: Path) -> bool:
     return find_table(data) is not None
 
 
+def is_source(data: Path) -> bool:
+    """Whether a source of `sources/` reads `data`, rather than a folder or a CSV file."""
+    return find_table(data) == data and not _is_table_file(data)
+
+
 def image_root(data: Path) -> Path:
-    """The folder that image paths are relative to: `data`, or the folder of a table."""
-    return data.parent if _is_table_file(data) else data
+    """The folder that image paths are relative to: `data`, or the folder of a table that is a file."""
+    is_file = data.suffix and not os.path.isdir(data) and find_table(data) is not None
+    return data.parent if is_file else data
 
 
 def read_table(
@@ -118,16 +112,33 @@ def read_table(
     file = find_table(data)
     if file is None:
         raise DataError(f"{data} has no {NAME}; add one")
-    if file != data and file.name != NAME:
+    if file not in (data, data / NAME):
         log.info(f"labels are read from {file}")
-    label_column, rows = _read_rows(file, group)
-    found = [split_labels(row.label) for row in rows]
-    task = task or _task_of(label_column, rows)
+    source = None if _is_table_file(file) else find_source(data)
+    listing = source.list(data, group) if source is not None else _read_csv(file, group)
+    refuse_repeated(listing)
+    return _as_table(listing, classes, task)
+
+
+def read_unlabeled(data: Path) -> ImageSet:
+    """All images of a source of `sources/`, whatever their labels, as NO_LABEL. Raises DataError."""
+    source = find_source(data)
+    if source is None:
+        raise DataError(f"{data} is no source of images; give a folder, shards or a table")
+    listing = source.list(data, None)
+    refuse_repeated(listing)
+    labels = np.full(len(listing.paths), NO_LABEL, np.int64)
+    return ImageSet(listing.root, tuple(listing.paths), labels, (), listing.stored)
+
+
+def _as_table(listing: Listing, classes: tuple[str, ...] | None, task: Task | None) -> Table:
+    file, found = listing.where, listing.labels
+    task = task or ("multilabel" if listing.several else "multiclass")
     if task == "multiclass":
-        _refuse_several(file, label_column, rows, found)
-    names = sorted(set().union(*found))
+        _refuse_several(listing)
+    names = sorted(set(itertools.chain.from_iterable(set(found))))
     if not names:
-        raise DataError(f"no image in {file} has a label; fill in the column {label_column!r}")
+        raise DataError(f"no image in {file} has a label; fill in the column {listing.label_name!r}")
     _refuse_alike(names, file)
     if classes is not None:
         unknown = [name for name in names if name not in classes]
@@ -141,42 +152,31 @@ def read_table(
     if task == "multiclass":
         labels = np.array([place[label] for [label] in found], np.int64)
     else:
-        if len(rows) * len(known) > _MAX_CELLS:
-            raise DataError(f"{file} has {len(known)} labels for {len(rows)} images; check its columns")
-        labels = np.zeros((len(rows), len(known)), bool)
+        if len(found) * len(known) > _MAX_CELLS:
+            raise DataError(f"{file} has {len(known)} labels for {len(found)} images; check its columns")
+        labels = np.zeros((len(found), len(known)), bool)
         for i, row_labels in enumerate(found):
             labels[i, [place[name] for name in row_labels]] = True
-    images = ImageSet(file.parent, tuple(row.path for row in rows), labels, known)
-    splits = [row.split for row in rows if row.split is not None]
-    groups = tuple(row.group for row in rows) if group is not None else None
-    return Table(images, tuple(splits) if splits else None, groups)
+    images = ImageSet(listing.root, tuple(listing.paths), labels, known, listing.stored)
+    splits, groups = listing.splits, listing.groups
+    return Table(images, None if splits is None else tuple(splits), None if groups is None else tuple(groups))
 
 
-def _task_of(label_column: str, rows: list[_Row]) -> Task:
-    several = label_column == "labels" and any(not row.label or re.search("[;|]", row.label) for row in rows)
-    return "multilabel" if several else "multiclass"
-
-
-def split_labels(cell: str) -> tuple[str, ...]:
-    """The labels in a cell, each once."""
-    return tuple(dict.fromkeys(filter(None, map(str.strip, re.split("[;|]", cell)))))
-
-
-def _refuse_several(file: Path, label_column: str, rows: list[_Row], found: list[tuple[str, ...]]) -> None:
+def _refuse_several(listing: Listing) -> None:
     """Raises DataError for an image without exactly one label."""
-    for row, labels in zip(rows, found, strict=True):
+    for i, labels in enumerate(listing.labels):
         if len(labels) > 1:
             remedy = "name the column 'labels' if images may have several"
-            if label_column == "labels":  # of a run that knows one class per image
+            if listing.label_name == "labels":  # of a run that knows one class per image
                 remedy = "give each image one"
-            raise DataError(f"line {row.line} of {file} has several labels, {row.label!r}; {remedy}")
+            raise DataError(f"{listing.line(i)} has several labels, {SEPARATOR.join(labels)!r}; {remedy}")
         if not labels:
             raise DataError(
-                f"line {row.line} of {file} has no label in {label_column!r}; fill it in or remove the line"
+                f"{listing.line(i)} has no label in {listing.label_name!r}; fill it in or remove the line"
             )
 
 
-def _refuse_alike(names: list[str], file: Path) -> None:
+def _refuse_alike(names: Sequence[str], file: str) -> None:
     by_case: dict[str, str] = {}
     for name in names:
         other = by_case.setdefault(name.casefold(), name)
@@ -191,12 +191,12 @@ def read_columns(file: Path, wanted: Sequence[str]) -> list[tuple[int, list[str]
 
     Raises DataError if the file cannot be read or lacks a column.
     """
-    names = {"path": _PATH_COLUMNS, "label": _LABEL_COLUMNS}
+    names = {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}
     try:
         with _opened(file) as (delimiter, lines):
             reader = csv.reader(lines, delimiter=delimiter)
             header = [name.strip().casefold() for name in next(reader, [])]
-            places = [place for name in wanted if (place := _one_of(names[name], header, file)) is not None]
+            places = [place for name in wanted if (place := one_of(names[name], header, file)) is not None]
             rows = [(reader.line_num, cells + [""] * len(header)) for cells in reader if any(cells)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error) from None
@@ -207,101 +207,19 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8")
 
 
-def _read_rows(file: Path, group: str | None) -> tuple[str, list[_Row]]:
-    """The name of the label column, and the rows; each names another file, which is there."""
+def _read_csv(file: Path, group: str | None) -> Listing:
+    """The listing of a CSV file; each row names another file, which is there."""
     try:
         with _opened(file) as (delimiter, lines):
             reader = csv.reader(lines, delimiter=delimiter)
-            columns = _Columns.of(next(reader, []), file, group)
-            rows = [columns.row(cells, reader.line_num, file) for cells in reader if any(cells)]
+            header = next(reader, [])
+            rows = ((reader.line_num, cells) for cells in reader if any(cells))
+            listing, ignored = list_rows(file, header, rows, group)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error) from None
-    if not rows:
-        raise DataError(f"{file} has no rows; give one for each image")
-    if columns.ignored:
-        log.info(f"{file}: columns that are not read: {', '.join(columns.ignored)}")
-    first: dict[str, int] = {}
-    for row in rows:
-        if first.setdefault(row.path, row.line) != row.line:
-            raise DataError(
-                f"{row.path} is in lines {first[row.path]} and {row.line} of {file}; give each image one line"
-            )
-    return columns.label_name, rows
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Where the columns of a table are."""
-
-    path: int
-    label: int
-    split: int | None
-    count: int
-    label_name: str
-    ignored: tuple[str, ...]
-    group: int | None = None
-
-    @staticmethod
-    def of(header: list[str], file: Path, group: str | None = None) -> _Columns:
-        """Finds the columns, `group` too. Raises DataError if one is missing or could be either of two."""
-        names = [name.strip().casefold() for name in header]
-        path = _one_of(_PATH_COLUMNS, names, file)
-        label = _one_of(_LABEL_COLUMNS, names, file)
-        split = _one_of(("split",), names, file, optional=True)
-        grouped = (group.casefold(),) if group is not None else ()
-        groups = _one_of(grouped, names, file) if grouped else None
-        known = (*_PATH_COLUMNS, *_LABEL_COLUMNS, "split", *grouped)
-        ignored = tuple(name for name in names if name and name not in known)
-        for name in ignored:
-            meant = did_you_mean(name, known)
-            if meant:  # ignoring it would lose labels or a split
-                raise DataError(f"{file} has the column {name!r}{meant}")
-        assert path is not None and label is not None
-        return _Columns(path, label, split, len(names), names[label], ignored, groups)
-
-    def row(self, cells: list[str], line: int, file: Path) -> _Row:
-        """The row of these cells. Raises DataError if it cannot be used."""
-        if len(cells) > self.count:
-            raise DataError(
-                f"line {line} of {file} has more cells than the header; separate labels by ; "
-                "or put the cell in quotes"
-            )
-        cells = [cell.strip() for cell in cells] + [""] * (self.count - len(cells))
-        path = cells[self.path].replace("\\", "/").removeprefix("./")
-        if not path:
-            raise DataError(f"line {line} of {file} names no image; fill in its path or remove the line")
-        if not (file.parent / path).is_file():
-            shown = path if path.isprintable() else repr(path)  # a quoted cell may hold line breaks
-            raise DataError(
-                f"line {line} of {file} names {shown}, and {file.parent} holds no such file; "
-                "correct the path or remove the line"
-            )
-        split = None
-        if self.split is not None:
-            split = _SPLITS.get(cells[self.split].lower())
-            if split is None:
-                raise DataError(
-                    f"line {line} of {file} has the split {cells[self.split]!r}; give train, val or test in "
-                    "every line, or take the column out"
-                )
-        group = "" if self.group is None else cells[self.group]
-        return _Row(line, path, cells[self.label], split, group)
-
-
-def _one_of(wanted: tuple[str, ...], names: list[str], file: Path, optional: bool = False) -> int | None:
-    """The index of the only column that has one of the `wanted` names."""
-    found = [i for i, name in enumerate(names) if name in wanted]
-    if len(found) > 1:
-        raise DataError(
-            f"{file} has the columns {' and '.join(repr(names[i]) for i in found)}; keep one of them"
-        )
-    if not found and not optional:
-        meant = next(filter(None, (did_you_mean(name, wanted) for name in names if name)), "")
-        raise DataError(
-            f"{file} has no column {wanted[0]!r}{meant}; its first line must name columns, such as "
-            f"path,label, and has {', '.join(map(repr, names))}"
-        )
-    return found[0] if found else None
+    if ignored:
+        log.info(f"{file}: columns that are not read: {', '.join(ignored)}")
+    return listing
 
 
 @contextlib.contextmanager
@@ -340,9 +258,9 @@ def _labels_images(file: Path, has_folders: bool) -> bool:
     try:
         with _opened(file) as (delimiter, lines):
             reader = csv.reader(lines, delimiter=delimiter)
-            columns = _Columns.of(next(reader, []), file)
+            columns = Columns.of(next(reader, []), file)
             if has_folders:
-                columns.row(next(reader, []), 2, file)
+                columns.row(next(reader, []), f"line 2 of {file}", Files(file.parent))
     except (DataError, OSError, UnicodeDecodeError, csv.Error):
         return False
     return True

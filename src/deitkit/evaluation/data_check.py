@@ -222,7 +222,7 @@ def _headers(images: ImageSet, config: DataConfig) -> tuple[tuple[tuple[int, int
 
     def header(i: int) -> tuple[tuple[int, int], str] | None:
         try:
-            with opened(images.full_path(i), config.max_pixels) as image:
+            with opened(images.file(i), config.max_pixels) as image:
                 return image.size, image.mode
         except UnreadableImage:
             return None

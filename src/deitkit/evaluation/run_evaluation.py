@@ -16,6 +16,7 @@ from .. import distributed, log
 from ..classifier import ModelChoice, load_folder, model_folder
 from ..config import BackendName
 from ..data.image_set import ImageSet
+from ..data.stored import ImageFile
 from ..errors import SettingError
 from ..models import DeiTOutput, joint_probabilities, probabilities_of, tempered
 from ..run_folder import holds_teacher
@@ -52,7 +53,7 @@ class WrongPrediction:
     """An image that is classified wrong. path: as in the data. file: where it is."""
 
     path: str
-    file: str
+    file: ImageFile
     label: str
     prediction: str
     probability: float
@@ -102,7 +103,7 @@ class Evaluation:
             "learned": self.learned,
             "per_class": rows,
             "confusion": self.confusion,
-            "mistakes": [dataclasses.asdict(mistake) for mistake in self.mistakes],
+            "mistakes": [vars(mistake) | {"file": str(mistake.file)} for mistake in self.mistakes],
             "skipped": list(self.skipped),
             "notes": list(self.notes),
             "calibration": self.reliability and _reliability_to_dict(self.reliability),
@@ -253,7 +254,7 @@ def _mistakes(joint: Tensor, images: ImageSet) -> tuple[WrongPrediction, ...]:
     return tuple(
         WrongPrediction(
             path=images.paths[i],
-            file=str(images.full_path(i)),
+            file=images.file(i),
             label=images.label_text(i),
             prediction=images.classes[predicted[i]],
             probability=confidence[i],

@@ -18,11 +18,13 @@ from ..config import DataConfig
 from ..data.cache import refuse_many_unreadable
 from ..data.decode import UnreadableImage
 from ..data.folder import scan_as
-from ..data.image_set import ImageSet, evenly_spread
+from ..data.image_set import ImageSet, concatenated, evenly_spread
+from ..data.source import is_here, is_remote, shown
 from ..data.splits import Splits, eval_folder, load_splits
+from ..data.stored import ImageFile
 from ..data.table import NAME as TABLE
-from ..data.table import find_table, image_root, is_table, read_table
-from ..errors import DataError
+from ..data.table import find_table, image_root, is_source, is_table, read_table
+from ..errors import DataError, DeitkitError
 from ..run_folder import holds_teacher, read_info, read_split, refuse_untrained, run_of_teacher
 
 CALIBRATION_IMAGES = 128
@@ -50,8 +52,13 @@ def run_splits(folder: Path, classifier: Classifier, data: Path | None) -> Split
     refuse_untrained(run, info)
     assert info.data is not None
     root = data or Path(info.data.root or "")
-    if data is None and not root.exists():
-        raise DataError(f"the images of {run} are no longer in {root}; give --data with the folder of some")
+    if data is None and not is_here(root):
+        where = (
+            f"in {shown(root)}, which is read only if you name it"
+            if is_remote(root)
+            else f"no longer in {root}"
+        )
+        raise DataError(f"the images of {run} are {where}; give --data with the folder of some")
     config = info.config.data if info.config is not None else DataConfig()
     relabel = config.relabel if data is None and Path(config.relabel or "").is_file() else None
     # The list of the run's own images says what was left out, and on which side each was.
@@ -81,9 +88,7 @@ def _with_classes_of(classifier: Classifier, splits: Splits, folder: Path, root:
 
 def _listed(splits: Splits, paths: Sequence[str]) -> ImageSet:
     """The images of `paths`, in whichever split they are now; those that are gone are left out."""
-    train, val = splits.train, splits.val
-    labels = np.concatenate([train.labels, val.labels])
-    images = ImageSet(train.root, train.paths + val.paths, labels, train.classes)
+    images = concatenated([splits.train, splits.val])
     place = {path: i for i, path in enumerate(images.paths)}
     return images.subset(np.array([place[path] for path in paths if path in place], np.int64))
 
@@ -123,7 +128,7 @@ def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, l
     if info.data is None or split is None:
         return images, [_UNKNOWN]
     paths = (*split.train, *split.unlabeled)
-    here = Path(info.data.root or "").exists()
+    here = is_here(Path(info.data.root or ""))
     trained_on = _copied(images, paths, info.data.fingerprint)
     if not trained_on and not here:
         return images, [_UNKNOWN]
@@ -141,8 +146,14 @@ def without_training_images(folder: Path, images: ImageSet) -> tuple[ImageSet, l
 
 def _same_files(images: ImageSet, data: Path, paths: Iterable[str]) -> set[int]:
     """The images whose files are those of `paths` in `data`, whichever link or folder leads there."""
+    if is_source(data):
+        same = images.stored is not None and os.path.realpath(images.root) == os.path.realpath(
+            image_root(data)
+        )
+        named = set(paths) if same else set()
+        return {i for i, path in enumerate(images.paths) if path in named}
     files = {os.path.realpath(image_root(data) / path) for path in paths}
-    return {i for i in range(len(images)) if os.path.realpath(images.full_path(i)) in files}
+    return {i for i in range(len(images)) if os.path.realpath(str(images.file(i))) in files}
 
 
 def _copied(images: ImageSet, paths: Sequence[str], fingerprint: str) -> set[int]:
@@ -165,23 +176,36 @@ def has_validation_images(folder: Path, images: ImageSet) -> bool:
     data = read_info(run).data if run is not None else None
     if split is None or data is None:
         return False
-    if not Path(data.root or "").exists():
+    if not is_here(Path(data.root or "")):
         return not set(images.paths).isdisjoint(split.val)
     return bool(_same_files(images, Path(data.root or ""), split.val))
+
+
+def image_finder(data: Path) -> Callable[[str], ImageFile]:
+    """What gives the image of a path of `data`, for pages; without the data, a file that is not there."""
+    root = image_root(data)
+    if not (is_here(data) and is_source(data)):
+        return lambda path: root / path
+    try:
+        images = read_table(data).images
+    except DeitkitError:
+        return lambda path: root / path
+    place = {path: i for i, path in enumerate(images.paths)}
+    return lambda path: images.file(place[path]) if path in place else root / path
 
 
 class FileBatches(Generic[Decoded]):
     """Batches of image files, decoded when they are needed; a few unreadable files are left out.
 
     Iterating yields (decoded images of a batch, their labels). Afterwards `skipped` holds (path, reason) of
-    the unreadable files; too many of them raise DataError. decode: path -> image; raises UnreadableImage.
+    the unreadable files; too many of them raise DataError. decode: file -> image; raises UnreadableImage.
     advance: called with the number of unreadable files of each batch.
     """
 
     def __init__(
         self,
         images: ImageSet,
-        decode: Callable[[Path], Decoded],
+        decode: Callable[[ImageFile], Decoded],
         batch_size: int = 32,
         advance: Callable[[int], object] = lambda images: None,
     ):
@@ -194,7 +218,7 @@ class FileBatches(Generic[Decoded]):
             chosen = range(first, min(first + self.batch_size, len(self.images)))
             for i in chosen:
                 try:
-                    decoded.append(self.decode(self.images.full_path(i)))
+                    decoded.append(self.decode(self.images.file(i)))
                 except UnreadableImage as error:
                     self.skipped.append((self.images.paths[i], error.reason))
                     continue

@@ -124,7 +124,7 @@ def _open_images(
     with log.progress_bar("decoding", len(images)) as advance:
         decoder = Decoder(classifier.image_size, "center_crop", classifier.crop, classifier.max_pixels)
         store, unreadable = open_pixels(images, decoder, config.data, advance)
-    broken = [(str(images.full_path(i)), why) for i, why in unreadable]
+    broken = [(str(images.file(i)), why) for i, why in unreadable]
     refuse_many_unreadable(broken, len(images), config.data.max_broken)
     kept = np.setdiff1d(np.arange(len(images)), [i for i, _ in unreadable])
     skipped = [{"path": images.paths[i], "reason": why} for i, why in unreadable]

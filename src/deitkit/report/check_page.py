@@ -57,7 +57,7 @@ def _shown(found: DataCheck, i: int) -> dict[str, Any]:
         "path": images.paths[i],
         "label": images.label_text(i) or "none of the labels",
         "split": found.survey.split[i],
-        "thumbnail": thumbnail(images.full_path(i)),
+        "thumbnail": thumbnail(images.file(i)),
     }
 
 

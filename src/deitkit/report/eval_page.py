@@ -33,7 +33,7 @@ def write_evaluation(path: Path, found: Evaluation, *, run: str, data: Path) -> 
         confusion=page.svg(confusion_figure(counts, found.classes)) if counts is not None else None,
         reliability=page.svg(figure) if (figure := _reliability(found)) is not None else None,
         risk_coverage=page.svg(risk_coverage_figure(found.risk_coverage)) if found.risk_coverage else None,
-        mistakes=[(m, thumbnail(Path(m.file))) for m in found.mistakes[:_WORST]],
+        mistakes=[(m, thumbnail(m.file)) for m in found.mistakes[:_WORST]],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, content)

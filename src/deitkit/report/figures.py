@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ..data.decode import UnreadableImage, open_rgb
+from ..data.stored import ImageFile
 from ..evaluation.calibration import Calibration
 from ..evaluation.selective import CurvePoint
 from . import page
@@ -65,10 +65,10 @@ def risk_coverage_figure(curve: Sequence[CurvePoint]) -> Figure:
     return figure
 
 
-def thumbnail(path: Path) -> str:
+def thumbnail(file: ImageFile) -> str:
     """An image as a data URI of at most 160 pixels; empty if the file is gone."""
     try:
-        image = open_rgb(path, at_least=160)
+        image = open_rgb(file, at_least=160)
     except UnreadableImage:
         return ""
     image.thumbnail((160, 160))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..data.table import image_root
+from ..data.stored import ImageFile
+from ..evaluation.run_images import image_finder
 from ..evaluation.selective import risk_coverage
 from ..io import write_text
 from ..run_folder import (
@@ -48,7 +49,7 @@ def write_report(run: Path) -> Path:
     if role in results.candidates:
         rows = read_predictions(candidate_folder(run, role))
     mistakes = _mistakes(rows, role) if task == "multiclass" else _mistaken_labels(rows, info.classes)
-    root = image_root(Path(info.data.root or ""))
+    image_of = image_finder(Path(info.data.root or ""))
     content = page.render(
         "report.html.j2",
         name=run.name,
@@ -68,8 +69,8 @@ def write_report(run: Path) -> Path:
         loss=page.svg(_loss_curve(run)),
         confusion=page.svg(confusion_figure(counts, info.classes)) if counts is not None else None,
         classes=class_rows(results, counts, info.classes),
-        samples=_samples(rows, info.classes, root) if task == "multiclass" else [],
-        mistakes=[m | {"thumbnail": thumbnail(root / m["path"])} for m in mistakes[:_WORST]],
+        samples=_samples(rows, info.classes, image_of) if task == "multiclass" else [],
+        mistakes=[m | {"thumbnail": thumbnail(image_of(m["path"]))} for m in mistakes[:_WORST]],
         calibration=read_calibration(_folder_of(role, run)),
         risk_coverage=page.svg(curve) if (curve := _risk_coverage(rows, role)) is not None else None,
         skipped=read_skipped(run),
@@ -99,13 +100,15 @@ def _risk_coverage(rows: list[dict[str, str]], role: Role) -> Figure | None:
     return risk_coverage_figure(risk_coverage(confidence, right))
 
 
-def _samples(rows: list[dict[str, str]], classes: Sequence[str], root: Path) -> list[dict[str, Any]]:
+def _samples(
+    rows: list[dict[str, str]], classes: Sequence[str], image_of: Callable[[str], ImageFile]
+) -> list[dict[str, Any]]:
     """Each class with its number of validation images, and some of them; of many classes the first."""
     found = []
     for name in classes[:_MOST_SAMPLED]:
         written = name.encode("utf-8", "backslashreplace").decode()  # as in predictions.csv
         paths = [row["path"] for row in rows if row["label"] == written]
-        shown = [thumbnail(root / path) for path in paths[:_SAMPLES]]
+        shown = [thumbnail(image_of(path)) for path in paths[:_SAMPLES]]
         found.append({"name": name, "images": len(paths), "thumbnails": [image for image in shown if image]})
     return found
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import distributed, log
+from ..data.source import location
 from ..data.splits import refuse_out_among_classes
 from ..errors import DeitkitError, RunFolderError, SettingError
 from ..io import read_json, refuse_occupied, write_json
@@ -125,7 +126,7 @@ def _claim_folder(job: StudyJob) -> None:
     facts = {
         "study": job.study.name,
         "preset": job.preset,
-        "data": str(job.data.resolve()),
+        "data": location(job.data),
         "target": str(job.target.resolve()) if job.target else None,
         "settings": {key: str(value) for key, value in job.settings.items()},
     }

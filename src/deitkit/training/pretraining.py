@@ -14,9 +14,9 @@ import torch
 from .. import distributed, recipes
 from ..config import DataConfig, dotted
 from ..data.dataset import Dataset, Split
-from ..data.folder import find_unlabeled
 from ..data.image_set import ImageSet
 from ..data.splits import Splits
+from ..data.unlabeled import find_unlabeled
 from ..errors import SettingError
 from ..evaluation.evaluate import teacher_logits
 from ..io import read_json, write_json

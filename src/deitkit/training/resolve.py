@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from ..config import Config, ResolvedConfig, StudentConfig, TrainConfig, multila
 from ..data.decode import UnreadableImage, max_pixel_value, open_rgb
 from ..data.image_set import ImageSet, evenly_spread
 from ..data.splits import Splits
+from ..data.stored import ImageFile
 from ..errors import SettingError
 from ..models import VARIANTS, DeiT, create_model
 from ..settings import AUTO, raise_all
@@ -196,5 +196,5 @@ def _warn_of_lost_greys(images: ImageSet, max_pixels: int) -> None:
         )
 
 
-def _sampled(images: ImageSet) -> Iterator[Path]:
-    return (images.full_path(i) for i in evenly_spread(len(images), 32))
+def _sampled(images: ImageSet) -> Iterator[ImageFile]:
+    return (images.file(i) for i in evenly_spread(len(images), 32))

@@ -13,6 +13,7 @@ import torch
 from ..config import ResolvedConfig
 from ..data.dataset import Dataset
 from ..data.image_set import ImageSet
+from ..data.source import location
 from ..evaluation.familiarity import fit_familiarity
 from ..evaluation.run_evaluation import write_predictions
 from ..evaluation.temperature import calibrate
@@ -63,7 +64,7 @@ def describe_run(
         "data": {name: len(part.images) for name, part in parts.items() if part}
         | {"unlabeled": len(data.pool.images) - len(data.train.images)}
         | {
-            "root": str(root.resolve()),
+            "root": location(root),
             "how": data.splits.how,
             "fingerprint": data.fingerprint,
         },

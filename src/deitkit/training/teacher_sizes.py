@@ -148,5 +148,5 @@ def _split(session: Session, split: Split, size: int, crop: float) -> Split:
         store, unreadable = open_pixels(images, decoder, data, advance)
     if unreadable:  # it could be read when the dataset was opened
         index, reason = unreadable[0]
-        raise DataError(f"{images.full_path(index)} has changed and cannot be read any more ({reason})")
+        raise DataError(f"{images.file(index)} has changed and cannot be read any more ({reason})")
     return Split(images, store)
