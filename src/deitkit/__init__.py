@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .log import show_progress
     from .models.deit import DeiT, create_model
     from .report.analysis_run import analyze_run as analyze
+    from .report.explain_run import explain_run as explain
     from .training.labelling import label
     from .training.pretraining import pretrain
     from .training.run import Run, train
@@ -46,6 +47,7 @@ _HOMES = {
     "check": "evaluation.data_check:check_data",
     "create_model": "models.deit",
     "evaluate": "evaluation.run_evaluation:evaluate_folder",
+    "explain": "report.explain_run:explain_run",
     "export": "deploy.exporter:export_run",
     "label": "training.labelling",
     "load": "classifier",
@@ -67,6 +69,7 @@ __all__ = [
     "check",
     "create_model",
     "evaluate",
+    "explain",
     "export",
     "label",
     "load",

@@ -151,7 +151,7 @@ class Classifier:
         """For each image, in order, its prediction, or why it cannot be read."""
         pending = named_images(images)
         while chunk := list(islice(pending, batch_size)):
-            views = [self._view_or_error(image) for image in chunk]
+            views = [self.view_or_error(image) for image in chunk]
             readable = [view for view in views if not isinstance(view, UnreadableImage)]
             names = [i.name for i, v in zip(chunk, views, strict=True) if not isinstance(v, UnreadableImage)]
             predictions = iter(self._predict_views(names, readable) if readable else ())
@@ -199,7 +199,8 @@ class Classifier:
         opened, extent = image.open(self.image_size, self.crop, self.max_pixels)
         return center_crop(opened, self.image_size, self.crop, extent)
 
-    def _view_or_error(self, image: NamedImage) -> NDArray[np.uint8] | UnreadableImage:
+    def view_or_error(self, image: NamedImage) -> NDArray[np.uint8] | UnreadableImage:
+        """A view (3, H, W), or why the image cannot be read."""
         try:
             return self._view(image)
         except UnreadableImage as error:

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,14 +22,11 @@ from PIL import Image
 
 from deitkit.classifier import load
 from deitkit.cli import main
-from deitkit.config import TeacherConfig
 from deitkit.inference.unfamiliarity import unit
 from deitkit.run_folder import write_calibration
 from deitkit.run_schema import CalibrationInfo
-from deitkit.teachers.fit import FitData, fit_teacher
-from deitkit.teachers.saved import save_teacher
 
-from ..teachers.models import timm_file
+from ..teachers.models import fitted_folder
 
 pytest.importorskip("fastapi", reason='needs pip install "deitkit[serve]"')
 pytest.importorskip("python_multipart", reason='needs pip install "deitkit[serve]"')
@@ -100,17 +96,6 @@ def test_calibrated_models_say_what_is_unfamiliar(random_run, tmp_path, which, l
     assert found["unfamiliarity"] == pytest.approx(expected.unfamiliarity, abs=1e-4)
     assert found["familiar"] is (limit > 0)
     assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
-
-
-def fitted_folder(folder: Path) -> Path:
-    """A fitted teacher of two classes."""
-    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(12) % 2
-    config = TeacherConfig(spec=timm_file(folder), image_size=32, backend="pytorch", probe_views=1)
-    data = FitData(lambda v: [images], labels, ("cat", "dog"), None, 0)
-    teacher = fit_teacher(config, data, student_size=(32, 32), device=torch.device("cpu"))
-    save_teacher(folder / "teacher", teacher)
-    return folder / "teacher"
 
 
 def test_attention_comes_when_asked(client):

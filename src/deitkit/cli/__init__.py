@@ -17,6 +17,7 @@ from .bench import bench
 from .check import check
 from .convert import convert
 from .eval import evaluate
+from .explain import explain
 from .export import export
 from .interrupts import remember
 from .label import label
@@ -64,6 +65,7 @@ for _verb, _function, _panel, _example in (
     ("train", train, _USE, "deitkit train photos/ --out runs/photos --budget 10m"),
     ("predict", predict, _USE, "deitkit predict runs/photos new.jpg"),
     ("eval", evaluate, _USE, "deitkit eval runs/photos test-photos/"),
+    ("explain", explain, _USE, "deitkit explain runs/photos new.jpg --out why"),
     ("export", export, _USE, "deitkit export runs/photos --to onnx --out photos.onnx"),
     ("serve", serve, _USE, "deitkit serve runs/photos"),
     ("bench", bench, _USE, "deitkit bench runs/photos"),
