@@ -24,6 +24,7 @@ from .label import label
 from .listing import list_models, list_recipes, list_settings
 from .predict import predict
 from .pretrain import pretrain
+from .report import report
 from .serve import serve
 from .study import study
 from .teacher_commands import app as teacher
@@ -70,6 +71,7 @@ for _verb, _function, _panel, _example in (
     ("serve", serve, _USE, "deitkit serve runs/photos"),
     ("bench", bench, _USE, "deitkit bench runs/photos"),
     ("analyze", analyze, _IMPROVE, "deitkit analyze runs/photos test-photos/"),
+    ("report", report, _IMPROVE, "deitkit report runs/a runs/b --out comparison.html"),
     ("label", label, _IMPROVE, "deitkit label photos/ --epochs 60 --out soft-labels"),
     ("pretrain", pretrain, _IMPROVE, "deitkit pretrain more-photos/ --out runs/start"),
     ("convert", convert, _IMPROVE, "deitkit convert runs/photos out --to timm"),

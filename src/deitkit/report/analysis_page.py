@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..evaluation.analysis import AttentionImage, Mistake
 from ..io import write_text
 from . import page
+from .figures import SIDE
 from .overlay import overlay, view_image
 
 _TITLES = {
@@ -21,7 +22,6 @@ _TITLES = {
     "distill": "distillation head",
     "joint": "student",
 }
-_SIDE = 160  # pixels of an image's longer side on the page
 _COLOURS = {
     "teacher": "tab:red",
     "baseline": "0.55",
@@ -48,9 +48,7 @@ def write_analysis(
         distances=page.svg(_attention_distances(found["attention"])) if found["attention"] else None,
         reliability=page.svg(_reliability(found["calibration"], _TITLES)),
         corruptions=page.svg(_corruptions(found["corruptions"], _TITLES)),
-        mistakes=[
-            {"about": each, "view": page.data_uri(view_image(each.pixels, _SIDE))} for each in mistakes
-        ],
+        mistakes=[{"about": each, "view": page.data_uri(view_image(each.pixels, SIDE))} for each in mistakes],
         images=[_shown(image) for image in images],
     )
     write_text(path, content)
@@ -58,7 +56,7 @@ def write_analysis(
 
 def _shown(image: AttentionImage) -> dict[str, Any]:
     """The image and its maps as sources of `img` elements."""
-    view = view_image(image.pixels, _SIDE)
+    view = view_image(image.pixels, SIDE)
     return {
         "path": image.path,
         "label": image.label,
