@@ -79,6 +79,8 @@ class RunInfo:
     """`config.json`: what is needed to use, repeat or judge a run.
 
     data, plan and config are None for weights that `deitkit convert` wrote, which were not trained here.
+    head_temperature: by which the heads in the weights file are divided, as `deitkit push` writes them, so
+    that other projects' probabilities are calibrated.
     """
 
     classes: tuple[str, ...]
@@ -90,6 +92,7 @@ class RunInfo:
     teacher: TeacherInfo | None = None
     versions: dict[str, str] = field(default_factory=dict)
     config: Config | None = None
+    head_temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

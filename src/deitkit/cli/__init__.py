@@ -24,6 +24,7 @@ from .label import label
 from .listing import list_models, list_recipes, list_settings
 from .predict import predict
 from .pretrain import pretrain
+from .push import card, push
 from .report import report
 from .serve import serve
 from .study import study
@@ -69,6 +70,8 @@ for _verb, _function, _panel, _example in (
     ("explain", explain, _USE, "deitkit explain runs/photos new.jpg --out why"),
     ("export", export, _USE, "deitkit export runs/photos --to onnx --out photos.onnx"),
     ("serve", serve, _USE, "deitkit serve runs/photos"),
+    ("card", card, _USE, "deitkit card runs/photos --license apache-2.0"),
+    ("push", push, _USE, "deitkit push runs/photos me/photos --license mit --data-license cc0-1.0 --dry-run"),
     ("bench", bench, _USE, "deitkit bench runs/photos"),
     ("analyze", analyze, _IMPROVE, "deitkit analyze runs/photos test-photos/"),
     ("report", report, _IMPROVE, "deitkit report runs/a runs/b --out comparison.html"),
