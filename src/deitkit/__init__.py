@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # No dependency sends usage data from here. Each reads these when it is imported; a value of the user's stays.
-for _switch in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
+for _switch in (
+    "DO_NOT_TRACK",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "HF_HUB_DISABLE_UPDATE_CHECK",
+    "MLFLOW_DISABLE_TELEMETRY",
+):
     os.environ.setdefault(_switch, "1")
 
 # Module, and the name there if it is another. Loaded when first used: `import deitkit` and `deitkit --help`

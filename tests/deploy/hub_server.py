@@ -69,9 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             if entry["key"] == "file":
                 content = base64.b64decode(entry["value"]["content"])
                 self.server.repos[match[1], match[2]][entry["value"]["path"]] = content
-        return self._json(
-            {"success": True, "commitOid": "1" * 40, "commitUrl": f"{self.server.url}/commit/1"}
-        )
+        address = f"{self.server.url}/{match[2]}/commit/{'1' * 40}"
+        return self._json({"success": True, "commitOid": "1" * 40, "commitUrl": address})
 
     def do_GET(self) -> None:
         path = self._path()

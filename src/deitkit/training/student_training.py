@@ -20,10 +20,11 @@ from ..soft_labels.store import SoftLabelStore
 from ..tasks import SCORES
 from ..teachers.teacher import Teacher
 from . import results
-from .callbacks import EpochLines, tensorboard_logs
+from .callbacks import EpochLines
 from .resolve import create_student
 from .run_files import describe_run, save_model
 from .session import Session
+from .trackers import trackers
 from .trainer import Trainer, TrainingData, Validation
 
 
@@ -161,7 +162,9 @@ def train_and_measure(
     with log.progress_bar(title, trainer.views_before(trainer.total_steps)) as advance:
         advance(trainer.views_before(done))
         terminal = EpochLines(advance, epochs, SCORES[dataset.task], trainer.learns_from_teacher, lines)
-        trainer.run([terminal, *tensorboard_logs(trainer.folder / "tensorboard")])
+        settings = trainer.identity.get("settings", {})
+        with trackers(trainer.train.log, trainer.folder, settings) as curves:
+            trainer.run([terminal, *curves])
     share_done = trainer.state.step / trainer.total_steps
     if share_done < 1:
         why = f"{trainer.train.patience} evaluations without a lower validation loss"
