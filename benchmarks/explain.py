@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     log.show_progress()
     folder = model_folder(options.run, options.model)
-    classifier = load_folder(folder, "cpu", backend="pytorch")
+    classifier = load_folder(folder, "cpu")
     val = run_splits(folder, classifier, options.data).val
     chosen = val.subset(evenly_spread(len(val), options.images))
     views = torch.from_numpy(np.stack([classifier.pixels(chosen.full_path(i)) for i in range(len(chosen))]))
