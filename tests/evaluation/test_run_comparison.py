@@ -131,7 +131,7 @@ def test_the_page_stands_alone_and_escapes_names(runs, tmp_path, capsys):
     assert "is better than a by 20.0 points" in said and "page: " in said
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;b is better than a" in page and "<b>b is" not in page and "<script" not in page
-    assert "train.seed" in page and page.count("<svg") == 3 and 'src="http' not in page
+    assert "train<wbr>.seed" in page and page.count("<svg") == 3 and 'src="http' not in page
     succeed("report", str(runs[0]), str(strange), "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["against_the_first"][0]["difference"]["value"] == 20.0

@@ -77,7 +77,7 @@ def test_a_missing_package_is_told_before_training(image_folder, tmp_path, name,
 
 def test_an_unknown_tracker_is_told(image_folder, tmp_path):
     with pytest.raises(SettingError, match="cannot be 'clearml'; choose one of tensorboard, mlflow, wandb"):
-        deitkit.train(image_folder, tmp_path / "run", train__log="mlflow,clearml", **SMALL)
+        deitkit.train(image_folder, tmp_path / "run", train__log="tensorboard,clearml", **SMALL)
 
 
 def test_tensorboard_is_left_out_where_it_is_not_installed(monkeypatch, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import __version__
 from .model_card import Accuracy, ModelCard
 
 _METRICS = {
@@ -81,7 +80,7 @@ def _text(card: ModelCard, classes: tuple[str, ...], facts: CardFacts, repo: str
     parts = [
         f"# {_plain(card.name)}",
         f"An image classifier of {len(classes)} classes: DeiT {card.architecture}{taught}{params}, for "
-        f"images of {card.input}. Trained with deitkit {__version__}.",
+        f"images of {card.input}. Trained with deitkit.",
         f"Classes: {', '.join(map(_plain, classes[:50]))}{', ...' if len(classes) > 50 else ''}.",
         _use(repo),
         "## Accuracy\n\n" + _accuracy(card),
