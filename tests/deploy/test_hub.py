@@ -199,6 +199,12 @@ def test_mistakes_are_told_before_anything_is_written(random_run, repo, facts, s
         push_run(random_run, repo, facts)
 
 
+def test_a_repository_that_cannot_be_reached_is_told(monkeypatch):
+    monkeypatch.setattr("deitkit.weights.hub._reachable", lambda endpoint: False)
+    with pytest.raises(DeitkitError, match=r"hf:me/no-such-model.*the hub cannot be reached"):
+        load("hf:me/no-such-model")
+
+
 def test_a_teacher_is_refused(tmp_path):
     with pytest.raises(DeitkitError, match="--model student"):
         push_run(fitted_folder(tmp_path), "me/flowers", FACTS, dry_run=True)
