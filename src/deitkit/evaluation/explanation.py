@@ -155,8 +155,13 @@ def _grad_cam(classifier: TeacherClassifier, pixels: Tensor, targets: Tensor) ->
         _grad_cam_layers(classifier), classifier.teacher.card.members, strict=True
     ):
         cam = LayerGradCam(lambda x, member=member: member(x)[0], layer)
-        with torch.enable_grad():
-            found = cam.attribute(views, target=targets, relu_attributions=True).detach().cpu()
+        try:
+            with torch.enable_grad():
+                found = cam.attribute(views, target=targets, relu_attributions=True).detach().cpu()
+        except (RuntimeError, AssertionError) as error:  # a layer without gradients, or of another shape
+            raise WeightsError(
+                f"grad-CAM fails on the teacher {of.name} ({str(error).splitlines()[0]}); choose the student"
+            ) from None
         found = found / found.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
         grown = F.interpolate(found, tuple(pixels.shape[-2:]), mode="bilinear", align_corners=False)
         total += of.weight * grown

@@ -226,9 +226,11 @@ def _evidence(folder: Path, mistakes: list[dict[str, Any]], root: Path) -> list[
         for i, (m, view) in enumerate(zip(mistakes, views, strict=True))
         if not isinstance(view, UnreadableImage) and m["prediction"] in written
     ]
-    found = explain_views(
-        classifier, [""] * len(known), [view for _, view, _ in known], [label for _, _, label in known]
-    )
+    labels, pixels = [label for _, _, label in known], [view for _, view, _ in known]
+    try:
+        found = explain_views(classifier, [""] * len(known), pixels, labels)
+    except DeitkitError:
+        return shown
     for (i, view, _), explained in zip(known, found, strict=True):
         shown[i] = page.data_uri(overlay(view_image(view, SIDE), explained.map()))
     return shown
