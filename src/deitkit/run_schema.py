@@ -23,6 +23,12 @@ def role_name(role: Role) -> str:
     return f"{kind} at {size} px" if size else kind
 
 
+def rounded_count(images: int) -> int:
+    """An estimated number of images, to two digits."""
+    digits = len(str(images)) - 2
+    return images if digits <= 0 else round(images, -digits)
+
+
 def probability_column(name: str) -> str:
     """The column of `predictions.csv` with the probabilities of a label, multilabel only."""
     return f"p({name})"

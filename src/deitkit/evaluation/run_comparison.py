@@ -31,6 +31,7 @@ from ..run_schema import (
     RunResults,
     probability_column,
     role_name,
+    rounded_count,
 )
 from ..tasks import SCORES, SEPARATOR, Task
 from .comparison import compare, compare_right, metric_of, scored
@@ -243,7 +244,7 @@ def _sentence(found: Against, first: str, metric: str) -> str:
             f"({interval}), {on}."
         )
     needed = difference.images_needed
-    told = f"; about {needed} would, if the difference stays" if needed is not None else ""
+    told = f"; about {rounded_count(needed):,} would, if the difference stays" if needed is not None else ""
     return (
         f"{difference.images} validation images do not tell {found.name} from {first}: "
         f"{difference.value:+.1f} points of {metric} ({interval}){told}."
