@@ -14,7 +14,7 @@ from deitkit.errors import DeitkitError
 from deitkit.preprocessing import InputSize
 from deitkit.teachers.spec import open_member, parse
 
-from .conftest import VERBS, write_images
+from .conftest import TINY, VERBS, write_images
 from .teachers.models import timm_file
 
 # Runs at the start of each Python process below: notes every attempt to reach a network, and refuses it.
@@ -89,8 +89,25 @@ def test_verbs_stay_offline(tmp_path, attempts):
         ["label", data, "--out", f"{tmp_path}/labels", "--epochs=1", teacher, *student, backends[1]],
         ["teacher", "eval", f"{run}/teacher", data, "--device=cpu"],
         ["teacher", "list"],
+        ["explain", run, image, "--out", f"{tmp_path}/why", "--model=student"],
+        ["report", run],
+        ["report", run, run, "--json", "--model=student"],
+        ["card", run],
+        ["push", run, "me/run", "--license=mit", "--data-license=mit", "--dry-run", "--model=student"],
     ]
     assert attempts(VERBS, json.dumps(verbs)) == []
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
+def test_trackers_stay_offline(tmp_path, attempts, tracker):
+    pytest.importorskip(tracker, reason=f'needs pip install "deitkit[{tracker}]"')
+    data = str(write_images(tmp_path / "images"))
+    verbs = [["train", data, "--out", str(tmp_path / "run"), *TINY, "--init=none", "--log", tracker]]
+    found = attempts(VERBS, json.dumps(verbs))
+    assert [
+        attempt for attempt in found if "127.0.0.1" not in attempt
+    ] == []  # wandb has a process of its own
+    assert list((tmp_path / "run").rglob("*.wandb" if tracker == "wandb" else "meta.yaml"))
 
 
 @pytest.mark.parametrize("spec", ["hf:owner/name", "timm:resnet18"])

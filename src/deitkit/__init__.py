@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .log import show_progress
     from .models.deit import DeiT, create_model
     from .report.analysis_run import analyze_run as analyze
+    from .report.explain_run import explain_run as explain
     from .training.labelling import label
     from .training.pretraining import pretrain
     from .training.run import Run, train
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # No dependency sends usage data from here. Each reads these when it is imported; a value of the user's stays.
-for _switch in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
+for _switch in (
+    "DO_NOT_TRACK",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "HF_HUB_DISABLE_UPDATE_CHECK",
+    "MLFLOW_DISABLE_TELEMETRY",
+):
     os.environ.setdefault(_switch, "1")
 
 # Module, and the name there if it is another. Loaded when first used: `import deitkit` and `deitkit --help`
@@ -46,6 +52,7 @@ _HOMES = {
     "check": "evaluation.data_check:check_data",
     "create_model": "models.deit",
     "evaluate": "evaluation.run_evaluation:evaluate_folder",
+    "explain": "report.explain_run:explain_run",
     "export": "deploy.exporter:export_run",
     "label": "training.labelling",
     "load": "classifier",
@@ -67,6 +74,7 @@ __all__ = [
     "check",
     "create_model",
     "evaluate",
+    "explain",
     "export",
     "label",
     "load",

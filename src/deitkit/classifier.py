@@ -37,9 +37,12 @@ from .models import DeiTOutput, probabilities_of, tempered
 from .models.deit import DeiT
 from .models.token_merging import TokenMerging
 from .run_folder import (
+    CALIBRATION,
     CLASS_MEANS,
+    CONFIG,
     RESULTS,
     TEACHER_FOLDER,
+    WEIGHTS,
     baseline_folder,
     candidate_folder,
     holds_teacher,
@@ -57,8 +60,11 @@ from .tasks import THRESHOLD, Task
 from .teachers.saved import read_teacher
 from .teachers.teacher import Teacher
 from .teachers.teacher_graph import TeacherGraph
+from .weights.hub import snapshot
 
 _NAMED = 6  # classes that `repr` names
+HUB = "hf:"
+PUSHED = (CONFIG, WEIGHTS, CALIBRATION, CLASS_MEANS)  # what a classifier reads of a repository
 
 Normalisation = tuple[list[float], list[float]]  # mean and deviation of the three channels, in [0, 1]
 # "student", "teacher", "baseline", "recommended", or a candidate of the run such as "teacher-224".
@@ -152,7 +158,7 @@ class Classifier:
         """For each image, in order, its prediction, or why it cannot be read."""
         pending = named_images(images)
         while chunk := list(islice(pending, batch_size)):
-            views = [self._view_or_error(image) for image in chunk]
+            views = [self.view_or_error(image) for image in chunk]
             readable = [view for view in views if not isinstance(view, UnreadableImage)]
             names = [i.name for i, v in zip(chunk, views, strict=True) if not isinstance(v, UnreadableImage)]
             predictions = iter(self._predict_views(names, readable) if readable else ())
@@ -200,7 +206,8 @@ class Classifier:
         opened, extent = image.open(self.image_size, self.crop, self.max_pixels)
         return center_crop(opened, self.image_size, self.crop, extent)
 
-    def _view_or_error(self, image: NamedImage) -> NDArray[np.uint8] | UnreadableImage:
+    def view_or_error(self, image: NamedImage) -> NDArray[np.uint8] | UnreadableImage:
+        """A view (3, H, W), or why the image cannot be read."""
         try:
             return self._view(image)
         except UnreadableImage as error:
@@ -294,7 +301,7 @@ def load(
     merge: int = 0,
     code: str | None = None,
 ) -> Classifier:
-    """The classifier of a finished run, or of a fitted teacher's folder.
+    """The classifier of a finished run, of a fitted teacher's folder, or of hf:OWNER/NAME on the hub.
 
     model: which model of a run; by default the one that its verdict recommends. backend: "pytorch",
     "compiled", "onnxruntime" or "openvino"; "auto" starts with PyTorch and, on a CPU, changes to a faster
@@ -327,8 +334,11 @@ def load_folder(
 def model_folder(path: Path, model: ModelChoice) -> Path:
     """The folder of a model of the run in `path`; `path` itself if it is a fitted teacher's folder.
 
-    Raises RunFolderError if the run has no such model.
+    path: or hf:OWNER/NAME, what `deitkit push` uploaded; it is fetched into the hub's cache. Raises
+    RunFolderError if the run has no such model, WeightsError if the hub cannot give it.
     """
+    if path.as_posix().startswith(HUB):
+        path = snapshot(path.as_posix().removeprefix(HUB), PUSHED)
     if holds_teacher(path):
         if model not in ("student", "teacher", "recommended"):
             raise RunFolderError(f"{path} holds a fitted teacher and no {model}; give the run's folder")

@@ -289,6 +289,11 @@ class TrainConfig(Section):
         "balanced",
         "What the recommended model is chosen for; see docs/choosing.md.",
     )
+    log: tuple[str, ...] = setting(
+        ("tensorboard",),
+        "Trackers of the curves: tensorboard (if it is installed), mlflow, wandb.",
+        Registered(".training.trackers", "TRACKERS"),
+    )
     device: str = setting("auto", "auto, cpu, cuda or mps.")
     seed: int = setting(0, "Seed of initial weights, batches and augmentation.", SEED)
     baseline: bool = setting(False, "Also train a baseline: the same student without a teacher.")
@@ -495,6 +500,7 @@ NOT_OF_TRAINING = (
     ("data", "max_broken"),
     ("teacher", "deploy_sizes"),
     ("train", "prefer"),
+    ("train", "log"),
 )
 
 # Names that version 0.1 gave to settings.

@@ -174,6 +174,8 @@ class Keywords(TypedDict, total=False):
     """Stop after this many evaluations without a lower validation loss."""
     train__prefer: Literal["balanced", "accuracy", "speed"]
     """What the recommended model is chosen for; see docs/choosing.md."""
+    train__log: str | tuple[str, ...]
+    """Trackers of the curves: tensorboard (if it is installed), mlflow, wandb."""
     train__device: str
     """auto, cpu, cuda or mps."""
     train__seed: int

@@ -284,6 +284,7 @@ def read_student(run: Path) -> tuple[DeiT, RunInfo]:
             raise RuntimeError
         model = DeiT.from_description(asdict(student), len(info.classes))
         model.load_state_dict(weights)
+        model.scale_heads(info.head_temperature)
     except (RuntimeError, DeitkitError):
         raise RunFolderError(
             f"{run / WEIGHTS} and {run / CONFIG} are of different models; train the run again"
@@ -458,6 +459,9 @@ def _problem(info: RunInfo) -> str | None:
         return "preprocessing.mean and std are not three finite numbers each"
     if min(view.std) <= 0:
         return f"preprocessing.std is {list(view.std)}, not above 0"
+    low, high = _TEMPERATURES
+    if not low <= info.head_temperature <= high:
+        return f"head_temperature is {info.head_temperature:g}, not between {low:g} and {high:g}"
     return None if info.classes else "classes is empty"
 
 

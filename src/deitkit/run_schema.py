@@ -23,6 +23,12 @@ def role_name(role: Role) -> str:
     return f"{kind} at {size} px" if size else kind
 
 
+def rounded_count(images: int) -> int:
+    """An estimated number of images, to two digits."""
+    digits = len(str(images)) - 2
+    return images if digits <= 0 else round(images, -digits)
+
+
 def probability_column(name: str) -> str:
     """The column of `predictions.csv` with the probabilities of a label, multilabel only."""
     return f"p({name})"
@@ -79,6 +85,8 @@ class RunInfo:
     """`config.json`: what is needed to use, repeat or judge a run.
 
     data, plan and config are None for weights that `deitkit convert` wrote, which were not trained here.
+    head_temperature: by which the heads in the weights file are divided, as `deitkit push` writes them, so
+    that other projects' probabilities are calibrated.
     """
 
     classes: tuple[str, ...]
@@ -90,6 +98,7 @@ class RunInfo:
     teacher: TeacherInfo | None = None
     versions: dict[str, str] = field(default_factory=dict)
     config: Config | None = None
+    head_temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,11 @@ class Registered:
         return f"one of {', '.join(self.names)}"
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a name; None if nothing is."""
-        return None if value in self.names else f"cannot be {value!r}; choose {self.wanted}"
+        """What is wrong with a name, or with any of a tuple of names; None if nothing is."""
+        unknown = [
+            name for name in (value if isinstance(value, tuple) else (value,)) if name not in self.names
+        ]
+        return f"cannot be {unknown[0]!r}; choose {self.wanted}" if unknown else None
 
 
 Allowed = Range | Registered

@@ -14,23 +14,20 @@ import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import deitkit
 from deitkit.classifier import load
 from deitkit.cli import main
-from deitkit.config import TeacherConfig
 from deitkit.inference.unfamiliarity import unit
 from deitkit.run_folder import write_calibration
 from deitkit.run_schema import CalibrationInfo
-from deitkit.teachers.fit import FitData, fit_teacher
-from deitkit.teachers.saved import save_teacher
 
-from ..teachers.models import timm_file
+from ..teachers.models import fitted_folder
 
 pytest.importorskip("fastapi", reason='needs pip install "deitkit[serve]"')
 pytest.importorskip("python_multipart", reason='needs pip install "deitkit[serve]"')
@@ -102,21 +99,56 @@ def test_calibrated_models_say_what_is_unfamiliar(random_run, tmp_path, which, l
     assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
 
 
-def fitted_folder(folder: Path) -> Path:
-    """A fitted teacher of two classes."""
-    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(12) % 2
-    config = TeacherConfig(spec=timm_file(folder), image_size=32, backend="pytorch", probe_views=1)
-    data = FitData(lambda v: [images], labels, ("cat", "dog"), None, 0)
-    teacher = fit_teacher(config, data, student_size=(32, 32), device=torch.device("cpu"))
-    save_teacher(folder / "teacher", teacher)
-    return folder / "teacher"
-
-
 def test_attention_comes_when_asked(client):
     answer = client.post("/predict?attention=true", files={"image": encoded()}).json()
     attention = np.array(answer["predictions"][0]["attention"])
     assert attention.shape == (2, 2, 3) and (attention >= 0).all() and (attention.sum((1, 2)) <= 1).all()
+
+
+def test_an_explanation_is_that_of_explain(random_run, client):
+    image = encoded(seed=1)
+    [expected] = deitkit.explain(random_run, image, label="dog", model="student", device="cpu")
+    answer = client.post("/explain?label=dog", files={"image": ("a.png", image)})
+    assert answer.status_code == 200, answer.text
+    [found] = answer.json()["explanations"]
+    assert (found["name"], found["label"], found["method"]) == ("a.png", "dog", "gradient-rollout")
+    assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    np.testing.assert_allclose(found["map"], expected.map(), atol=1e-5)
+    [rolled] = client.post("/explain?method=rollout", files={"image": image}).json()["explanations"]
+    assert rolled["label"] == rolled["predicted"]
+    np.testing.assert_allclose(rolled["tokens"]["class token"], expected.maps["rollout"][0], atol=1e-5)
+    assert client.get("/model.json").json()["explains"] == ["gradient-rollout", "rollout", "attention"]
+    assert 'deitkit_requests_total{status="200"} 2' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "sentence"),
+    [
+        ("/explain?label=cow", 422, "no class 'cow'"),
+        ("/explain?method=guess", 422, "no method 'guess'"),
+        ("/explain?model=other", 404, "no model"),
+    ],
+)
+def test_what_cannot_be_explained_is_told(client, address, status, sentence):
+    answer = client.post(address, files={"image": encoded()})
+    assert answer.status_code == status and sentence in answer.json()["error"]
+
+
+def test_explanations_have_the_limits_of_predictions(random_run, client):
+    assert client.post("/explain", content=b"x").status_code == 415
+    assert client.post("/explain", json={"images": ["eA=="] * 9}).status_code == 413
+    assert client.post("/explain", files={"image": ("a.png", b"no image")}).status_code == 422
+    with client_of(random_run, limits=Limits(queue=0)) as full:
+        assert full.post("/explain", files={"image": encoded()}).status_code == 503
+
+
+def test_a_teacher_that_cannot_be_explained_still_answers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with client_of(fitted_folder(tmp_path)) as client:
+        assert client.post("/predict", files={"image": encoded()}).status_code == 200
+        answer = client.post("/explain", files={"image": encoded()})
+        assert answer.status_code == 422 and "captum is not installed" in answer.json()["error"]
+        assert client.get("/model.json").json()["explains"] == []
 
 
 def test_the_page_and_its_facts(client):
@@ -145,7 +177,7 @@ def test_openapi_describes_both_bodies(client):
         "multipart/form-data",
         "application/json",
     }
-    assert {"/predict", "/health", "/ready", "/metrics", "/model.json"} == set(described)
+    assert {"/predict", "/explain", "/health", "/ready", "/metrics", "/model.json"} == set(described)
     assert client.get("/docs").status_code == 404
 
 

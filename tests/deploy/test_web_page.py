@@ -310,6 +310,11 @@ def test_the_same_page_over_a_server(run, browser):
         assert page.inner_text("#label") == expected.label
         assert page.inner_text("#table tr.first .joint") == f"{100 * expected.probability:.1f} %"
         assert page.is_visible("#looks")
+        plain = page.evaluate("document.getElementById('picture').toDataURL()")
+        page.check("input[name=look][value=evidence]")
+        note = re.compile(f"evidence for {re.escape(expected.label)} is, by gradient-weighted")
+        playwright.expect(page.locator("#look-note")).to_have_text(note, timeout=TIMEOUT_MS)
+        assert page.evaluate("document.getElementById('picture').toDataURL()") != plain
         page.close()
         server.should_exit = True
         thread.join(60)

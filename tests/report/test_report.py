@@ -182,7 +182,18 @@ def test_report_escapes_names_and_shows_mistakes_worst_first(run):
     mistakes = page[page.index("The worst mistakes") :]
     assert mistakes.index("2.png") < mistakes.index("0.png") < mistakes.index("gone.png")
     assert "1.png" not in mistakes  # that one was right
-    assert mistakes.count("data:image/jpeg;base64,") == 2  # the third file is gone
+    assert (
+        mistakes.count("data:image/jpeg;base64,") == 4
+    )  # with what they were taken by; the third file is gone
+
+
+def test_a_report_without_explanations_is_whole(run, monkeypatch):
+    def fails(*arguments):
+        raise DeitkitError("no gradients")
+
+    monkeypatch.setattr("deitkit.report.run_page.explain_views", fails)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "evidence for" not in page and page.count("data:image/jpeg;base64,") > 2
 
 
 def test_report_shows_balanced_accuracy_of_uneven_classes_and_what_is_recommended(run):

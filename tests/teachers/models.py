@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from deitkit.config import TeacherConfig
+from deitkit.teachers.fit import FitData, fit_teacher
+from deitkit.teachers.saved import save_teacher
+
 
 def timm_file(folder: Path, name: str = "test_efficientnet", num_classes: int = 1000, seed: int = 0) -> str:
     """The spec of a timm model with random weights."""
@@ -17,6 +21,17 @@ def timm_file(folder: Path, name: str = "test_efficientnet", num_classes: int = 
     path = folder / f"{name}-{num_classes}-{seed}.safetensors"
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return f"timm:{name}@{path}"
+
+
+def fitted_folder(folder: Path, name: str = "test_efficientnet", side: int = 32) -> Path:
+    """The folder of a fitted teacher of two classes, for images of `side` pixels."""
+    images = torch.rand(12, 3, side, side, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 2
+    config = TeacherConfig(spec=timm_file(folder, name), image_size=side, backend="pytorch", probe_views=1)
+    data = FitData(lambda v: [images], labels, ("cat", "dog"), None, 0)
+    teacher = fit_teacher(config, data, student_size=(side, side), device=torch.device("cpu"))
+    save_teacher(folder / "teacher", teacher)
+    return folder / "teacher"
 
 
 def onnx_file(

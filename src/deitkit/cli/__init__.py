@@ -19,6 +19,7 @@ from .bench import bench
 from .check import check
 from .convert import convert
 from .eval import evaluate
+from .explain import explain
 from .export import export
 from .interrupts import remember
 from .label import label
@@ -26,6 +27,8 @@ from .listing import list_models, list_recipes, list_settings
 from .pack import pack
 from .predict import predict
 from .pretrain import pretrain
+from .push import card, push
+from .report import report
 from .serve import serve
 from .study import study
 from .teacher_commands import app as teacher
@@ -74,10 +77,14 @@ for _verb, _function, _panel, _example in (
     ("train", train, _USE, "deitkit train photos/ --out runs/photos --budget 10m"),
     ("predict", predict, _USE, "deitkit predict runs/photos new.jpg"),
     ("eval", evaluate, _USE, "deitkit eval runs/photos test-photos/"),
+    ("explain", explain, _USE, "deitkit explain runs/photos new.jpg --out why"),
     ("export", export, _USE, "deitkit export runs/photos --to onnx --out photos.onnx"),
     ("serve", serve, _USE, "deitkit serve runs/photos"),
+    ("card", card, _USE, "deitkit card runs/photos --license apache-2.0"),
+    ("push", push, _USE, "deitkit push runs/photos me/photos --license mit --data-license cc0-1.0 --dry-run"),
     ("bench", bench, _USE, "deitkit bench runs/photos"),
     ("analyze", analyze, _IMPROVE, "deitkit analyze runs/photos test-photos/"),
+    ("report", report, _IMPROVE, "deitkit report runs/a runs/b --out comparison.html"),
     ("label", label, _IMPROVE, "deitkit label photos/ --epochs 60 --out soft-labels"),
     ("pretrain", pretrain, _IMPROVE, "deitkit pretrain more-photos/ --out runs/start"),
     ("pack", pack, _IMPROVE, "deitkit pack photos/ --to webdataset --out photos-shards"),

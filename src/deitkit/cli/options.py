@@ -58,6 +58,10 @@ Relabel = Annotated[
 Exclude = Annotated[
     str | None, typer.Option(help="CSV file with a column path, as deitkit check writes: images left out.")
 ]
+Log = Annotated[
+    str | None,
+    typer.Option("--log", help="Trackers of the curves: tensorboard, mlflow, wandb, or several with commas."),
+]
 Model = Annotated[
     str,
     typer.Option(

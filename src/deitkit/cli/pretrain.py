@@ -27,6 +27,7 @@ def pretrain(
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
+    log_: flags.Log = None,
     trust_remote_code: flags.TrustRemoteCode = False,
     resume: flags.Resume = False,
 ) -> None:
@@ -43,6 +44,7 @@ def pretrain(
         "train.device": device,
         "data.workers": workers,
         "train.seed": seed,
+        "train.log": log_,
     }
     settings = settings_of(named, set_)
 

@@ -59,6 +59,7 @@ def train(
     device: flags.Device = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
+    log_: flags.Log = None,
     max_broken: flags.MaxBroken = None,
     trust_remote_code: flags.TrustRemoteCode = False,
     baseline: Annotated[
@@ -89,6 +90,7 @@ def train(
         "train.device": device,
         "data.workers": workers,
         "train.seed": seed,
+        "train.log": log_,
         "data.max_broken": max_broken,
         "train.baseline": renamed_flag("--control", control, "--baseline", baseline) or None,
     }

@@ -170,12 +170,7 @@ def center_crop(
     H, W = size
     resample = Image.Resampling[interpolation.upper()]
     across, down = extent or image.size
-    low, narrow = resized_side(H, crop), resized_side(W, crop)
-    if narrow / across > low / down:
-        width, height = narrow, max(low, int(narrow * down / across))
-    else:
-        width, height = max(narrow, int(low * across / down)), low
-    left, top = (width - W) // 2, (height - H) // 2
+    (width, height), (left, top) = _placement((across, down), size, crop)
     if width * height <= _MOST_CUT_AWAY * W * H:
         whole = image.resize((width, height), resample, box=(0, 0, across, down))
         resized = whole.crop((left, top, left + W, top + H))
@@ -184,3 +179,21 @@ def center_crop(
         box = (left * x, top * y, (left + W) * x, (top + H) * y)
         resized = image.resize((W, H), resample, box=box)
     return np.asarray(resized).transpose(2, 0, 1)
+
+
+def seen_box(extent: Extent, size: tuple[int, int], crop: float) -> tuple[float, float, float, float]:
+    """The part of an image of `extent` that `center_crop` shows: left, top, right, bottom in its pixels."""
+    (width, height), (left, top) = _placement(extent, size, crop)
+    x, y = extent[0] / width, extent[1] / height
+    return left * x, top * y, (left + size[1]) * x, (top + size[0]) * y
+
+
+def _placement(extent: Extent, size: tuple[int, int], crop: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height to which `center_crop` resizes an image, and left and top of the crop there."""
+    (H, W), (across, down) = size, extent
+    low, narrow = resized_side(H, crop), resized_side(W, crop)
+    if narrow / across > low / down:
+        width, height = narrow, max(low, int(narrow * down / across))
+    else:
+        width, height = max(narrow, int(low * across / down)), low
+    return (width, height), ((width - W) // 2, (height - H) // 2)

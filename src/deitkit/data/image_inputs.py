@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
-from .decode import Extent, UnreadableImage, open_for_view, to_rgb
+from .decode import Extent, UnreadableImage, open_for_view, open_rgb, to_rgb
 from .folder import images_under
 from .image_file import MAX_PIXELS
 from .stored import ImageFile
@@ -50,6 +50,17 @@ class NamedImage:
             except UnreadableImage as error:
                 raise UnreadableImage(self.name, error.reason) from None
         return open_for_view(self.content, size, crop, max_pixels)
+
+    def whole(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The image as RGB at its own size. Raises UnreadableImage."""
+        if isinstance(self.content, Image.Image):
+            return to_rgb(self.content)
+        if isinstance(self.content, Path):
+            return open_rgb(self.content, max_pixels=max_pixels)
+        try:
+            return open_rgb(io.BytesIO(self.content), max_pixels=max_pixels)
+        except UnreadableImage as error:
+            raise UnreadableImage(self.name, error.reason) from None
 
 
 OneImage = str | Path | bytes | Image.Image | NDArray[Any] | Tensor | NamedImage

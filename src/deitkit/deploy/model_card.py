@@ -35,8 +35,9 @@ class ModelCard:
     """A short model card, without paths of this machine: it may be published.
 
     name: of the run's folder. model: which of the run's models, in words. architecture: such as "nano".
-    data: name of the folder of images; train_images, split: what is known of it. limits: what the model is
-    not for, a sentence each.
+    others: further scores, such as balanced accuracy and those on the test split. data: name of the folder of
+    images; train_images, split: what is known of it. seconds: of the whole training, on `machine`. teacher:
+    what it was distilled from. limits: what the model is not for, a sentence each.
     """
 
     name: str
@@ -50,6 +51,10 @@ class ModelCard:
     split: str
     date: str
     limits: tuple[str, ...]
+    others: tuple[Accuracy, ...] = ()
+    seconds: float | None = None
+    machine: str = ""
+    teacher: str = ""
 
 
 def read_card(folder: Path, classifier: Classifier) -> ModelCard:
@@ -71,6 +76,10 @@ def read_card(folder: Path, classifier: Classifier) -> ModelCard:
         split=data.how if data is not None else "",
         date=results.date if results is not None else "",
         limits=_limits(classifier, data),
+        others=_other_scores(results, role, data),
+        seconds=(results.train.job_seconds or results.train.seconds) if results is not None else None,
+        machine=results.machine if results is not None else "",
+        teacher=results.teacher.name if results is not None and results.teacher and role == "student" else "",
     )
 
 
@@ -91,6 +100,22 @@ def _accuracy(results: RunResults | None, role: Role) -> Accuracy | None:
     score = SCORES[results.task]
     value = model.scores.get(score.key)
     return None if value is None else Accuracy(score.name, value, model.interval, results.val.images)
+
+
+def _other_scores(results: RunResults | None, role: Role, data: DataInfo | None) -> tuple[Accuracy, ...]:
+    model = results.models.get(role) if results is not None else None
+    if results is None or model is None:
+        return ()
+    found, images = [], results.val.images
+    if (balanced := model.scores.get("balanced_accuracy")) is not None:
+        found.append(Accuracy("balanced accuracy", balanced, model.balanced_interval, images))
+    if (macro := model.scores.get("macro_f1")) is not None:
+        found.append(Accuracy("macro-F1", macro, None, images))
+    score = SCORES[results.task]
+    on_test = (model.test or {}).get(score.key)
+    if on_test is not None and data is not None and data.test:
+        found.append(Accuracy(f"{score.name} on the test split", on_test, None, data.test))
+    return tuple(found)
 
 
 def _limits(classifier: Classifier, data: DataInfo | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor
 from ..classifier import Classifier, StudentClassifier, load_folder
 from ..config import BackendName
 from ..data.decode import UnreadableImage
+from ..errors import DeitkitError
+from ..evaluation.explanation import Explanation, explain_views, methods_of
 from ..inference.attention_graph import with_attention
 from ..inference.backends import Backend
 from ..inference.selection import create_backend
@@ -37,6 +39,13 @@ class ServedModel:
         self.card, self.classifier, self.backend = card, classifier, backend
         self.output_names = tuple(output_names)
         self.batcher = Batcher(backend, classifier.device)
+        self.explainer = ThreadPoolExecutor(1, "explain")  # one request at a time: gradients take memory
+        self.methods: tuple[str, ...] = ()
+        self.why_unexplained = ""
+        try:
+            self.methods = methods_of(classifier)
+        except DeitkitError as error:
+            self.why_unexplained = str(error)
 
     @property
     def name(self) -> str:
@@ -45,7 +54,8 @@ class ServedModel:
 
     def facts(self) -> dict[str, Any]:
         """What the page is told; see `web.page_facts`."""
-        return page_facts(self.classifier, self.output_names, self.card, "server")
+        facts = page_facts(self.classifier, self.output_names, self.card, "server")
+        return facts | {"explains": list(self.methods)}
 
     def warm_up(self) -> None:
         """Runs the model once: the first pass takes longer than others."""
@@ -53,9 +63,27 @@ class ServedModel:
 
     async def predict(self, images: Sequence[SentImage], decoders: Executor) -> list[Row]:
         """Each image's outputs, in order. Raises UnreadableImage, with the image's name as its path."""
-        loop = asyncio.get_running_loop()
-        views = await asyncio.gather(*(loop.run_in_executor(decoders, self._view, image) for image in images))
+        views = await self._views(images, decoders)
         return await asyncio.gather(*(asyncio.wrap_future(self.batcher.submit(view)) for view in views))
+
+    async def explain(
+        self, images: Sequence[SentImage], decoders: Executor, *, label: str | None, method: str | None
+    ) -> list[dict[str, Any]]:
+        """Each image's explanation as JSON types, in order.
+
+        label: the class; None for the predicted one. method: one of `methods`; None for the first. Raises
+        UnreadableImage, with the image's name as its path.
+        """
+        views = await self._views(images, decoders)
+        names, labels = [image.name for image in images], [label] * len(images)
+        found = await asyncio.get_running_loop().run_in_executor(
+            self.explainer, explain_views, self.classifier, names, views, labels
+        )
+        return [_explanation(each, method or self.methods[0]) for each in found]
+
+    async def _views(self, images: Sequence[SentImage], decoders: Executor) -> list[NDArray[np.uint8]]:
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(decoders, self._view, image) for image in images))
 
     def _view(self, image: SentImage) -> NDArray[np.uint8]:
         try:
@@ -90,6 +118,19 @@ class ServedModel:
 
     def _by_class(self, values: Tensor) -> dict[str, float]:
         return dict(zip(self.classifier.classes, values.tolist(), strict=True))
+
+
+def _explanation(found: Explanation, method: str) -> dict[str, Any]:
+    by_token = dict(zip(found.tokens, found.maps[method].tolist(), strict=True))
+    return {
+        "name": found.source,
+        "label": found.label,
+        "probability": found.probability,
+        "predicted": found.predicted,
+        "method": method,
+        "map": found.map(method).tolist(),
+        "tokens": by_token if len(by_token) > 1 else None,
+    }
 
 
 def open_model(

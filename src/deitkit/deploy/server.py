@@ -124,6 +124,7 @@ class Server:
         self.ready = False
         for model in self.models.values():
             await asyncio.to_thread(model.batcher.close)
+            model.explainer.shutdown()
         self.decoders.shutdown()
 
     def check_access(self, request: Request) -> None:
@@ -146,13 +147,39 @@ class Server:
     async def predict(self, request: Request, name: str | None, *, attention: bool) -> dict[str, Any]:
         """Answers a request to /predict. Raises RequestError."""
         model = self.model(name)
+        async with self._admitted():
+            images = await read_images(request, self.limits)
+            rows = await model.predict(images, self.decoders)
+        answers = [
+            model.answer(i.name, row, attention=attention) for i, row in zip(images, rows, strict=True)
+        ]
+        return {"model": model.name, "predictions": answers}
+
+    async def explain(
+        self, request: Request, name: str | None, *, label: str | None, method: str | None
+    ) -> dict[str, Any]:
+        """Answers a request to /explain. Raises RequestError."""
+        model = self.model(name)
+        if not model.methods:
+            raise RequestError(422, f"{model.name} cannot be explained: {model.why_unexplained}")
+        if label is not None and label not in model.classifier.classes:
+            raise RequestError(422, f"the model knows no class {label!r}")
+        if method is not None and method not in model.methods:
+            raise RequestError(422, f"there is no method {method!r}; choose {', '.join(model.methods)}")
+        async with self._admitted():
+            images = await read_images(request, self.limits)
+            answers = await model.explain(images, self.decoders, label=label, method=method)
+        return {"model": model.name, "explanations": answers}
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        """Counts a request that is worked on, and limits its time. Raises RequestError."""
         if self.in_progress >= self.limits.queue:
             raise RequestError(503, "too many requests wait; try again soon", {"Retry-After": "1"})
         self.in_progress += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
-                images = await read_images(request, self.limits)
-                rows = await model.predict(images, self.decoders)
+                yield
         except TimeoutError:
             raise RequestError(
                 503, f"no answer within {self.limits.seconds:g} s; try again", {"Retry-After": "5"}
@@ -161,10 +188,6 @@ class Server:
             raise RequestError(422, f"{error.path}: {error.reason}") from None
         finally:
             self.in_progress -= 1
-        answers = [
-            model.answer(i.name, row, attention=attention) for i, row in zip(images, rows, strict=True)
-        ]
-        return {"model": model.name, "predictions": answers}
 
 
 def create_app(server: Server) -> FastAPI:
@@ -187,7 +210,7 @@ def create_app(server: Server) -> FastAPI:
         started = time.perf_counter()
         response = await call(request)
         response.headers.update({k: v for k, v in _HEADERS.items() if k not in response.headers})
-        if request.url.path == "/predict":
+        if request.url.path in ("/predict", "/explain"):
             server.metrics.answered(response.status_code, time.perf_counter() - started)
         return response
 
@@ -207,6 +230,23 @@ def _add_api(app: FastAPI, server: Server) -> None:
     async def predict(request: Request, model: str | None = None, attention: bool = False) -> Response:
         """A prediction for each image, in order. `attention` adds the attention of a student's tokens."""
         return _Json(await server.predict(request, model, attention=attention))
+
+    @app.post(
+        "/explain",
+        dependencies=protected,
+        openapi_extra={"requestBody": _BODY},
+        responses=_RESPONSES,
+        summary="Show where the evidence for a class is",
+    )
+    async def explain(
+        request: Request, model: str | None = None, label: str | None = None, method: str | None = None
+    ) -> Response:
+        """For each image, in order, weights over a grid that covers what the model sees of it.
+
+        `label` is the class to explain, by default the predicted one; `method` one of `explains` in
+        /model.json, by default the first.
+        """
+        return _Json(await server.explain(request, model, label=label, method=method))
 
     @app.get("/model.json", dependencies=protected, summary="Classes, preprocessing and card of a model")
     async def facts(model: str | None = None) -> Response:

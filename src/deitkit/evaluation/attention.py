@@ -5,14 +5,15 @@ Shapes in comments: B batch, h heads, T tokens (P prefix tokens, then N patches 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.deit import DeiT
+from ..models.blocks import Block, scaled
+from ..models.deit import DeiT, DeiTOutput
 
 
 class Layer(NamedTuple):
@@ -40,6 +41,25 @@ def layers(model: DeiT, images: Tensor) -> Iterator[Layer]:
         x = block(x)
         yield Layer(x, attention)
     yield Layer(model.norm(x), None)
+
+
+def attended(model: DeiT, images: Tensor) -> tuple[DeiTOutput, list[Tensor]]:
+    """The model's output, and the attention (B, h, T, T) of each block, through which gradients flow.
+
+    images: normalised, (B, C, H, W). Unlike the fused kernel of `model(images)`, this computes the attention
+    weights, and the output from them. The model must be in evaluation mode.
+    """
+    x = model.embed(images)
+    attentions = []
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        normed = block.norm1(x)
+        weights = block.attn.probabilities(normed)
+        _, _, values = block.attn.queries_keys_values(normed)
+        x = x + scaled(block.attn.join(weights @ values), block.gamma_1)
+        x = x + block.mlp_branch(x)
+        attentions.append(weights)
+    return model.classify(x), attentions
 
 
 def token_cosines(tokens: Tensor) -> Tensor:
@@ -87,6 +107,23 @@ def rollout(attentions: Iterable[Tensor]) -> Tensor:
     if flow is None:
         raise ValueError("rollout needs the attention of at least one block")
     return flow
+
+
+def gradient_rollout(attentions: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Relevance of each input token (column) for each output token (row), (B, T, T), not negative.
+
+    Chefer, Gur and Wolf, arXiv 2103.15679, equations 5 and 6 for self-attention: a block's attention times
+    the gradient of the explained logit by it, the positive part of that, averaged over heads; from the first
+    block to the last R becomes R + A R, with the identity at first. attentions, gradients: (B, h, T, T) each.
+    Raises ValueError without any block.
+    """
+    if not attentions:
+        raise ValueError("rollout needs the attention of at least one block")
+    B, _, T, _ = attentions[0].shape
+    relevance = torch.eye(T, dtype=attentions[0].dtype, device=attentions[0].device).expand(B, T, T)
+    for attention, gradient in zip(attentions, gradients, strict=True):
+        relevance = relevance + (attention * gradient).clamp(min=0).mean(1) @ relevance
+    return relevance
 
 
 def patch_maps(attention: Tensor, grid_size: tuple[int, int]) -> Tensor:

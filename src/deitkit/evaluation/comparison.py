@@ -38,6 +38,12 @@ def compare(a: Tensor, b: Tensor, labels: Tensor, metric: Metric) -> Difference:
         value, (low, high) = map_difference(a, b, labels)
         return Difference(value=value, low=low, high=high, images=n)
     a_right, b_right = (p.argmax(1) == labels for p in (a, b))
+    return compare_right(a_right, b_right, labels, metric)
+
+
+def compare_right(a_right: Tensor, b_right: Tensor, labels: Tensor, metric: Metric) -> Difference:
+    """As `compare`, of two masks (n,) of right answers for labels (n,); not by mAP."""
+    n = len(labels)
     if metric == "top1":
         value, (low, high) = paired_difference(a_right, b_right)
         return Difference(value=value, low=low, high=high, images=n)

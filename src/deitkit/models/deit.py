@@ -141,6 +141,14 @@ class DeiT(Student):
         for block in self.blocks:
             cast(Block, block).fold_layer_scale()
 
+    @torch.no_grad()
+    def scale_heads(self, factor: float) -> None:
+        """Multiplies the logits of every head by `factor`, in its weights."""
+        for head in (self.head, self.head_dist):
+            if head is not None and factor != 1.0:
+                head.weight.mul_(factor)
+                head.bias.mul_(factor)
+
     @property
     def depth(self) -> int:
         """Number of blocks."""

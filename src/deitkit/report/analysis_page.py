@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..evaluation.analysis import AttentionImage, Mistake
 from ..io import write_text
 from . import page
+from .figures import SIDE
+from .overlay import overlay, view_image
 
 _TITLES = {
     "labels": "labels",
@@ -23,7 +22,6 @@ _TITLES = {
     "distill": "distillation head",
     "joint": "student",
 }
-_SIDE = 160  # pixels of an image's longer side on the page
 _COLOURS = {
     "teacher": "tab:red",
     "baseline": "0.55",
@@ -50,7 +48,7 @@ def write_analysis(
         distances=page.svg(_attention_distances(found["attention"])) if found["attention"] else None,
         reliability=page.svg(_reliability(found["calibration"], _TITLES)),
         corruptions=page.svg(_corruptions(found["corruptions"], _TITLES)),
-        mistakes=[{"about": each, "view": page.data_uri(_view(each.pixels))} for each in mistakes],
+        mistakes=[{"about": each, "view": page.data_uri(view_image(each.pixels, SIDE))} for each in mistakes],
         images=[_shown(image) for image in images],
     )
     write_text(path, content)
@@ -58,21 +56,14 @@ def write_analysis(
 
 def _shown(image: AttentionImage) -> dict[str, Any]:
     """The image and its maps as sources of `img` elements."""
-    view = _view(image.pixels)
+    view = view_image(image.pixels, SIDE)
     return {
         "path": image.path,
         "label": image.label,
         "decisions": image.decisions,
         "view": page.data_uri(view),
-        "maps": {title: page.data_uri(_overlay(view, weights)) for title, weights in image.maps.items()},
+        "maps": {title: page.data_uri(overlay(view, weights)) for title, weights in image.maps.items()},
     }
-
-
-def _view(pixels: NDArray[np.uint8]) -> Image.Image:
-    """A view (3, H, W) as an image of the page's size."""
-    view = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    scale = _SIDE / max(view.size)
-    return view.resize((round(view.width * scale), round(view.height * scale)), Image.Resampling.BICUBIC)
 
 
 def _token_layers(layers: list[dict[str, Any]]) -> Figure:
@@ -151,12 +142,3 @@ def _corruptions(found: dict[str, Any], titles: dict[str, str]) -> Figure:
         handles, labels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(labels)
     )
     return figure
-
-
-def _overlay(view: Image.Image, weights: NDArray[np.float32]) -> Image.Image:
-    """The view under a heat map of weights (h, w), brightest where they are largest."""
-    heat = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32))
-    levels = np.asarray(heat.resize(view.size, Image.Resampling.BILINEAR))
-    colours = matplotlib.colormaps["inferno"](levels)[..., :3]
-    grey = np.asarray(view.convert("L"))[..., None] / 255.0
-    return Image.fromarray(np.round(255 * (0.4 * grey + 0.6 * colours)).astype(np.uint8))

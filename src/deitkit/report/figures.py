@@ -13,6 +13,7 @@ from ..evaluation.selective import CurvePoint
 from . import page
 from .tables import Counts
 
+SIDE = 160  # pixels of an image's longer side on a page
 _LABELLED = 30  # classes up to which the confusion matrix names its rows
 
 
@@ -66,10 +67,10 @@ def risk_coverage_figure(curve: Sequence[CurvePoint]) -> Figure:
 
 
 def thumbnail(file: ImageFile) -> str:
-    """An image as a data URI of at most 160 pixels; empty if the file is gone."""
+    """An image as a data URI of at most `SIDE` pixels; empty if the file is gone."""
     try:
-        image = open_rgb(file, at_least=160)
+        image = open_rgb(file, at_least=SIDE)
     except UnreadableImage:
         return ""
-    image.thumbnail((160, 160))
+    image.thumbnail((SIDE, SIDE))
     return page.data_uri(image)

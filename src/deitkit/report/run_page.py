@@ -10,7 +10,12 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ..classifier import load_folder
+from ..data.decode import UnreadableImage
+from ..data.image_inputs import NamedImage
 from ..data.stored import ImageFile
+from ..errors import DeitkitError
+from ..evaluation.explanation import explain_views, methods_of
 from ..evaluation.run_images import image_finder
 from ..evaluation.selective import risk_coverage
 from ..io import write_text
@@ -31,7 +36,8 @@ from ..run_folder import (
 from ..run_schema import Role, RunResults, probability_column, role_name
 from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
-from .figures import confusion_figure, risk_coverage_figure, thumbnail
+from .figures import SIDE, confusion_figure, risk_coverage_figure, thumbnail
+from .overlay import overlay, view_image
 from .tables import class_rows, confusion_of, is_uneven, model_rows, shown_role, test_scores
 
 _MOST_SAMPLED, _SAMPLES = 24, 3  # classes shown with images, and images of each
@@ -50,6 +56,8 @@ def write_report(run: Path) -> Path:
         rows = read_predictions(candidate_folder(run, role))
     mistakes = _mistakes(rows, role) if task == "multiclass" else _mistaken_labels(rows, info.classes)
     image_of = image_finder(Path(info.data.root or ""))
+    mistakes = mistakes[:_WORST]
+    evidence = _evidence(_folder_of(role, run), mistakes, image_of)
     content = page.render(
         "report.html.j2",
         name=run.name,
@@ -70,7 +78,10 @@ def write_report(run: Path) -> Path:
         confusion=page.svg(confusion_figure(counts, info.classes)) if counts is not None else None,
         classes=class_rows(results, counts, info.classes),
         samples=_samples(rows, info.classes, image_of) if task == "multiclass" else [],
-        mistakes=[m | {"thumbnail": thumbnail(image_of(m["path"]))} for m in mistakes[:_WORST]],
+        mistakes=[
+            m | {"thumbnail": thumbnail(image_of(m["path"])), "evidence": shown}
+            for m, shown in zip(mistakes, evidence, strict=True)
+        ],
         calibration=read_calibration(_folder_of(role, run)),
         risk_coverage=page.svg(curve) if (curve := _risk_coverage(rows, role)) is not None else None,
         skipped=read_skipped(run),
@@ -196,6 +207,38 @@ def _mistakes(rows: list[dict[str, str]], role: Role) -> list[dict[str, Any]]:
         if row["label"] != row[f"{of}prediction"]
     ]
     return sorted(wrong, key=lambda row: -float(row["probability"] or 0.0))
+
+
+def _evidence(
+    folder: Path, mistakes: list[dict[str, Any]], image_of: Callable[[str], ImageFile]
+) -> list[str]:
+    """For each mistake of the model in `folder`, what it took for the predicted class, as a data URI.
+
+    Empty for an image that is gone, and for a model that cannot be explained here.
+    """
+    shown = [""] * len(mistakes)
+    if not mistakes:
+        return shown
+    try:
+        classifier = load_folder(folder, "cpu", backend="pytorch")
+        methods_of(classifier)
+    except DeitkitError:
+        return shown
+    written = {name.encode("utf-8", "backslashreplace").decode(): name for name in classifier.classes}
+    views = [classifier.view_or_error(NamedImage(m["path"], image_of(m["path"]))) for m in mistakes]
+    known = [
+        (i, view, written[m["prediction"]])
+        for i, (m, view) in enumerate(zip(mistakes, views, strict=True))
+        if not isinstance(view, UnreadableImage) and m["prediction"] in written
+    ]
+    labels, pixels = [label for _, _, label in known], [view for _, view, _ in known]
+    try:
+        found = explain_views(classifier, [""] * len(known), pixels, labels)
+    except DeitkitError:
+        return shown
+    for (i, view, _), explained in zip(known, found, strict=True):
+        shown[i] = page.data_uri(overlay(view_image(view, SIDE), explained.map()))
+    return shown
 
 
 def _mistaken_labels(rows: list[dict[str, str]], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from ..evaluation.metrics import Interval
 from ..run_folder import BASELINE_FOLDER, CANDIDATES_FOLDER, TEACHER_FOLDER
-from ..run_schema import Difference, Metric, Role, Speedup, role_name
+from ..run_schema import Difference, Metric, Role, Speedup, role_name, rounded_count
 
 Preference = Literal["balanced", "accuracy", "speed"]
 POINTS_PER_DOUBLING: Mapping[Preference, float] = {"accuracy": 0.0, "balanced": 1.0, "speed": 3.0}
@@ -217,7 +217,7 @@ class _Words:
     def undecided(self, difference: Difference) -> str:
         """That the images do not suffice, and how many would."""
         needed = difference.images_needed
-        more = f"about {_rounded(needed)} would" if needed else "more would"
+        more = f"about {rounded_count(needed)} would" if needed else "more would"
         return (
             f"{self.measured.images} images do not suffice to tell which of the two is more accurate (the "
             f"difference is {difference.value:+.1f} points, 95 % interval {difference.low:+.1f} to "
@@ -286,9 +286,3 @@ def _rate(model: Candidate) -> str:
 def _times(speedup: float) -> str:
     """A speedup such as "2.2x" or "0.56x"."""
     return f"{speedup:.1f}x" if speedup >= 1 else f"{speedup:.2f}x"
-
-
-def _rounded(images: int) -> int:
-    """To two digits: it is an estimate."""
-    digits = len(str(images)) - 2
-    return images if digits <= 0 else round(images, -digits)

@@ -1,12 +1,10 @@
-"""Callbacks of the training loop (terminal, TensorBoard), and the signals that stop it."""
+"""Callbacks of the training loop, the terminal's among them, and the signals that stop it."""
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 from .. import log
@@ -56,32 +54,6 @@ class EpochLines:
         log.info(f"{text}  loss {line['train']['loss']:.3f}  {line['images_per_s']:.0f} images/s")
         if self.uses_teacher(step - 1) and not self.uses_teacher(step) and line["epoch"] < self.epochs:
             log.info("from here on the labels alone are learnt: the loss has fewer parts, and falls")
-
-
-class TensorBoardLog:
-    """Writes the metrics of each epoch, such as `train/loss` and `val/top1`."""
-
-    def __init__(self, folder: Path):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder))
-
-    def on_step(self, step: int, images: int) -> None:
-        """Does nothing: a curve over epochs is enough, and costs no time."""
-
-    def on_epoch(self, line: dict[str, Any]) -> None:
-        for group, content in line.items():
-            values = content if isinstance(content, dict) else {group: content}
-            for name, value in values.items():
-                if value is not None:
-                    tag = f"{group}/{name}" if isinstance(content, dict) else name
-                    self._writer.add_scalar(tag, value, line["step"])
-        self._writer.flush()
-
-
-def tensorboard_logs(folder: Path) -> list[TensorBoardLog]:
-    """A TensorBoard log in `folder` if TensorBoard is installed."""
-    return [TensorBoardLog(folder)] if importlib.util.find_spec("tensorboard") else []
 
 
 @contextmanager

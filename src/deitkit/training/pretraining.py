@@ -31,6 +31,7 @@ from .budget import plan
 from .run import Run
 from .session import open_session, refuse_other_images
 from .student_training import StudentTraining
+from .trackers import check_trackers
 
 _HELD_OUT, _MOST_HELD_OUT = 0.02, 1000
 _HOLDS_OUT = f"{100 * _HELD_OUT:.0f} % of the images, at most {_MOST_HELD_OUT}, are held out"
@@ -75,6 +76,7 @@ def pretrain(
     _refuse_unused(changes)
     if not config.has_live_teacher:
         raise SettingError("unlabelled images need a teacher to label them; give a --teacher")
+    check_trackers(config.train.log)
     paths = [Path(folder) for folder in folders]
     session = open_session(config, partial(_split, paths), out=out, resume=resume)
     with distributed.main_first():

@@ -32,6 +32,7 @@ from .run_files import write_calibrated, write_validation
 from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
 from .teacher_sizes import measure_teacher_sizes
+from .trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _config(out: Path, recipe: str | None, resume: bool, changes: dict[str, Any]
 def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     """`train` with all settings in one Config."""
     _check_teaching(config)
+    check_trackers(config.train.log)
     refuse_out_among_classes(data, out)
     session = open_session(config, partial(find_splits, data), out=out, resume=resume)
     dataset = session.dataset

@@ -23,10 +23,11 @@ from ..soft_labels.store import SoftLabelStore
 from ..tasks import SCORES
 from ..teachers.teacher import Teacher
 from . import results
-from .callbacks import EpochLines, tensorboard_logs
+from .callbacks import EpochLines
 from .resolve import create_student
 from .run_files import describe_run, save_model
 from .session import Session
+from .trackers import trackers
 from .trainer import Trainer, TrainingData, Validation
 
 
@@ -175,8 +176,10 @@ def train_and_measure(
     with log.progress_bar(title, trainer.views_before(trainer.total_steps)) as advance:
         advance(trainer.views_before(done))
         terminal = EpochLines(advance, epochs, SCORES[dataset.task], trainer.learns_from_teacher, lines)
-        logs = tensorboard_logs(trainer.folder / "tensorboard") if distributed.is_main() else []
-        trainer.run([terminal, *logs])
+        settings = trainer.identity.get("settings", {})
+        names = trainer.train.log if distributed.is_main() else ()
+        with trackers(names, trainer.folder, settings) as curves:
+            trainer.run([terminal, *curves])
     if not distributed.is_main():
         return None
     share_done = trainer.state.step / trainer.total_steps

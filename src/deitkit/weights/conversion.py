@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import WeightsError
 from ..models import VARIANTS, DeiT
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -76,21 +74,18 @@ def convert(
     return Converted(export(model, destination, to, view, classes, info.task), changes)
 
 
-@torch.no_grad()
 def _fold_temperature(model: DeiT, calibration: CalibrationInfo, changes: list[str]) -> None:
-    """Divides the heads by the temperature of a run, so that other projects' softmax is calibrated.
-
-    They evaluate the mean of both heads' logits, which has a temperature of its own.
-    """
-    of_heads, heads = calibration.head_temperatures, [model.head]
-    temperature = of_heads.get("class", calibration.temperature)
-    if model.head_dist is not None:
-        heads, temperature = [model.head, model.head_dist], of_heads.get("mean", 1.0)
+    """Divides the heads by the temperature of a run, so that other projects' softmax is calibrated."""
+    temperature = temperature_of_logits(calibration, distilled=model.distilled)
     if temperature != 1.0:
         changes.append(f"the heads are divided by {temperature:.3g}, which calibrates their probabilities")
-        for head in heads:
-            head.weight.div_(temperature)
-            head.bias.div_(temperature)
+        model.scale_heads(1 / temperature)
+
+
+def temperature_of_logits(calibration: CalibrationInfo, *, distilled: bool) -> float:
+    """The temperature of what other projects evaluate: the mean of both heads' logits, or the one head's."""
+    of_heads = calibration.head_temperatures
+    return of_heads.get("mean", 1.0) if distilled else of_heads.get("class", calibration.temperature)
 
 
 def _preprocessing(info: CheckpointInfo, image_size: tuple[int, int], changes: list[str]) -> Preprocessing:

@@ -6,8 +6,11 @@ import contextlib
 import os
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from ..errors import WeightsError
 
 _TIMEOUT_S = 5.0
 
@@ -35,6 +38,22 @@ def hub_access() -> Iterator[bool]:
         constants.HF_HUB_OFFLINE = offline
         if converts is None:
             del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
+
+
+def snapshot(name: str, files: Sequence[str]) -> Path:
+    """The folder in the local cache with those of `files` that the model OWNER/NAME of the hub has.
+
+    Raises WeightsError if the hub has no such model, or cannot be reached and the cache has none.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_access() as online:
+        try:
+            return Path(snapshot_download(name, allow_patterns=list(files)))
+        except Exception as error:  # the client has errors of many types
+            raise WeightsError(
+                f"the hub could not give 'hf:{name}' ({cause(error, online)}); check the name and the network"
+            ) from None
 
 
 def cause(error: Exception, online: bool) -> str:

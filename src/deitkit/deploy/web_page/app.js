@@ -8,6 +8,8 @@ import { draw } from "./stage.js";
 const RECENT = 12; // images that are kept for another look
 const ANNOUNCE_MS = 2000; // the camera's answers are spoken at most this often
 const THUMBNAIL = 148;
+const ATTENTION_NOTE = "Attention in the last block, scaled to its largest value.";
+const METHODS = { "gradient-rollout": "gradient-weighted attention rollout", "grad-cam": "grad-CAM" };
 
 const $ = (id) => document.getElementById(id);
 let facts, model;
@@ -44,7 +46,9 @@ function describe() {
   $("privacy").textContent = local
     ? "The model runs in this browser; images do not leave it."
     : "The model runs on the server of this page, which keeps no images.";
-  $("distillation").hidden = !two_heads;
+  $("evidence").hidden = !facts.explains?.length;
+  $("class-token").hidden = !facts.attention;
+  $("distillation").hidden = !facts.attention || !two_heads;
   $("stage").classList.add("empty-stage");
   showCard(facts, { list: $("facts"), limits: $("limits") });
   $("card").hidden = false;
@@ -65,7 +69,7 @@ async function classifyFiles(files) {
       const image = await decoded(file);
       const prediction = await model.classify(await createImageBitmap(image), { isJpeg, file });
       problem(null);
-      show({ image, prediction });
+      show({ image, prediction, file });
       remember(current, file.name);
     } catch (error) {
       problem(`${file.name || "The image"}: ${error.message}`);
@@ -95,7 +99,7 @@ function show(found, { live = false } = {}) {
   current = found;
   $("empty").hidden = true;
   $("picture").hidden = false;
-  $("looks").hidden = !found.prediction.attention;
+  $("looks").hidden = !found.prediction.attention && !facts.explains?.length;
   $("stage").classList.remove("empty-stage");
   redraw();
   const label = headline(found.prediction, facts), now = performance.now();
@@ -111,8 +115,30 @@ function show(found, { live = false } = {}) {
 function redraw() {
   if (!current) return;
   const look = document.querySelector("input[name=look]:checked").value;
-  const map = look && current.prediction.attention ? current.prediction.attention[Number(look)] : null;
+  const { attention } = current.prediction;
+  const map = look === "evidence" ? current.evidence?.map : look && attention ? attention[Number(look)] : null;
   draw($("picture"), current.image, facts, map, $("strength").value / 100);
+  $("look-note").textContent = look === "evidence" ? evidenceNote() : look ? ATTENTION_NOTE : "";
+  if (look === "evidence" && !current.evidence && !stopCamera) explain(current);
+}
+
+function evidenceNote() {
+  if (stopCamera) return "Stop the camera to see the evidence in its last image.";
+  if (!current.evidence) return "Looking for the evidence…";
+  const { label, method, problem } = current.evidence;
+  return problem ?? `Where the evidence for ${label} is, by ${METHODS[method] ?? method}, scaled to its largest value.`;
+}
+
+/** Asks the server once for the evidence of an image. */
+async function explain(found) {
+  if (found.asked) return;
+  found.asked = true;
+  try {
+    found.evidence = await model.explain(found.image, { file: found.file });
+  } catch (error) {
+    found.evidence = { map: null, problem: error.message };
+  }
+  if (found === current) redraw();
 }
 
 function table() {
@@ -171,6 +197,7 @@ async function toggleCamera() {
 function stop() {
   stopCamera?.();
   stopCamera = null;
+  redraw();
   $("rate").hidden = true;
   $("camera").textContent = "Start camera";
   $("camera").setAttribute("aria-pressed", "false");

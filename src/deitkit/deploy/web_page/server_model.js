@@ -1,18 +1,21 @@
 // The model on the server that sent this page.
 
-/** `classify(bitmap, { file })` sends the file, or else the image as JPEG, and gives a prediction. */
+/** `classify(bitmap, { file })` sends the file, or else the image as JPEG, and gives a prediction; `explain` an explanation. */
 export async function openServerModel(facts, token) {
+  async function post(address, bitmap, file) {
+    const body = new FormData();
+    body.append("image", file ?? (await asJpeg(bitmap)), "image");
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const named = `${address}?model=${encodeURIComponent(facts.card.name)}`;
+    const answer = await fetch(address === "predict" ? `${named}&attention=true` : named, { method: "POST", body, headers });
+    const found = await answer.json();
+    if (!answer.ok) throw new Error(found.error);
+    return found;
+  }
   return {
     async classify(bitmap, { file = null } = {}) {
-      const body = new FormData();
-      body.append("image", file ?? (await asJpeg(bitmap)), "image");
-      const headers = token ? { Authorization: `Bearer ${token}` } : {};
-      const address = `predict?model=${encodeURIComponent(facts.card.name)}&attention=true`;
-      const answer = await fetch(address, { method: "POST", body, headers });
-      const found = await answer.json();
-      if (!answer.ok) throw new Error(found.error);
       const inOrder = (values) => values && facts.classes.map((name) => values[name]);
-      const [first] = found.predictions;
+      const [first] = (await post("predict", bitmap, file)).predictions;
       return {
         probabilities: inOrder(first.probabilities),
         class_probabilities: inOrder(first.class_probabilities),
@@ -20,6 +23,9 @@ export async function openServerModel(facts, token) {
         unfamiliarity: first.unfamiliarity,
         attention: first.attention,
       };
+    },
+    async explain(bitmap, { file = null } = {}) {
+      return (await post("explain", bitmap, file)).explanations[0];
     },
   };
 }

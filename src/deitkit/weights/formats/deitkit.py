@@ -9,6 +9,7 @@ from typing import Any
 
 from ...io import write_json, write_tensors
 from ...run_folder import CONFIG, WEIGHTS, info_from, read_calibration
+from ...run_schema import CalibrationInfo
 from ..format import CheckpointInfo, ExportedModel, WeightsFormat, register
 
 
@@ -33,7 +34,8 @@ class DeitkitFormat(WeightsFormat):
             interpolation=view.interpolation,
             crop=view.crop,
             task=run.task,
-            calibration=read_calibration(folder),
+            # Of a folder that was pushed, the heads are divided already.
+            calibration=read_calibration(folder) if run.head_temperature == 1.0 else CalibrationInfo(),
         )
 
     def write(self, exported: ExportedModel, folder: Path) -> list[Path]:
