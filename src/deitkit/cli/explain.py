@@ -24,14 +24,14 @@ def explain(
     """Explain predictions: attention, rollout and its gradients of a student, grad-CAM of a teacher."""
     from .. import log
     from ..data.decode import UnreadableImage
-    from ..data.image_inputs import expand
+    from ..data.image_inputs import named_files
     from ..report.explain_run import explain_run
 
-    images = expand(paths)
+    images = named_files(paths)
     with log.progress_bar("explaining", len(images)) as advance:
         found = explain_run(
             run,
-            list(images),
+            images,
             out,
             label=label,
             model=model,

@@ -46,8 +46,8 @@ def predict(
     from .. import distributed, log
     from ..classifier import load_folder, model_folder
     from ..data.decode import UnreadableImage
-    from ..data.image_inputs import NamedImage, expand
-    from ..data.video import camera_frames, is_video
+    from ..data.image_inputs import NamedImage, named_files
+    from ..data.video import camera_frames
     from ..errors import SettingError
     from . import prediction_output as output
 
@@ -65,10 +65,8 @@ def predict(
         for path in paths or []:
             if path == "-":
                 images.append(NamedImage("-", sys.stdin.buffer.read()))
-            else:  # a file that is removed from now on is reported as unreadable
-                for file in expand([path]):
-                    video = isinstance(file, Path) and is_video(file)
-                    images.append(cast(Path, file) if video else NamedImage(str(file), file))
+            else:
+                images += named_files([path])
         return images
 
     images = named() if camera is not None else distributed.from_main(named)

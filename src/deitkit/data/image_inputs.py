@@ -55,12 +55,12 @@ class NamedImage:
         """The image as RGB at its own size. Raises UnreadableImage."""
         if isinstance(self.content, Image.Image):
             return to_rgb(self.content)
-        if isinstance(self.content, Path):
-            return open_rgb(self.content, max_pixels=max_pixels)
-        try:
-            return open_rgb(io.BytesIO(self.content), max_pixels=max_pixels)
-        except UnreadableImage as error:
-            raise UnreadableImage(self.name, error.reason) from None
+        if isinstance(self.content, bytes):
+            try:
+                return open_rgb(io.BytesIO(self.content), max_pixels=max_pixels)
+            except UnreadableImage as error:
+                raise UnreadableImage(self.name, error.reason) from None
+        return open_rgb(self.content, max_pixels=max_pixels)
 
 
 OneImage = str | Path | bytes | Image.Image | NDArray[Any] | Tensor | NamedImage
@@ -76,12 +76,12 @@ def named_images(images: ImageInput) -> Iterator[NamedImage]:
     else, and for a path that does not exist.
     """
     if isinstance(images, (str, Path)):
-        for file in expand([str(images)]):
-            if isinstance(file, Path) and is_video(file):
-                for frame in video_frames(file):
-                    yield NamedImage(f"{file} at {frame.seconds:.1f} s", frame.image)
+        for found in named_files([str(images)]):
+            if isinstance(found, NamedImage):
+                yield found
             else:
-                yield NamedImage(str(file), file)
+                for frame in video_frames(found):
+                    yield NamedImage(f"{found} at {frame.seconds:.1f} s", frame.image)
     elif isinstance(images, NamedImage):
         yield images
     elif isinstance(images, (bytes, bytearray, memoryview)):
@@ -97,6 +97,17 @@ def named_images(images: ImageInput) -> Iterator[NamedImage]:
             yield from named_images(image)
     else:
         raise DataError(f"cannot classify a {type(images).__name__}; give {_ACCEPTED}")
+
+
+def named_files(paths: Iterable[str]) -> list[NamedImage | Path]:
+    """The images of `paths` as `expand` finds them, not opened yet, and the paths of videos.
+
+    A file that is removed from now on is reported as unreadable. Raises DataError if nothing is found.
+    """
+    return [
+        file if isinstance(file, Path) and is_video(file) else NamedImage(str(file), file)
+        for file in expand(paths)
+    ]
 
 
 def expand(paths: Iterable[str]) -> list[ImageFile]:
