@@ -7,18 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+from torch import Tensor
+
 from .. import log, recipes
 from ..config import Config, dotted
 from ..data.dataset import find_splits
+from ..data.image_set import ImageSet
 from ..data.near_duplicates import duplicates_of
 from ..data.splits import refuse_out_among_classes
-from ..data.survey import leak_warning, survey
+from ..data.survey import effect_sentence, leak_warning, survey, with_effect
 from ..errors import SettingError
 from ..io import write_json
 from ..keywords import Keywords
-from ..models import DeiTOutput
+from ..models import DeiTOutput, joint_probabilities
 from ..report.run_page import write_report
-from ..run_folder import BASELINE_FOLDER, DUPLICATES, model_to_json, results_to_json
+from ..run_folder import BASELINE_FOLDER, DUPLICATES, model_to_json, read_duplicates, results_to_json
+from ..soft_labels.manifest import read_manifest
 from ..soft_labels.replay import refuse_other_views
 from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
@@ -82,7 +87,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     session = open_session(config, partial(find_splits, data), out=out, resume=resume)
     refuse_other_images(out, session.dataset)
     session.dataset.write_lists(out)
-    _write_duplicates(out, session)
+    leaking = _write_duplicates(out, session, resume)
 
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
@@ -127,6 +132,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
             session.seconds,
             others=other_sizes,
             prefer=session.config.train.prefer,
+            metric=session.config.train.metric,
         )
     if found.baseline is not None and baseline is not None:
         write_json(baseline.folder / "results.json", {"student": model_to_json(found.baseline)})
@@ -134,6 +140,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     if by_teacher is not None and measured_teacher is not None:
         of_teacher = DeiTOutput(by_teacher, None, embedding=measured_teacher.embedding)
     write_validation(out, val, trained.output, of_teacher)
+    _write_effect(out, val, joint_probabilities(trained.output, val.task), leaking)
     content = results_to_json(found)
     write_json(out / "results.json", content)
     with log.activity("writing the report"):
@@ -141,14 +148,33 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     return Run(out, content)
 
 
-def _write_duplicates(out: Path, session: Session) -> None:
-    """Counts the images that show the same, and warns of those that training and measuring share."""
-    found = duplicates_of(session.splits.everything, session.config.data)
-    counts = survey(session.splits, found).counts()
-    write_json(out / DUPLICATES, asdict(counts))
-    warning = leak_warning(counts, len(session.splits.val), session.splits.held_out)
+def _write_duplicates(out: Path, session: Session, resume: bool) -> frozenset[str]:
+    """Counts the images that show the same, and warns of those that training and measuring share.
+
+    Returns the paths of the latter. A resumed run has counted them before.
+    """
+    splits, counts = session.splits, read_duplicates(out) if resume else None
+    if counts is None or counts.leaking_paths is None:
+        duplicates = splits.duplicates or duplicates_of(splits.everything, session.config.data)
+        counts = survey(splits, duplicates).counts()
+        write_json(out / DUPLICATES, asdict(counts))
+    warning = leak_warning(counts, len(splits.val), splits.held_out)
     if warning:
         log.warning(warning)
+    return frozenset(counts.leaking_paths or ())
+
+
+def _write_effect(out: Path, val: ImageSet, joint: Tensor, leaking: frozenset[str]) -> None:
+    """Adds to the counts what the images that show the same do to the student's accuracy, and says it."""
+    counts = read_duplicates(out)
+    if counts is None or val.task == "multilabel":
+        return
+    right = joint.argmax(1).cpu().numpy() == val.labels
+    counts = with_effect(counts, right, np.array([path in leaking for path in val.paths], bool))
+    write_json(out / DUPLICATES, asdict(counts))
+    sentence = effect_sentence(counts)
+    if sentence:
+        log.info(sentence)
 
 
 def _check_teaching(config: Config) -> None:
@@ -167,8 +193,9 @@ def _open_soft_labels(session: Session) -> SoftLabelStore | None:
     folder, dataset = session.config.teacher.soft_labels, session.dataset
     if folder is None:
         return None
-    store, num_images = open_soft_labels(Path(folder)), len(dataset.pool.images)
-    store.manifest.refuse_other_data(store.folder, dataset.fingerprint, num_images, dataset.classes)
+    manifest, num_images = read_manifest(Path(folder)), len(dataset.pool.images)
+    manifest.refuse_other_data(Path(folder), dataset.fingerprint, num_images, dataset.classes)
+    store = SoftLabelStore(Path(folder), manifest, dataset.class_shares(manifest.config.train.balance))
     refuse_other_views(store, session.views().make)
     with log.progress_bar("checking the soft labels", store.epochs() * store.shards) as advance:
         store.verify(store.epochs(), advance)

@@ -1,0 +1,231 @@
+"""What helps a rare class: no correction, sampling, or adjusted logits, on folders thinned to be uneven.
+
+    python benchmarks/imbalance.py DATA --name NAME [--ratios 10 50] [--most 200] [--image-size 64]
+        [--epochs 20] [--arms none loss ...] [--mode soft] [--seeds 0 1 2] [--out results/imbalance]
+    python benchmarks/imbalance.py --table results/imbalance/*.csv
+
+The training images are thinned: of K classes, in an order drawn from the seed, class k keeps
+MOST / ratio^(k / (K - 1)) images (Cui et al., arXiv 1901.05555), so the largest has `ratio` times the images
+of the smallest. The validation images stay as they are. A student (nano) is trained with a live teacher, a
+linear probe fitted to the thinned images; all arms of a seed share images, teacher and initial weights.
+
+An ARM is a value of train.balance, or "loss, teacher as it is": then log pi is not taken off the teacher's
+logits, and the distillation head learns from them what the training shares are.
+
+balanced: mean recall over the classes. top1: recalls weighted by the thinned training shares, the accuracy
+on images as uneven as those. rarest: recall of the class with the fewest training images. Each also of the
+heads and of the teacher. A row is appended to OUT/NAME.csv for each arm; one that is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deitkit import recipes
+from deitkit.config import DataConfig
+from deitkit.data.dataset import find_splits
+from deitkit.data.splits import Splits
+from deitkit.distillation import class_balance
+from deitkit.evaluation.evaluate import evaluate_student, teacher_logits
+from deitkit.models import joint_probabilities
+from deitkit.teachers.saved import kept_teacher
+from deitkit.teachers.teacher import Teacher
+from deitkit.training import student_training
+from deitkit.training.resolve import resolve_initial_weights
+from deitkit.training.session import Session, open_session
+from provenance import provenance
+from rows import append_row
+
+UNADJUSTED = "loss, teacher as it is"
+ARMS = ("none", "sampler", "sqrt-sampler", "loss")
+SCORES = ("balanced", "top1", "rarest")
+HEADS = ("joint", "class", "distill", "teacher")
+FIELDS = (
+    *("data", "ratio", "mode", "arm", "seed", "epochs", "images", "largest", "smallest", "weights"),
+    *(f"{head}_{score}" for head in HEADS for score in SCORES),
+    *("seconds", "machine", "versions", "date", "command"),
+)
+
+
+def thinned(splits: Splits, ratio: float, most: int, seed: int) -> Splits:
+    """The splits with training images thinned to an exponential profile."""
+    rng = np.random.RandomState(seed)
+    num_classes = len(splits.train.classes)
+    kept = []
+    for k, c in enumerate(rng.permutation(num_classes)):
+        members = rng.permutation(splits.train.members(int(c)))
+        most_here = min(most, int(splits.train.counts().min()))
+        kept.append(members[: max(2, round(most_here / ratio ** (k / (num_classes - 1))))])
+    train = splits.train.subset(np.sort(np.concatenate(kept)))
+    return replace(splits, train=train, how=f"{splits.how}; thinned to 1:{ratio:g}, seed {seed}")
+
+
+def scores(probabilities: Tensor, labels: Tensor, counts: np.ndarray) -> dict[str, str]:
+    """In percent; counts: training images of each class."""
+    right = (probabilities.argmax(1) == labels).double()
+    recalls = np.array([100 * float(right[labels == k].mean()) for k in range(len(counts))])
+    found = {
+        "balanced": recalls.mean(),
+        "top1": (recalls * counts).sum() / counts.sum(),
+        "rarest": recalls[counts.argmin()],
+    }
+    return {name: f"{value:.2f}" for name, value in found.items()}
+
+
+def opened(options: argparse.Namespace, ratio: float, seed: int, arm: str) -> Session:
+    """The session of an arm, with its initial weights found."""
+    changes = {
+        "student.name": "nano",
+        "student.image_size": options.image_size,
+        "train.epochs": options.epochs,
+        "train.seed": seed,
+        "train.device": "cpu",
+        "train.balance": arm.partition(",")[0],
+        "train.metric": "balanced",
+        "distillation.mode": options.mode,
+        "distillation.feature_weight": 0.0,
+        "data.eval_fraction": options.eval_fraction,
+        "teacher.image_size": options.teacher_size,
+        "teacher.probe_views": 1,
+        "teacher.backend": "pytorch",
+    }
+    config = recipes.get("small-data").override(changes)
+
+    def find(data: DataConfig) -> Splits:
+        return thinned(find_splits(options.data, data), ratio, options.most, seed)
+
+    session = open_session(config, find)
+    return replace(session, config=resolve_initial_weights(session.config, None))
+
+
+def trained(session: Session, teacher: Teacher, folder: Path) -> student_training.Trainer:
+    """The arm's student with the better of its weights."""
+    training = student_training.StudentTraining.of(session, session.dataset, folder, teacher)
+    assert session.config.train.epochs
+    trainer = training.trainer(session.config.train.epochs)
+    trainer.run()
+    return trainer
+
+
+def measure(session: Session, teacher: Teacher, folder: Path, arm: str) -> dict[str, Any]:
+    """The row of one arm."""
+    dataset, device = session.dataset, session.device
+    counts, labels = dataset.train.images.counts(), dataset.val.labels
+    ours = class_balance.adjustment
+    if arm == UNADJUSTED:
+        student_training.adjustment = lambda *a, **k: ours(*a, **k | {"fitted_teacher": False})
+    started = time.monotonic()
+    try:
+        trainer = trained(session, teacher, folder)
+    finally:
+        student_training.adjustment = ours
+    seconds = time.monotonic() - started
+    weights = student_training.keep_better_weights(trainer)
+    output = evaluate_student(trainer.student, dataset.val, device).heads()
+    by = {
+        "joint": joint_probabilities(output),
+        "class": output.class_logits,
+        "distill": output.distill_logits,
+        "teacher": teacher_logits(teacher, dataset.val, device),
+    }
+    row: dict[str, Any] = {
+        "images": int(counts.sum()),
+        "largest": int(counts.max()),
+        "smallest": int(counts.min()),
+        "weights": weights,
+        "seconds": round(seconds),
+    }
+    for head, values in by.items():
+        if values is not None:
+            row |= {f"{head}_{name}": value for name, value in scores(values, labels, counts).items()}
+    return row
+
+
+def table(files: Sequence[Path]) -> str:
+    """Markdown: mean and spread over the seeds of every arm."""
+    rows = []
+    for file in files:
+        with open(file, newline="", encoding="utf-8") as opened_file:
+            rows += list(csv.DictReader(opened_file))
+    lines = [
+        "| data | ratio | arm | seeds | balanced | top-1 | rarest class |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["ratio"], row["mode"], row["arm"]), []).append(row)
+    for (data, ratio, mode, arm), of in groups.items():
+        cells = []
+        for name in SCORES:
+            values = [float(row[f"joint_{name}"]) for row in of]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        name = arm if mode == "soft" else f"{arm} ({mode})"
+        lines.append(f"| {data} | 1:{ratio} | {name} | {len(of)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def done(file: Path, **wanted: object) -> bool:
+    """Whether the table has a row with these values."""
+    if not file.exists():
+        return False
+    with open(file, newline="", encoding="utf-8") as opened_file:
+        rows = list(csv.DictReader(opened_file))
+    return any(all(row[key] == str(value) for key, value in wanted.items()) for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--name")
+    parser.add_argument("--ratios", type=int, nargs="+", default=[10, 50])
+    parser.add_argument("--most", type=int, default=200, help="images of the largest class")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--teacher-size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--mode", default="soft", help="distillation loss")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--eval-fraction", type=float, default=1.0)
+    parser.add_argument("--out", type=Path, default=Path("results/imbalance"))
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "deitkit-imbalance")
+    parser.add_argument("--table", type=Path, nargs="+")
+    options = parser.parse_args()
+    if options.table:
+        print(table(options.table))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    made = provenance()
+    made["versions"] = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    file = options.out / f"{options.name}.csv"
+    for seed in options.seeds:
+        for ratio in options.ratios:
+            for arm in options.arms:
+                key = {"ratio": ratio, "mode": options.mode, "arm": arm, "seed": seed}
+                if done(file, **key):
+                    continue
+                session = opened(options, ratio, seed, arm)
+                cached = options.cache / f"{options.name}-{ratio}-{seed}-{options.most}-{options.image_size}"
+                teacher = kept_teacher(cached, session.config.teacher, session.device, session.fit_teacher)
+                with tempfile.TemporaryDirectory() as folder:
+                    row = measure(session, teacher, Path(folder), arm)
+                named = {"data": options.name, "epochs": options.epochs}
+                append_row(file, FIELDS, named | key | row | made)
+                print(options.name, ratio, arm, seed, row["joint_balanced"], row["joint_top1"], flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
