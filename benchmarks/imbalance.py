@@ -2,6 +2,7 @@
 
     python benchmarks/imbalance.py DATA --name NAME [--ratios 10 50] [--most 200] [--image-size 64]
         [--epochs 20] [--arms none loss ...] [--mode soft] [--seeds 0 1 2] [--out results/imbalance]
+    python benchmarks/imbalance.py --probe FEATURES.npz --name NAME [--ratios 2 3 5 10 20 50] [--most 150]
     python benchmarks/imbalance.py --table results/imbalance/*.csv
 
 The training images are thinned: of K classes, in an order drawn from the seed, class k keeps
@@ -15,6 +16,10 @@ logits, and the distillation head learns from them what the training shares are.
 balanced: mean recall over the classes. top1: recalls weighted by the thinned training shares, the accuracy
 on images as uneven as those. rarest: recall of the class with the fewest training images. Each also of the
 heads and of the teacher. A row is appended to OUT/NAME.csv for each arm; one that is there is not run again.
+
+--probe: the same with linear probes in place of students, in seconds, to see from what ratio it pays.
+FEATURES.npz holds features x (N, F) and labels y (N,) of training images, v and yv of validation ones. A
+sampler is the weights that it amounts to. Rows go to OUT/probe.csv.
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from deitkit import recipes
 from deitkit.config import DataConfig
@@ -52,6 +58,7 @@ UNADJUSTED = "loss, teacher as it is"
 ARMS = ("none", "sampler", "sqrt-sampler", "loss")
 SCORES = ("balanced", "top1", "rarest")
 HEADS = ("joint", "class", "distill", "teacher")
+_PENALTY = 1e-2  # L2, for standardised features
 FIELDS = (
     *("data", "ratio", "mode", "arm", "seed", "epochs", "images", "largest", "smallest", "weights"),
     *(f"{head}_{score}" for head in HEADS for score in SCORES),
@@ -59,16 +66,20 @@ FIELDS = (
 )
 
 
-def thinned(splits: Splits, ratio: float, most: int, seed: int) -> Splits:
-    """The splits with training images thinned to an exponential profile."""
-    rng = np.random.RandomState(seed)
-    num_classes = len(splits.train.classes)
+def thinned_indices(members: Sequence[np.ndarray], ratio: float, most: int, seed: int) -> np.ndarray:
+    """Indices that are kept of the `members` of each class, thinned to an exponential profile."""
+    rng, K = np.random.RandomState(seed), len(members)
+    most = min(most, *map(len, members))
     kept = []
-    for k, c in enumerate(rng.permutation(num_classes)):
-        members = rng.permutation(splits.train.members(int(c)))
-        most_here = min(most, int(splits.train.counts().min()))
-        kept.append(members[: max(2, round(most_here / ratio ** (k / (num_classes - 1))))])
-    train = splits.train.subset(np.sort(np.concatenate(kept)))
+    for k, c in enumerate(rng.permutation(K)):
+        kept.append(rng.permutation(members[c])[: max(2, round(most / ratio ** (k / (K - 1))))])
+    return np.sort(np.concatenate(kept))
+
+
+def thinned(splits: Splits, ratio: float, most: int, seed: int) -> Splits:
+    """The splits with thinned training images."""
+    members = [splits.train.members(k) for k in range(len(splits.train.classes))]
+    train = splits.train.subset(thinned_indices(members, ratio, most, seed))
     return replace(splits, train=train, how=f"{splits.how}; thinned to 1:{ratio:g}, seed {seed}")
 
 
@@ -153,6 +164,56 @@ def measure(session: Session, teacher: Teacher, folder: Path, arm: str) -> dict[
     return row
 
 
+def probe(features: Tensor, labels: Tensor, log_shares: Tensor | None, weights: Tensor) -> nn.Linear:
+    """Logistic regression on (N, F), with `log_shares` (K,) added to its logits or images weighted (N,)."""
+    head = nn.Linear(features.shape[1], int(labels.max()) + 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=40, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = head(features) if log_shares is None else head(features) + log_shares
+        each = F.cross_entropy(logits, labels, reduction="none")
+        value = (each * weights).sum() / weights.sum() + _PENALTY * head.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return head.requires_grad_(False)
+
+
+def measure_probes(options: argparse.Namespace, made: dict[str, Any]) -> None:
+    """A row for each seed, ratio and arm."""
+    saved = np.load(options.probe)
+    views, labels = torch.from_numpy(saved["x"]).float(), saved["y"]
+    x, held = views[0] if views.ndim == 3 else views, torch.from_numpy(saved["v"]).float()
+    counts = np.bincount(labels)
+    for seed in options.seeds:
+        for ratio in options.ratios:
+            kept = thinned_indices(
+                [np.flatnonzero(labels == k) for k in range(len(counts))], ratio, options.most, seed
+            )
+            y, per_class = torch.from_numpy(labels[kept]), np.bincount(labels[kept])
+            mean, std = x[kept].mean(0), x[kept].std(0) + 1e-6
+            log_shares = torch.from_numpy(per_class / per_class.sum()).log().float()
+            ones, each = torch.ones(len(y)), torch.from_numpy(per_class).float()[y]
+            arms = {
+                "none": (None, ones),
+                "loss": (log_shares, ones),
+                "sampler": (None, 1 / each),
+                "sqrt-sampler": (None, each**-0.5),
+            }
+            for arm, (adjusted, weights) in arms.items():
+                logits = probe((x[kept] - mean) / std, y, adjusted, weights)((held - mean) / std)
+                found = scores(logits, torch.from_numpy(saved["yv"]), per_class)
+                row = {"data": options.name, "ratio": ratio, "mode": "probe", "arm": arm, "seed": seed}
+                row |= {"images": len(y), "largest": per_class.max(), "smallest": per_class.min()}
+                row |= {f"joint_{name}": value for name, value in found.items()}
+                append_row(options.out / "probe.csv", FIELDS, row | made)
+            print(options.name, ratio, seed, flush=True)
+
+
 def table(files: Sequence[Path]) -> str:
     """Markdown: mean and spread over the seeds of every arm."""
     rows = []
@@ -201,6 +262,7 @@ def main() -> None:
     parser.add_argument("--eval-fraction", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path("results/imbalance"))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "deitkit-imbalance")
+    parser.add_argument("--probe", type=Path)
     parser.add_argument("--table", type=Path, nargs="+")
     options = parser.parse_args()
     if options.table:
@@ -209,6 +271,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     made = provenance()
     made["versions"] = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    if options.probe:
+        measure_probes(options, made)
+        return
     file = options.out / f"{options.name}.csv"
     for seed in options.seeds:
         for ratio in options.ratios:
