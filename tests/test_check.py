@@ -157,7 +157,8 @@ def test_train_warns_of_leaks_and_says_so_in_its_report(data, tmp_path, capsys):
     assert "Groups with several labels: 1" in report
 
 
-def test_train_with_groups_and_corrections(data, tmp_path, capsys):
+def test_train_with_groups_and_corrections(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("deitkit.training.run.duplicates_of", lambda *_: pytest.fail("looked twice"))
     images = data / "train"
     jpeg(Image.open(images / "a" / "03.png"), 60).save(images / "a" / "again.jpg")
     relabel, exclude = tmp_path / "relabel.csv", tmp_path / "exclude.csv"

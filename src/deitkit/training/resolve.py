@@ -201,7 +201,8 @@ def _metric(train: TrainConfig, splits: Splits) -> Metric:
         return train.metric
     if splits.train.task == "multilabel":
         return "map"
-    return "balanced" if uneven(splits.val.counts().tolist()) else "top1"
+    labelled = bool(splits.train.classes)
+    return "balanced" if labelled and uneven(splits.val.counts().tolist()) else "top1"
 
 
 def _balance(train: TrainConfig, images: ImageSet, loss: str) -> tuple[Balance, str]:
