@@ -10,8 +10,8 @@ MOST / ratio^(k / (K - 1)) images (Cui et al., arXiv 1901.05555), so the largest
 of the smallest. The validation images stay as they are. A student (nano) is trained with a live teacher, a
 linear probe fitted to the thinned images; all arms of a seed share images, teacher and initial weights.
 
-An ARM is a value of train.balance, or "loss, teacher as it is": then log pi is not taken off the teacher's
-logits, and the distillation head learns from them what the training shares are.
+An ARM is a value of train.balance, or "loss, labels alone": then log pi is not added in the loss on the
+teacher's outputs, and the distillation head learns from them what the training shares are.
 
 balanced: mean recall over the classes. top1: recalls weighted by the thinned training shares, the accuracy
 on images as uneven as those. rarest: recall of the class with the fewest training images. Each also of the
@@ -19,13 +19,17 @@ heads and of the teacher. A row is appended to OUT/NAME.csv for each arm; one th
 
 --probe: the same with linear probes in place of students, in seconds, to see from what ratio it pays.
 FEATURES.npz holds features x (N, F) and labels y (N,) of training images, v and yv of validation ones. A
-sampler is the weights that it amounts to. Rows go to OUT/probe.csv.
+sampler is the weights that it amounts to. Rows go to OUT/probe.csv. With --teacher-features TEACHER.npz two
+linear heads stand for a student's, one fitted to the labels and one, by --mode soft or hard, to a probe on
+the teacher's features: with no correction, with log pi in the loss on labels alone, and in both losses
+(the arm "loss"). Rows go to OUT/heads.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import statistics
 import tempfile
 import time
@@ -44,6 +48,7 @@ from deitkit.config import DataConfig
 from deitkit.data.dataset import find_splits
 from deitkit.data.splits import Splits
 from deitkit.distillation import class_balance
+from deitkit.distillation.losses import hard_distillation, soft_distillation
 from deitkit.evaluation.evaluate import evaluate_student, teacher_logits
 from deitkit.models import joint_probabilities
 from deitkit.teachers.saved import kept_teacher
@@ -54,7 +59,7 @@ from deitkit.training.session import Session, open_session
 from provenance import provenance
 from rows import append_row
 
-UNADJUSTED = "loss, teacher as it is"
+UNADJUSTED = "loss, labels alone"
 ARMS = ("none", "sampler", "sqrt-sampler", "loss")
 SCORES = ("balanced", "top1", "rarest")
 HEADS = ("joint", "class", "distill", "teacher")
@@ -136,7 +141,7 @@ def measure(session: Session, teacher: Teacher, folder: Path, arm: str) -> dict[
     counts, labels = dataset.train.images.counts(), dataset.val.labels
     ours = class_balance.adjustment
     if arm == UNADJUSTED:
-        student_training.adjustment = lambda *a, **k: ours(*a, **k | {"fitted_teacher": False})
+        student_training.adjustment = lambda *a, **k: replace(ours(*a, **k), distillation=None)
     started = time.monotonic()
     try:
         trainer = trained(session, teacher, folder)
@@ -183,11 +188,67 @@ def probe(features: Tensor, labels: Tensor, log_shares: Tensor | None, weights: 
     return head.requires_grad_(False)
 
 
+def distilled(features: Tensor, teacher: Tensor, mode: str, plus: Tensor) -> nn.Linear:
+    """A linear head that learns a teacher's logits (N, K), with `plus` (K,) added to its own."""
+    head = nn.Linear(features.shape[1], teacher.shape[1])
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=40, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = head(features) + plus
+        of = soft_distillation(logits, teacher, 2.0) if mode == "soft" else hard_distillation(logits, teacher)
+        value = of + _PENALTY * head.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return head.requires_grad_(False)
+
+
+def measure_heads(options: argparse.Namespace, made: dict[str, Any]) -> None:
+    """A row for each seed, ratio and arm of two linear heads."""
+    ours, theirs = np.load(options.probe), np.load(options.teacher_features)
+    labels, held_labels = ours["y"], torch.from_numpy(ours["yv"])
+    assert (labels == theirs["y"]).all()
+    counts = np.bincount(labels)
+    for seed, ratio in itertools.product(options.seeds, options.ratios):
+        members = [np.flatnonzero(labels == k) for k in range(len(counts))]
+        kept = thinned_indices(members, ratio, options.most, seed)
+        y, per_class = torch.from_numpy(labels[kept]), np.bincount(labels[kept])
+        log_shares, ones = torch.from_numpy(per_class / per_class.sum()).log().float(), torch.ones(len(kept))
+        (x, held), (of_teacher, held_teacher) = (standardised(f, kept) for f in (ours, theirs))
+        teacher = probe(of_teacher, y, None, ones)
+        by_labels = {plus: probe(x, y, log_shares if plus else None, ones) for plus in (False, True)}
+        for arm, plus, in_both in (("none", False, 0.0), (UNADJUSTED, True, 0.0), ("loss", True, 1.0)):
+            taught = distilled(x, teacher(of_teacher), options.mode, in_both * log_shares)
+            heads = {
+                "class": by_labels[plus](held),
+                "distill": taught(held),
+                "teacher": teacher(held_teacher),
+            }
+            heads["joint"] = heads["class"].softmax(1) + heads["distill"].softmax(1)
+            row = {"data": options.name, "ratio": ratio, "mode": options.mode, "arm": arm, "seed": seed}
+            row |= {"images": len(y), "largest": per_class.max(), "smallest": per_class.min()}
+            for head, logits in heads.items():
+                row |= {f"{head}_{n}": v for n, v in scores(logits, held_labels, per_class).items()}
+            append_row(options.out / "heads.csv", FIELDS, row | made)
+            print(options.name, options.mode, ratio, seed, arm, row["joint_balanced"], flush=True)
+
+
+def standardised(saved: Any, kept: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features of the kept training images, and of the validation images."""
+    views = torch.from_numpy(saved["x"]).float()
+    x = (views[0] if views.ndim == 3 else views)[kept]
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    return (x - mean) / std, (torch.from_numpy(saved["v"]).float() - mean) / std
+
+
 def measure_probes(options: argparse.Namespace, made: dict[str, Any]) -> None:
     """A row for each seed, ratio and arm."""
     saved = np.load(options.probe)
-    views, labels = torch.from_numpy(saved["x"]).float(), saved["y"]
-    x, held = views[0] if views.ndim == 3 else views, torch.from_numpy(saved["v"]).float()
+    labels = saved["y"]
     counts = np.bincount(labels)
     for seed in options.seeds:
         for ratio in options.ratios:
@@ -195,7 +256,7 @@ def measure_probes(options: argparse.Namespace, made: dict[str, Any]) -> None:
                 [np.flatnonzero(labels == k) for k in range(len(counts))], ratio, options.most, seed
             )
             y, per_class = torch.from_numpy(labels[kept]), np.bincount(labels[kept])
-            mean, std = x[kept].mean(0), x[kept].std(0) + 1e-6
+            x, held = standardised(saved, kept)
             log_shares = torch.from_numpy(per_class / per_class.sum()).log().float()
             ones, each = torch.ones(len(y)), torch.from_numpy(per_class).float()[y]
             arms = {
@@ -205,7 +266,7 @@ def measure_probes(options: argparse.Namespace, made: dict[str, Any]) -> None:
                 "sqrt-sampler": (None, each**-0.5),
             }
             for arm, (adjusted, weights) in arms.items():
-                logits = probe((x[kept] - mean) / std, y, adjusted, weights)((held - mean) / std)
+                logits = probe(x, y, adjusted, weights)(held)
                 found = scores(logits, torch.from_numpy(saved["yv"]), per_class)
                 row = {"data": options.name, "ratio": ratio, "mode": "probe", "arm": arm, "seed": seed}
                 row |= {"images": len(y), "largest": per_class.max(), "smallest": per_class.min()}
@@ -263,6 +324,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/imbalance"))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "deitkit-imbalance")
     parser.add_argument("--probe", type=Path)
+    parser.add_argument("--teacher-features", type=Path)
     parser.add_argument("--table", type=Path, nargs="+")
     options = parser.parse_args()
     if options.table:
@@ -272,7 +334,7 @@ def main() -> None:
     made = provenance()
     made["versions"] = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     if options.probe:
-        measure_probes(options, made)
+        (measure_heads if options.teacher_features else measure_probes)(options, made)
         return
     file = options.out / f"{options.name}.csv"
     for seed in options.seeds:

@@ -18,20 +18,23 @@ PLAIN = TrainConfig(label_smoothing=0.0)
 
 
 @pytest.mark.parametrize(
-    ("balance", "labels", "teacher"),
-    [("none", None, None), ("loss", 1.0, -1.0), ("sampler", None, -1.0), ("sqrt-sampler", None, -0.5)],
+    ("balance", "labels", "soft"),
+    [("none", None, None), ("loss", 1.0, 1.0), ("sampler", None, 1.0), ("sqrt-sampler", None, 0.5)],
 )
-def test_what_is_added_to_logits(balance, labels, teacher):
-    found = adjustment(balance, COUNTS, fitted_teacher=True)
-    for tensor, times in ((found.labels, labels), (found.teacher, teacher)):
+def test_what_is_added_to_logits(balance, labels, soft):
+    found = adjustment(balance, COUNTS, "soft", fitted_teacher=True)
+    for tensor, times in ((found.labels, labels), (found.distillation, soft)):
         assert (tensor is None) == (times is None)
         if times is not None:
             torch.testing.assert_close(tensor, times * LOG_SHARES)
-    assert adjustment(balance, COUNTS, fitted_teacher=False).teacher is None
+    assert adjustment(balance, COUNTS, "soft", fitted_teacher=False).distillation is None
+    # Hard decisions are labels, whoever makes them.
+    hard = adjustment(balance, COUNTS, "hard", fitted_teacher=False)
+    assert (hard.distillation is None) == (labels is None) and hard.distillation is hard.labels
 
 
 def test_a_class_without_an_image_stays_finite():
-    found = adjustment("loss", torch.tensor([5, 0]), fitted_teacher=True)
+    found = adjustment("loss", torch.tensor([5, 0]), "soft", fitted_teacher=True)
     assert found.labels is not None and found.labels.isfinite().all()
 
 
@@ -40,15 +43,16 @@ def test_each_head_sees_what_its_labels_need(mode):
     g = torch.Generator().manual_seed(0)
     of_class, of_distill, teacher = (2 * torch.randn(8, 3, generator=g) for _ in range(3))
     targets = torch.eye(3)[torch.arange(8) % 3]
-    output, found = DeiTOutput(of_class, of_distill), adjustment("loss", COUNTS, fitted_teacher=True)
+    output, found = DeiTOutput(of_class, of_distill), adjustment("loss", COUNTS, mode, fitted_teacher=True)
     objective = Objective(DistillationConfig(mode=mode, temperature=2.0), PLAIN, adjustment=found)
     parts = objective(output, targets, TeacherOutput(teacher, ()))
     expected = soft_target_cross_entropy(of_class + LOG_SHARES, targets)
     torch.testing.assert_close(parts["class"], expected)
-    even = teacher - LOG_SHARES
-    expected = (
-        soft_distillation(of_distill, even, 2.0) if mode == "soft" else hard_distillation(of_distill, even)
-    )
+    uneven = of_distill + LOG_SHARES
+    if mode == "soft":
+        expected = soft_distillation(uneven, teacher, 2.0)
+    else:
+        expected = hard_distillation(uneven, teacher)
     torch.testing.assert_close(parts["distill"], expected)
     # From distill_until on that head learns from labels too.
     later = objective(output, targets, None, Phase(distill=False))
@@ -71,7 +75,7 @@ def test_both_heads_come_to_even_answers_where_images_tell_nothing():
 
     def trained(balance: str) -> torch.Tensor:
         heads = torch.zeros(2, 3, requires_grad=True)
-        found = adjustment(balance, COUNTS, fitted_teacher=True)
+        found = adjustment(balance, COUNTS, "soft", fitted_teacher=True)
         objective = Objective(DistillationConfig(mode="soft", temperature=1.0), PLAIN, adjustment=found)
         optimizer = torch.optim.LBFGS([heads], max_iter=100, line_search_fn="strong_wolfe")
 

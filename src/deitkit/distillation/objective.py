@@ -137,7 +137,7 @@ class Objective:
         loss = DISTILLATION_LOSSES[self.config.mode]
         term = loss.multilabel if self.task == "multilabel" else loss.multiclass
         assert term is not None, "refused when the settings were resolved"
-        return term(student_logits, _plus(teacher_logits, self.adjustment.teacher), self.config)
+        return term(_plus(student_logits, self.adjustment.distillation), teacher_logits, self.config)
 
 
 def _plus(logits: Tensor, adjustment: Tensor | None) -> Tensor:

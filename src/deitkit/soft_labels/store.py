@@ -78,9 +78,8 @@ class SoftLabelStore:
 
     @property
     def from_fitted_teacher(self) -> bool:
-        """Whether the teacher's head was fitted to the data, and its logits are stored."""
-        stored = self.manifest.format.kind != "hard"
-        return stored and read_card(self.folder / TEACHER_FOLDER).fitted
+        """Whether the teacher's head was fitted to the data."""
+        return read_card(self.folder / TEACHER_FOLDER).fitted
 
     def epochs(self) -> int:
         """The number of complete epochs, counted from the first one to the first gap."""

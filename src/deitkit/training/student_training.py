@@ -111,7 +111,8 @@ class StudentTraining:
             fitted = self.teacher.card.fitted
         else:
             fitted = self.soft_labels is not None and self.soft_labels.from_fitted_teacher
-        return adjustment(self.config.train.balance, counts, fitted_teacher=fitted)
+        balance, mode = self.config.train.balance, self.config.distillation.mode
+        return adjustment(balance, counts, mode, fitted_teacher=fitted)
 
     def trainer(self, epochs: int, deadline: float | None = None) -> Trainer:
         """A new trainer of a new student, for so many epochs."""

@@ -113,7 +113,7 @@ def test_sampled_classes_are_stored_and_read(stage, tmp_path):
     stored = {"teacher.soft_labels": str(tmp_path / "labels")}
     found = train(stage, tmp_path / "stored", **stored)
     assert all(torch.equal(found[k], v) for k, v in expected.items())
-    with pytest.raises(DeitkitError, match="were made with train.balance sqrt-sampler, and loss draws other"):
+    with pytest.raises(DeitkitError, match=r"were made with train\.balance sqrt-sampler, and loss draws"):
         train(stage, tmp_path / "other", **stored, **{"train.balance": "loss"})
 
 
