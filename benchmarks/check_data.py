@@ -1,10 +1,12 @@
 """What `deitkit check` finds of faults that were planted: near-duplicates and wrong labels.
 
-    python benchmarks/check_data.py DATA --name NAME [--seeds 0 1 2] [--out results/check]
+    python benchmarks/check_data.py DATA --name NAME [--seeds 0 1 2] [--only near-duplicates]
+        [--out results/check]
 
 Near-duplicates: 3 % of the images are saved again as JPEG, at another quality, at another size, or cropped by
 up to 5 % a side. A planted copy is found if it is a pair with its original; a pair of a copy and any other
-image is false.
+image is false. own_pairs: among the images themselves. part_pairs: among a random quarter of the images
+alone; part_false: those of them that are no pair among all images, and stood out for want of neighbours only.
 
 Wrong labels: 5 % and 10 % of the labels are replaced by another class, drawn evenly. The data set's own
 labels count as right, so its own mistakes count as false. Accuracy: top-1 of a linear probe on the teacher's
@@ -47,7 +49,19 @@ from rows import append_row
 COPIES = 0.03
 KINDS = ("quality", "size", "crop")
 WHERE = ("machine", "versions", "date", "command")
-DUPLICATE_FIELDS = ("data", "seed", "kind", "planted", "found", "recall", "false_pairs", "own_pairs", *WHERE)
+DUPLICATE_FIELDS = (
+    "data",
+    "seed",
+    "kind",
+    "planted",
+    "found",
+    "recall",
+    "false_pairs",
+    "own_pairs",
+    "part_pairs",
+    "part_false",
+    *WHERE,
+)
 LABEL_FIELDS = (
     *("data", "seed", "share", "planted", "flagged", "found", "recall", "precision", "right_suggestions"),
     *("top1_own_labels", "top1_planted", "top1_relabelled", "top1_excluded", *WHERE),
@@ -89,7 +103,9 @@ def near_duplicates(images: ImageSet, thumbnails: np.ndarray, seed: int) -> list
             made.append(THUMBNAIL(file)[0])
     pairs = near_pairs(np.concatenate([thumbnails, np.stack(made)]))
     n = len(images)
-    own = sum(j < n for _, j in pairs)
+    own = near_pairs(thumbnails)
+    part = np.sort(np.random.RandomState(seed).permutation(n)[: n // 4])
+    of_part = {(int(part[i]), int(part[j])) for i, j in near_pairs(thumbnails[part])}
     rows = []
     for kind in KINDS:
         planted = {(i, n + k) for k, (i, of) in enumerate(zip(chosen, kinds, strict=True)) if of == kind}
@@ -103,7 +119,9 @@ def near_duplicates(images: ImageSet, thumbnails: np.ndarray, seed: int) -> list
                 "found": len(found),
                 "recall": f"{len(found) / len(planted):.3f}",
                 "false_pairs": len(false),
-                "own_pairs": own,
+                "own_pairs": len(own),
+                "part_pairs": len(of_part),
+                "part_false": len(of_part - set(own)),
             }
         )
     return rows
@@ -180,6 +198,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", choices=["near-duplicates"])
     parser.add_argument("--out", type=Path, default=Path("results/check"))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "deitkit-check")
     options = parser.parse_args()
@@ -198,6 +217,8 @@ def main() -> None:
             for row in near_duplicates(images, thumbnails, seed):
                 append_row(table, DUPLICATE_FIELDS, {"data": options.name, "seed": seed} | row | made)
 
+    if options.only:
+        return
     groups = find_duplicates(images, thumbnails).group_of(len(images))
     features = cached_features(images, config, options.cache)
     table = options.out / "wrong-labels.csv"

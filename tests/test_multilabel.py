@@ -225,6 +225,8 @@ def test_a_stopped_run_ends_in_the_same_weights(stage, tmp_path, monkeypatch):
     [
         (["--set=train.loss=cross-entropy"], "train.loss cross-entropy is for one class per image; use bce"),
         (["--teacher=auto", "--distillation=dist"], "distillation.mode dist compares softmaxes"),
+        (["--set=train.balance=sampler"], "train.balance sampler needs one class per image"),
+        (["--metric=top1"], "train.metric top1 is for one class per image"),
         (["--set=distillation.standardise=true"], "distillation.standardise ranks classes"),
         (["--teacher=auto", "--unlabeled={data}"], "data.unlabeled needs one class per image"),
     ],

@@ -29,7 +29,8 @@ def test_there_are_scripts():
 
 @pytest.mark.timeout(600)
 def test_scripts_can_be_imported():
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n{_IMPORT_ALL}"
+    folders = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
+    code = f"import sys; sys.path[:0] = {folders!r}\n{_IMPORT_ALL}"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, SCRIPTS)], capture_output=True, text=True, cwd=ROOT
     )

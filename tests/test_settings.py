@@ -231,6 +231,8 @@ CHOSEN = {
     "train.epochs": 3,
     "train.micro_batch_size": 8,
     "train.loss": "bce",
+    "train.balance": "sampler",
+    "train.metric": "balanced",
 }
 
 

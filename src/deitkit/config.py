@@ -278,6 +278,14 @@ class TrainConfig(Section):
         "auto", "Label loss; auto: bce if multilabel, else cross-entropy."
     )
     label_smoothing: float = setting(0.1, "Label smoothing.", share(one=False))
+    balance: Literal["auto", "none", "sampler", "sqrt-sampler", "loss"] = setting(
+        "auto",
+        "For uneven classes: a sampler, even or by square roots, or adjusted logits (arXiv 2007.07314).",
+    )
+    metric: Literal["auto", "top1", "balanced", "macro-f1", "map"] = setting(
+        "auto",
+        "What weights and the recommended model are chosen by; auto: balanced if classes are uneven.",
+    )
     start_size: tuple[int, int] | None = setting(
         None, "Image size for the first part of training (FixRes, arXiv 1906.06423).", at_least(1)
     )
@@ -368,6 +376,8 @@ class Config:
             key: value for key, value in flatten(saved).items() if "." in key and key not in OF_THIS_CALL
         }
         changes = {RENAMED.get(key, key): value for key, value in settings.items()}
+        # These settings are younger than some files.
+        changes = {"train.balance": "none", "train.metric": "top1"} | changes
         return replace(Config(), recipe=saved["recipe"]).override(changes)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -401,11 +411,13 @@ class ResolvedData(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTrain(TrainConfig):
-    """Length, batches and loss chosen."""
+    """Length, batches, loss, metric, and what is done about uneven classes, chosen."""
 
     epochs: int
     micro_batch_size: int
     loss: Literal["cross-entropy", "bce"]
+    balance: Literal["none", "sampler", "sqrt-sampler", "loss"]
+    metric: Literal["top1", "balanced", "macro-f1", "map"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -455,6 +467,14 @@ def multilabel_problems(config: Config) -> list[str]:
                 config.distillation.mode == "dist",
                 "distillation.mode dist compares softmaxes; use soft or hard",
             ),
+            (
+                config.train.balance not in ("auto", "none"),
+                f"train.balance {config.train.balance} needs one class per image; leave it out",
+            ),
+            (
+                config.train.metric not in ("auto", "map"),
+                f"train.metric {config.train.metric} is for one class per image; use map",
+            ),
             (config.distillation.standardise, "distillation.standardise ranks classes; leave it out"),
             (config.data.unlabeled is not None, "data.unlabeled needs one class per image; leave it out"),
             (
@@ -501,6 +521,7 @@ NOT_OF_TRAINING = (
     ("teacher", "deploy_sizes"),
     ("train", "prefer"),
     ("train", "log"),
+    ("train", "metric"),  # only which of its weights are kept
 )
 
 # Names that version 0.1 gave to settings.

@@ -166,6 +166,10 @@ class Keywords(TypedDict, total=False):
     """Label loss; auto: bce if multilabel, else cross-entropy."""
     train__label_smoothing: float
     """Label smoothing."""
+    train__balance: Literal["auto", "none", "sampler", "sqrt-sampler", "loss"]
+    """For uneven classes: a sampler, even or by square roots, or adjusted logits (arXiv 2007.07314)."""
+    train__metric: Literal["auto", "top1", "balanced", "macro-f1", "map"]
+    """What weights and the recommended model are chosen by; auto: balanced if classes are uneven."""
     train__start_size: int | tuple[int, int] | None
     """Image size for the first part of training (FixRes, arXiv 1906.06423)."""
     train__start_share: float

@@ -12,7 +12,7 @@ from .tasks import Task
 
 # A model of a run: "student", "teacher", "baseline", or a candidate such as "teacher-224".
 Role = str
-Metric = Literal["top1", "balanced_accuracy", "map"]
+Metric = Literal["top1", "balanced_accuracy", "macro_f1", "map"]
 
 _STEADY = 1.3  # most that a speedup may vary between rounds
 
@@ -118,6 +118,14 @@ class DuplicateCounts:
 
     groups, images: of near-duplicates and copies. exact: images with a copy, byte by byte. conflicting:
     groups with several labels. leaking_val, leaking_test: images that look the same as a training image.
+    spared: validation images that would have leaked without `data.group=auto`, which moved so many images;
+    spared_same_label: those of them with the label of the training image.
+
+    Of the student, multiclass only, in percent: top1_leaking, top1_others: on the validation images that
+    leak, and on the others. top1_pretended: what its top-1 would have looked like if it had remembered those
+    that were spared.
+
+    leaking_paths: of the images that leak; None in older files.
     """
 
     groups: int
@@ -126,6 +134,13 @@ class DuplicateCounts:
     conflicting: int
     leaking_val: int
     leaking_test: int
+    moved: int = 0
+    spared: int = 0
+    spared_same_label: int = 0
+    top1_leaking: float | None = None
+    top1_others: float | None = None
+    top1_pretended: float | None = None
+    leaking_paths: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +199,8 @@ class EpochMetrics:
 class ModelResult:
     """A model in `results.json`. scores: in percent by name, such as top1, top1_class, map; None if unknown.
 
-    interval, balanced_interval: 95 % confidence intervals of the main score and of the balanced accuracy.
+    interval, balanced_interval, macro_f1_interval: 95 % confidence intervals of the main score, of balanced
+    accuracy and of macro-F1.
     images_per_s: at inference, batch 32; images_per_s_range: the slowest and the fastest round. folder: where
     a teacher is if not in the run's folder. image_size: of a teacher, height and width of its input.
     test, confusion, per_class: as in RunResults, of a baseline or a candidate.
@@ -196,6 +212,7 @@ class ModelResult:
     images_per_s_range: tuple[float, float] | None = None
     interval: tuple[float, float] | None = None
     balanced_interval: tuple[float, float] | None = None
+    macro_f1_interval: tuple[float, float] | None = None
     backend: str = ""
     how: str = ""
     bytes: int | None = None

@@ -30,5 +30,12 @@ class Score:
 
 
 SCORES: dict[Task, Score] = {"multiclass": Score("top1", "top-1"), "multilabel": Score("map", "mAP")}
+# By `train.metric`.
+METRICS: dict[str, Score] = {
+    "top1": SCORES["multiclass"],
+    "balanced": Score("balanced_accuracy", "balanced accuracy"),
+    "macro-f1": Score("macro_f1", "macro-F1"),
+    "map": SCORES["multilabel"],
+}
 THRESHOLD = 0.5  # multilabel: labels with a higher probability are predicted
 SEPARATOR = ";"  # between the labels of one image in text

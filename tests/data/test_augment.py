@@ -16,7 +16,7 @@ from deitkit.data.cache import PixelStore
 from deitkit.data.loader import TrainingViews, prefetch
 from deitkit.data.mixup import mix_pairs
 from deitkit.data.rng import hashed, normal, uniform
-from deitkit.data.sampler import Batch, plan_epoch
+from deitkit.data.sampler import Batch, ClassShares, plan_epoch
 
 EVERYTHING = AugmentConfig(color_jitter=0.3, erasing=0.6, three_augment=True)
 NOTHING = AugmentConfig(
@@ -336,3 +336,55 @@ def test_solarize_add_brightens_the_dark_only():
 def test_a_flat_image_stays_flat(name):
     flat = torch.full((1, 3, 8, 8), 70.0)
     assert torch.equal(color.OPERATIONS[name](flat, torch.zeros(1, 1, 1, 1)), flat)
+
+
+UNEVEN = np.random.RandomState(0).permutation(np.repeat([0, 1, 2], [100, 10, 2]))
+
+
+def balanced(epoch: int = 0, power: float = 0.0, **more: float) -> list[Batch]:
+    settings = {"batch_size": 16, "repeats": 1, "seed": 3} | more
+    return plan_epoch(len(UNEVEN), **settings, epoch=epoch, shares=ClassShares(UNEVEN, power))
+
+
+@pytest.mark.parametrize(("power", "expected"), [(0.0, [1, 1, 1]), (0.5, [10, 10**0.5, 2**0.5])])
+def test_a_sampler_shows_classes_in_its_shares(power, expected):
+    expected = np.array(expected) / sum(expected)
+    plain = plan_epoch(len(UNEVEN), batch_size=16, repeats=1, seed=3, epoch=0)
+    shown = np.zeros(len(UNEVEN))
+    for epoch in range(40):
+        plan = balanced(epoch, power)
+        images, keys = (np.concatenate([getattr(b, n) for b in plan]) for n in ("indices", "keys"))
+        assert [len(b.indices) for b in plan] == [len(b.indices) for b in plain]
+        assert len(np.unique(keys)) == len(images) == len(UNEVEN)
+        assert abs(np.bincount(UNEVEN[images], minlength=3) - len(images) * expected).max() <= 1
+        shown += np.bincount(images, minlength=len(UNEVEN))
+    for k in range(3):  # an epoch may start one image early or late
+        of_class = shown[k == UNEVEN]
+        assert of_class.min() > 0 and of_class.max() - of_class.min() <= 8
+
+
+def test_a_sampled_plan_is_a_function_of_seed_and_epoch_too():
+    def ask(epoch: int, **more: float) -> list[tuple]:
+        return [(b.indices.tolist(), b.keys.tolist()) for b in balanced(epoch, **more)]
+
+    assert ask(3) == ask(3) != ask(4) and ask(3) != ask(3, seed=4)
+
+
+def test_a_sampler_goes_with_repeats_and_unlabelled_images():
+    beside = {"num_unlabeled": 7, "unlabeled_share": 0.25}
+    plain = plan_epoch(len(UNEVEN), batch_size=16, repeats=3, seed=3, epoch=1, **beside)
+    plan = balanced(1, repeats=3, **beside)
+    for ours, theirs in zip(plan, plain, strict=True):
+        assert len(ours.indices) == len(theirs.indices)
+        assert (ours.indices >= len(UNEVEN)).sum() == (theirs.indices >= len(UNEVEN)).sum() > 0
+        assert len(np.unique(ours.keys)) == len(ours.keys)
+    labelled = np.concatenate([b.below(len(UNEVEN)).indices for b in plan])
+    counts = np.bincount(UNEVEN[labelled])
+    assert counts.max() - counts.min() <= 2 * 3
+
+
+def test_even_classes_are_sampled_once_each():
+    labels = np.arange(30) % 3
+    for epoch in range(3):
+        plan = plan_epoch(30, batch_size=8, repeats=1, seed=1, epoch=epoch, shares=ClassShares(labels, 0.0))
+        assert sorted(np.concatenate([b.indices for b in plan])) == list(range(30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 from PIL import Image
 
 from deitkit.config import Config, DataConfig
-from deitkit.data.groups import hold_out_groups, keep_on_one_side, known_groups
+from deitkit.data.groups import Spared, hold_out_groups, keep_on_one_side, known_groups, spared
 from deitkit.data.image_set import ImageSet
 from deitkit.data.near_duplicates import duplicates_of
 from deitkit.data.splits import Splits, load_splits
-from deitkit.data.survey import leak_warning, survey
+from deitkit.data.survey import effect_sentence, leak_warning, survey, with_effect
 from deitkit.errors import DataError, SettingError
+from deitkit.run_schema import DuplicateCounts
 
 from .test_near_duplicates import jpeg, write_scenes
 
@@ -55,7 +57,25 @@ def test_auto_moves_only_duplicates_and_counts_them(folder):
     assert auto.how == (
         plain.how + f"; {len(moved)} moved to the side of their near-duplicates" * bool(moved)
     )
-    assert len(survey(auto, duplicates_of(auto.everything, AUTO)).leaking) == 0
+    assert auto.duplicates == duplicates_of(auto.everything, AUTO)  # found once, before the split
+    assert auto.duplicates.near and len(survey(auto, auto.duplicates).leaking) == 0
+    assert auto.spared is not None and auto.spared.moved == len(moved)
+    counts = survey(auto, auto.duplicates).counts()
+    assert (counts.moved, counts.spared) == (len(moved), auto.spared.images)
+
+
+def test_what_duplicates_do_to_an_accuracy_is_said():
+    counts = DuplicateCounts(groups=2, images=4, exact=0, conflicting=0, leaking_val=2, leaking_test=0)
+    right = np.array([True, True, True, False, False])
+    found = with_effect(counts, right, np.array([True, True, False, False, False]))
+    assert (found.top1_leaking, found.top1_others) == pytest.approx((100, 100 / 3))
+    assert "right on 100.0 % of the 2 validation images" in effect_sentence(found)
+    # Two of five would have been remembered, one of them with another label.
+    spared_ones = replace(counts, leaking_val=0, spared=2, spared_same_label=1)
+    found = with_effect(spared_ones, right, np.zeros(5, bool))
+    assert found.top1_leaking is None and found.top1_pretended == pytest.approx((60 * 3 + 100) / 5)
+    assert "2 validation images would have" in effect_sentence(found) and "56.0 %" in effect_sentence(found)
+    assert effect_sentence(with_effect(replace(counts, leaking_val=0), right, np.zeros(5, bool))) is None
 
 
 def test_leaks_are_counted(folder):
@@ -122,9 +142,13 @@ def test_groups_of_multilabel_images():
 
 
 def test_a_group_goes_to_the_side_of_most_of_its_images():
-    held = np.array([True, True, False, True, False, False])
-    kept, moved = keep_on_one_side(held, np.array([0, 0, 0, 1, 1, 2]))
-    assert kept.tolist() == [True, True, True, False, False, False] and moved == 2
+    held, groups = np.array([True, True, False, True, False, False]), np.array([0, 0, 0, 1, 1, 2])
+    kept = keep_on_one_side(held, groups)
+    assert kept.tolist() == [True, True, True, False, False, False]
+    labels = np.array([0, 1, 0, 1, 1, 1])
+    images = ImageSet(Path("."), tuple("abcdef"), labels, ("x", "y"))
+    # Before, a, b and d were held out and had a twin in training; b's has another label.
+    assert spared(images, held, kept, groups) == Spared(moved=2, images=3, same_label=2)
 
 
 def test_one_group_cannot_be_divided(folder):

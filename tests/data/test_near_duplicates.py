@@ -13,7 +13,15 @@ from PIL import Image
 from deitkit.config import DataConfig
 from deitkit.data.folder import scan
 from deitkit.data.image_set import ImageSet
-from deitkit.data.near_duplicates import Duplicates, duplicates_of, near_pairs, standing_out
+from deitkit.data.near_duplicates import (
+    Duplicates,
+    centres,
+    decorrelated,
+    duplicates_of,
+    hashes,
+    near_pairs,
+    standing_out,
+)
 
 
 def scene(seed: int, side: int = 160) -> Image.Image:
@@ -129,3 +137,24 @@ def test_groups_as_numbers():
 def test_one_image():
     images = ImageSet(Path("."), ("a.png",), np.zeros(1, np.int64), ("a",))
     assert duplicates_of(images, DataConfig()).near == ()
+
+
+def test_what_all_images_share_neither_hides_duplicates_nor_makes_them():
+    """Hashes in four patterns and a little of their own, as of cells cut from a few kinds of modules."""
+    rng = np.random.RandomState(0)
+    alike = rng.randn(200, 4) @ rng.randn(4, 450) / 2 + 0.1 * rng.randn(200, 450)
+    found = np.concatenate([alike, alike[:10] + 0.05 * rng.randn(10, 450)])
+    found = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    planted = [(k, 200 + k) for k in range(10)]
+    assert standing_out(*decorrelated(found, found)) == planted
+    as_they_are = standing_out(found, found)
+    assert set(planted) - set(as_they_are) and set(as_they_are) - set(planted)
+
+
+def test_grey_images_stay_without_a_hash():
+    pixels = np.random.RandomState(0).randint(0, 256, (120, 3, 32, 32)).astype(np.uint8)
+    pixels[5] = pixels[9] = 128
+    found, _ = decorrelated(hashes(pixels), hashes(centres(pixels)))
+    lengths = np.linalg.norm(found, axis=1)
+    assert lengths[[5, 9]].tolist() == [0, 0] and np.allclose(np.delete(lengths, [5, 9]), 1, atol=1e-5)
+    assert near_pairs(pixels) == []

@@ -12,6 +12,7 @@ from deitkit.evaluation.comparison import (
     chance,
     compare,
     learned,
+    macro_f1_difference,
     metric_of,
     paired_difference,
     unpaired_difference,
@@ -82,6 +83,27 @@ def test_uneven_classes_are_compared_by_balanced_accuracy():
     found = compare(always_largest, knows, labels, "balanced_accuracy")
     assert found.value == -50 and found.decided
     assert compare(always_largest, knows, labels, "top1").value == pytest.approx(-100 * 3 / 78)
+
+
+def test_a_difference_of_macro_f1_is_of_the_same_resampled_images():
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (200,), generator=g)
+    wrong = torch.rand(200, generator=g)
+    better, worse = ((labels + (wrong < share).long()) % 3 for share in (0.1, 0.3))
+    value, (low, high) = macro_f1_difference(better, worse, labels)
+    tables = [metrics.confusion(of, labels, 3) for of in (better, worse)]
+    expected = metrics.macro_f1(tables[0]) - metrics.macro_f1(tables[1])
+    assert value == pytest.approx(expected) and 0 < low < value < high
+    assert macro_f1_difference(better, better, labels) == (0.0, (0.0, 0.0))
+    found = compare(*(torch.eye(3)[of] for of in (better, worse)), labels, "macro_f1")
+    assert (found.value, found.low, found.high) == (value, low, high)
+
+
+def test_chance_by_each_metric():
+    labels = torch.tensor([0] * 3 + [1] * 9)
+    always = metrics.confusion(torch.ones(12, dtype=torch.long), labels, 2)
+    assert chance(labels, "top1") == 75 and chance(labels) == 50
+    assert chance(labels, "macro_f1") == pytest.approx(metrics.macro_f1(always))
 
 
 def test_a_difference_of_maps_is_of_the_same_resampled_images():

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,3 +105,29 @@ def test_wilson_interval_of_no_images_says_nothing():
 def test_confusion_counts_rows_by_truth():
     table = metrics.confusion(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 4)
     assert table.tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_balanced_loss_counts_every_class_alike():
+    labels = torch.tensor([0] * 9 + [1])
+    logits = torch.tensor([[2.0, 0.0]]).repeat(10, 1)
+    found = metrics.measure(logits, None, labels)
+    each = -logits[:1].double().log_softmax(1)[0]
+    assert found.loss == pytest.approx(float(0.9 * each[0] + 0.1 * each[1]))
+    assert found.balanced_loss == pytest.approx(float(each.mean()))
+
+
+def test_the_interval_of_macro_f1_covers_it():
+    """Of simulated classifiers whose macro-F1 is known: three classes of 100, 30 and 15 images."""
+    rng, sizes = np.random.RandomState(0), np.array([100, 30, 15])
+    chances = np.array([[0.85, 0.1, 0.05], [0.2, 0.75, 0.05], [0.2, 0.2, 0.6]])
+    truth = metrics.macro_f1(torch.from_numpy((chances * sizes[:, None] * 10_000).round().astype(int)))
+    covered = []
+    for _ in range(300):
+        drawn = torch.from_numpy(
+            np.stack([rng.multinomial(n, p) for n, p in zip(sizes, chances, strict=True)])
+        )
+        low, high = metrics.macro_f1_interval(drawn)
+        assert low <= metrics.macro_f1(drawn) <= high
+        covered.append(low <= truth <= high)
+    assert 0.92 <= np.mean(covered) <= 1.0
+    assert metrics.macro_f1_interval(torch.tensor([[5, 0], [0, 5]]))[0] < 90  # five right ones are few

@@ -116,3 +116,50 @@ def test_possible_start_sizes_are_kept(image_folder, size):
 def test_shares_outside_their_range(image_folder, key, share):
     with pytest.raises(DeitkitError, match=key):
         open_session(Config().override({key: share}), partial(find_splits, image_folder))
+
+
+def uneven_splits(counts: tuple[int, ...], val: tuple[int, ...] = (9, 9)) -> Splits:
+    def images(of: tuple[int, ...]) -> ImageSet:
+        labels = np.repeat(np.arange(len(of)), of)
+        return ImageSet(Path("nowhere"), tuple(f"{i}.jpg" for i in range(len(labels))), labels, ("a", "b"))
+
+    return Splits(images(counts), images(val), None, "made up")
+
+
+@pytest.mark.parametrize(
+    ("counts", "settings", "balance"),
+    [
+        ((100, 100), {}, "none"),
+        ((100, 21), {}, "none"),
+        ((100, 20), {}, "loss"),
+        ((100, 20), {"train.loss": "bce"}, "sqrt-sampler"),
+        ((100, 20), {"train.metric": "top1"}, "none"),
+        ((100, 20), {"train.balance": "none"}, "none"),
+        ((100, 100), {"train.balance": "sampler"}, "sampler"),
+    ],
+)
+def test_uneven_classes_are_balanced_by_a_rule(counts, settings, balance, monkeypatch):
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: 64)
+    config = resolve(recipes.get("small-data").override(settings), uneven_splits(counts), CPU)
+    assert config.train.balance == balance
+    chosen = balance != "none" and "train.balance" not in settings
+    assert (f"train.balance {balance}: classes have from 20 to 100" in config.reasons) == chosen
+
+
+def test_a_sigmoid_has_no_logits_to_adjust(monkeypatch):
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: 64)
+    asked = recipes.get("small-data").override({"train.balance": "loss", "train.loss": "bce"})
+    with pytest.raises(DeitkitError, match=r"train\.balance loss adjusts the logits of a softmax"):
+        resolve(asked, splits_of(100), CPU)
+
+
+@pytest.mark.parametrize(
+    ("val", "asked", "metric"),
+    [((9, 9), "auto", "top1"), ((90, 9), "auto", "balanced"), ((90, 9), "macro-f1", "macro-f1")],
+)
+def test_the_metric_suits_the_validation_images(val, asked, metric, monkeypatch):
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: 64)
+    config = recipes.get("small-data").override({"train.metric": asked})
+    assert resolve(config, uneven_splits((50, 50), val), CPU).train.metric == metric
+    with pytest.raises(DeitkitError, match="map is for multilabel images"):
+        resolve(config.override({"train.metric": "map"}), uneven_splits((50, 50), val), CPU)

@@ -168,3 +168,32 @@ def test_killed_under_a_real_teacher(tmp_path):
     finish(start(data, tmp_path / "killed", *arguments, "--resume"))
     first, second = (tmp_path / run / "model.safetensors" for run in ("whole", "killed"))
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss"])
+def test_balanced_training_resumes_exactly(tmp_path, monkeypatch, balance):
+    data = write_images(tmp_path / "images", ("cat",), count=24)
+    write_images(data, ("cat", "dog", "bird"), count=6)
+    settings = (f"--set=train.balance={balance}", "--metric=macro-f1", *RANDOM[:6])
+
+    def train(out: str, *more: str) -> object:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(data), "--out", str(tmp_path / out), *TINY, *settings, *more])
+        return ended.value.code
+
+    def stop_after_first(self: Trainer, epoch: int, *rest: object) -> None:
+        end(self, epoch, *rest)
+        raise Interrupted
+
+    assert train("whole") == 0
+    end = Trainer._end_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_end_epoch", stop_after_first)
+        assert train("stopped") == 130
+    assert train("stopped", "--resume") == 0
+    first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    assert first.read_bytes() == second.read_bytes()
+    results = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert results["comparison"]["metric"] == "macro_f1"
+    low, high = results["student"]["macro_f1_interval"]
+    assert low <= results["student"]["macro_f1"] <= high

@@ -87,7 +87,7 @@ def trainer(
     folder.mkdir(exist_ok=True)
     base = {"train.batch_size": 4, "train.micro_batch_size": 3, "train.loss": "cross-entropy"}
     base |= {"student.name": "nano", "student.image_size": 32, "student.patch_size": 8}
-    base |= {"data.workers": 0, "train.epochs": EPOCHS}
+    base |= {"data.workers": 0, "train.epochs": EPOCHS, "train.balance": "none", "train.metric": "top1"}
     plain = Config(student=StudentConfig(), distillation=DistillationConfig(), optim=OptimConfig(lr=0.1))
     config = ResolvedConfig.of(plain.override(base | settings))
     student = config.student

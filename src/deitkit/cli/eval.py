@@ -122,13 +122,12 @@ def _scores(found: Evaluation) -> Table:
             _interval(interval),
         )
     if isinstance(found.metrics, MulticlassMetrics):
-        if uneven([row.images for row in found.per_class]) and found.balanced_interval is not None:
-            table.add_row(
-                "balanced accuracy",
-                f"{found.metrics.balanced_accuracy:.1f}",
-                _interval(found.balanced_interval),
-            )
-            table.add_row("macro-F1", f"{found.metrics.macro_f1:.1f}", "")
+        if uneven([row.images for row in found.per_class]):
+            for name, value, of in (
+                ("balanced accuracy", found.metrics.balanced_accuracy, found.balanced_interval),
+                ("macro-F1", found.metrics.macro_f1, found.macro_f1_interval),
+            ):
+                table.add_row(name, _percent(value), "" if of is None else _interval(of))
     else:
         table.add_row("micro F1 at 50 %", f"{found.metrics.f1_micro:.1f}", "")
         table.add_row("macro F1 at 50 %", f"{found.metrics.f1_macro:.1f}", "")

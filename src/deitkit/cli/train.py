@@ -40,6 +40,12 @@ def train(
         str | None,
         typer.Option(help="balanced, accuracy or speed: what the recommended model is chosen for."),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="top1, balanced or macro-f1: what weights and the recommended model are chosen by."
+        ),
+    ] = None,
     unlabeled: Annotated[
         str | None, typer.Option(help="Folder of unlabelled images for the teacher to label.")
     ] = None,
@@ -79,6 +85,7 @@ def train(
         "teacher.spec": teacher,
         "teacher.image_size": teacher_size,
         "train.prefer": prefer,
+        "train.metric": metric,
         "teacher.trust_remote_code": trust_remote_code or None,
         "data.unlabeled": unlabeled,
         "data.group": group_by,

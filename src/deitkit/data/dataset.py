@@ -20,7 +20,7 @@ from ..tasks import Task
 from .cache import Decoder, DevicePixels, PixelStore, on_device, open_pixels, refuse_many_unreadable
 from .image_set import ImageSet, has_label
 from .loader import TrainingViews
-from .sampler import Sampler
+from .sampler import SAMPLER_POWERS, ClassShares, Sampler
 from .splits import Splits, load_splits
 from .unlabeled import find_unlabeled
 
@@ -94,7 +94,13 @@ class Dataset:
             seed=train.seed,
             num_unlabeled=self.num_unlabeled if unlabeled else 0,
             unlabeled_share=data.unlabeled_share,
+            shares=self.class_shares(train.balance),
         )
+
+    def class_shares(self, balance: str) -> ClassShares | None:
+        """The shares by which `train.balance` draws the classes; None to draw each image equally often."""
+        power = SAMPLER_POWERS.get(balance)
+        return None if power is None else ClassShares(self.train.images.labels, power)
 
     def write_lists(self, run: Path) -> None:
         """Writes `split.json`, the images of each split, and `skipped.json`, the unreadable files."""
@@ -132,7 +138,7 @@ def use_share(splits: Splits, of_train: float, of_val: float, seed: int) -> Spli
         return splits
     train, val = splits.train.keep_fraction(of_train, seed), splits.val.keep_fraction(of_val, seed)
     how = f"{splits.how}; {len(train)} of {len(splits.train)} and {len(val)} of {len(splits.val)} images used"
-    return replace(splits, train=train, val=val, how=how)
+    return replace(splits, train=train, val=val, how=how, duplicates=None)
 
 
 def open_dataset(splits: Splits, image_size: tuple[int, int], config: DataConfig) -> Dataset:

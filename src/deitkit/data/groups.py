@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +61,36 @@ def _matched(rule: str, path: str) -> str:
     return found[1]
 
 
-def keep_on_one_side(held: NDArray[np.bool_], groups: Groups) -> tuple[NDArray[np.bool_], int]:
-    """`held` (N,) with each group on the side of most of its images, and the number of images that moved.
+def keep_on_one_side(held: NDArray[np.bool_], groups: Groups) -> NDArray[np.bool_]:
+    """`held` (N,) with each group on the side of most of its images.
 
     Of equally many on both sides, it is trained on.
     """
     sizes, of_held = np.bincount(groups), np.bincount(groups, weights=held)
-    kept = (2 * of_held > sizes)[groups]
-    return kept, int((kept != held).sum())
+    kept: NDArray[np.bool_] = (2 * of_held > sizes)[groups]
+    return kept
+
+
+@dataclass(frozen=True)
+class Spared:
+    """What a split that keeps near-duplicates on one side has spared its measurements.
+
+    moved: images. images: of the validation images that there were before, those that looked the same as a
+    training image. same_label: how many of these had the label of such a training image.
+    """
+
+    moved: int
+    images: int
+    same_label: int
+
+
+def spared(images: ImageSet, before: NDArray[np.bool_], after: NDArray[np.bool_], groups: Groups) -> Spared:
+    """before, after: (N,) the images that are held out, without and with whole groups."""
+    trained = {(int(g), *np.atleast_1d(images.labels[i])) for i, g in enumerate(groups) if not before[i]}
+    trained_groups = np.isin(groups, groups[~before])
+    leaking = np.flatnonzero(before & trained_groups)
+    same = sum((int(groups[i]), *np.atleast_1d(images.labels[i])) in trained for i in leaking)
+    return Spared(int((before != after).sum()), len(leaking), same)
 
 
 def hold_out_groups(images: ImageSet, groups: Groups, val_fraction: float, seed: int) -> NDArray[np.bool_]:

@@ -2,13 +2,15 @@
 
 A near-duplicate is the same photograph again: re-saved, resized, slightly cropped. Each image becomes a
 perceptual hash of 16 x 16 grey cells, as differences of neighbours (Krawetz's dHash, not rounded to bits),
-and so does its centre, which a slight crop of it resembles. Two images are near-duplicates if
+and so does its centre, which a slight crop of it resembles. What all images share, such as the outline of
+parts on a conveyor belt, tells nothing about two of them: the hashes are decorrelated first. Two images are
+near-duplicates if
 
-- their hashes, or that of one and of the other's centre, correlate by more than 0.85, and
+- their hashes, or that of one and of the other's centre, correlate by more than 0.75, and
 - both stand out: the next image that is not of the group is at least three times as far away.
 
-The second condition is Lowe's ratio test (IJCV 2004). It is what keeps images apart that merely look alike,
-such as parts on a conveyor belt, whose hashes all correlate.
+The second condition is Lowe's ratio test (IJCV 2004). It keeps images apart that still look alike. What other
+criteria gave: docs/check.md.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ MOST_IMAGES = 20_000  # with more, comparing each with each takes a minute, and 
 _SIDE = 16  # cells of a hash, S
 THUMBNAIL = Decoder((2 * _SIDE, 2 * _SIDE), "resize")
 _CENTRE = 0.95  # of each side
-_FARTHEST = 0.15  # 1 - correlation of two hashes
+_FARTHEST = 0.25  # 1 - correlation of two hashes
+_FEWEST = 100  # images, with which it is known what they share
 _STANDS_OUT = 3.0
 _SAME = 0.01  # distances below are noise, and count as this much in the ratio
 _NEIGHBOURS = 32  # of each image that are looked at: the largest group, and one more
@@ -49,6 +52,13 @@ class Duplicates:
 
     exact: tuple[tuple[int, ...], ...]
     near: tuple[tuple[int, ...], ...]
+
+    def reordered(self, order: NDArray[np.int64]) -> Duplicates:
+        """The groups by new indices: image order[i] becomes image i."""
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        exact, near = (_ordered([place[list(g)].tolist() for g in of]) for of in (self.exact, self.near))
+        return Duplicates(exact, near)
 
     def group_of(self, num_images: int) -> NDArray[np.int64]:
         """(N,) the lowest index of each image's group: its own, if it is alone."""
@@ -110,7 +120,36 @@ def centres(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def near_pairs(thumbnails: NDArray[np.uint8]) -> list[tuple[int, int]]:
     """Pairs i < j of thumbnails (N, 3, H, W) that are near-duplicates."""
-    return standing_out(hashes(thumbnails), hashes(centres(thumbnails)))
+    return standing_out(*decorrelated(hashes(thumbnails), hashes(centres(thumbnails))))
+
+
+def decorrelated(whole: NDArray[np.float32], centre: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    """Both (N, D), with the covariance of `whole` whitened and norm 1; as they are for fewer than 100 images.
+
+    The covariance is shrunk towards a multiple of the identity by the square root of what OAS gives (Chen et
+    al., arXiv 0907.4698): whitened in full, what tells a photograph from its crop would drown in noise.
+    """
+    seen = whole.any(1)
+    n, dims = int(seen.sum()), whole.shape[1]
+    if n < _FEWEST:
+        return whole, centre
+    mean = whole[seen].mean(0, dtype=np.float64)
+    x = whole[seen] - mean
+    covariance = x.T @ x / n
+    trace, squares = float(np.trace(covariance)), float(np.square(covariance).sum())
+    off_identity = (n + 1 - 2 / dims) * (squares - trace**2 / dims)
+    oas = ((1 - 2 / dims) * squares + trace**2) / off_identity if off_identity > 0 else 1.0
+    shrinkage = min(1.0, oas) ** 0.5
+    values, vectors = np.linalg.eigh(covariance)
+    scales = np.sqrt((1 - shrinkage) * values.clip(0) + shrinkage * trace / dims)
+    whitening = (vectors / scales) @ vectors.T
+
+    def whitened(hashes: NDArray[np.float32]) -> NDArray[np.float32]:
+        found = (hashes - mean) @ whitening * hashes.any(1, keepdims=True)  # grey images stay without a hash
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(found / np.where(lengths > 0, lengths, 1), np.float32)
+
+    return whitened(whole), whitened(centre)
 
 
 def standing_out(whole: NDArray[np.float32], centre: NDArray[np.float32]) -> list[tuple[int, int]]:
@@ -173,5 +212,5 @@ def _joined(pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
 
 
 def _ordered(groups: Iterable[list[int]]) -> tuple[tuple[int, ...], ...]:
-    kept = [tuple(sorted(group)) for group in groups if len(group) > 1]
+    kept = [tuple(sorted(map(int, group))) for group in groups if len(group) > 1]
     return tuple(sorted(kept, key=lambda group: (-len(group), group)))

@@ -19,9 +19,9 @@ from ..settings import AUTO
 from ..tasks import Task
 from .corrections import Corrections, read_corrections
 from .folder import OtherFiles, scan, scan_quietly, search, sub_folders
-from .groups import NONE, hold_out_groups, is_column, keep_on_one_side, known_groups
+from .groups import NONE, Spared, hold_out_groups, is_column, keep_on_one_side, known_groups, spared
 from .image_set import ImageSet, concatenated
-from .near_duplicates import duplicates_of
+from .near_duplicates import Duplicates, duplicates_of
 from .source import shown
 from .table import find_table, is_source, is_table, read_table
 
@@ -37,7 +37,8 @@ _TRIES = 100  # random splits of overlapping labels, until each label is on both
 class Splits:
     """The splits of a data set.
 
-    how: a phrase on where they come from. held_out: whether deitkit chose the validation images.
+    how: a phrase on where they come from. held_out: whether deitkit chose the validation images. duplicates:
+    among `everything`, if they were looked for. spared: what `data.group=auto` changed.
     """
 
     train: ImageSet
@@ -46,6 +47,8 @@ class Splits:
     how: str
     unlabeled: ImageSet | None = None
     held_out: bool = False
+    duplicates: Duplicates | None = None
+    spared: Spared | None = None
 
     @property
     def everything(self) -> ImageSet:
@@ -145,7 +148,7 @@ def _load_split_folders(
         if test is not None and tested is not None:
             _refuse_other_classes(splits.train, tested, f"{train.name}/ and {test.name}/")
             how = f"{train.name}/ {splits.how}; {test.name}/ as given"
-            splits = replace(splits, test=tested, how=how)
+            splits = replace(splits, test=tested, how=how, duplicates=None)  # not among the tested ones
     others.report(data)
     return replace(splits, how=splits.how + left_out)
 
@@ -311,11 +314,15 @@ def _held_out(
     held = ways[images.task, config.split](images, val_fraction, seed)
     how = f"stratified, {share}" if config.split == "stratified" else f"blocks of consecutive names, {share}"
     if config.group == AUTO:
-        groups = duplicates_of(images, config).group_of(len(images))
-        held, moved = keep_on_one_side(held, groups)
+        duplicates = duplicates_of(images, config)
+        groups, drawn = duplicates.group_of(len(images)), held
+        held = keep_on_one_side(drawn, groups)
         if len(_on_one_side(images, held)):
             raise _unsplittable(images, held, "give --group-by none, or add images of it")
-        how += f"; {moved} moved to the side of their near-duplicates" if moved else ""
+        found = spared(images, drawn, held, groups)
+        how += f"; {found.moved} moved to the side of their near-duplicates" if found.moved else ""
+        order = np.concatenate([np.flatnonzero(~held), np.flatnonzero(held)])
+        return replace(_divided(images, held, how), duplicates=duplicates.reordered(order), spared=found)
     return _divided(images, held, how)
 
 

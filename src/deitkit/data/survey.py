@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..run_schema import DuplicateCounts
+from .groups import Spared
 from .image_set import ImageSet
 from .near_duplicates import Duplicates
 from .splits import Splits
@@ -23,6 +24,7 @@ class Survey:
     images: ImageSet
     split: NDArray[np.str_]
     duplicates: Duplicates
+    spared: Spared | None = None
 
     @cached_property
     def leaking(self) -> NDArray[np.int64]:
@@ -51,6 +53,10 @@ class Survey:
             conflicting=len(self.conflicting),
             leaking_val=of["val"],
             leaking_test=of["test"],
+            leaking_paths=tuple(self.images.paths[i] for i in self.leaking),
+            moved=self.spared.moved if self.spared else 0,
+            spared=self.spared.images if self.spared else 0,
+            spared_same_label=self.spared.same_label if self.spared else 0,
         )
 
 
@@ -58,7 +64,7 @@ def survey(splits: Splits, duplicates: Duplicates) -> Survey:
     """duplicates: among `splits.everything`."""
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     names = [name for name, images in parts.items() if images is not None for _ in range(len(images))]
-    return Survey(splits.everything, np.array(names), duplicates)
+    return Survey(splits.everything, np.array(names), duplicates, splits.spared)
 
 
 def leak_warning(counts: DuplicateCounts, num_val: int, held_out: bool) -> str | None:
@@ -78,3 +84,45 @@ def leak_warning(counts: DuplicateCounts, num_val: int, held_out: bool) -> str |
         f"look the same as a training image: {' and '.join(found)}, so accuracy looks better than it is; "
         f"{remedy}, and deitkit check shows them"
     )
+
+
+def with_effect(
+    counts: DuplicateCounts, right: NDArray[np.bool_], leaking: NDArray[np.bool_]
+) -> DuplicateCounts:
+    """`counts` with what the duplicates do to a measurement.
+
+    right, leaking: (n,) of the validation images, whether the student is right and whether training has seen
+    them. Were those that `data.group=auto` spared still there, a model that remembers its training images
+    would name the label that it has seen.
+    """
+
+    def percent(mask: NDArray[np.bool_]) -> float | None:
+        return 100 * float(mask.mean()) if len(mask) else None
+
+    top1, n = percent(right), len(right)
+    pretended = None
+    if counts.spared and top1 is not None:
+        kept = max(0, n - counts.spared)
+        pretended = (top1 * kept + 100 * counts.spared_same_label) / (kept + counts.spared)
+    return replace(
+        counts,
+        top1_leaking=percent(right[leaking]),
+        top1_others=percent(right[~leaking]) if leaking.any() else None,
+        top1_pretended=pretended,
+    )
+
+
+def effect_sentence(counts: DuplicateCounts) -> str | None:
+    """What the duplicates do to the student's top-1, in words; None if there is nothing to say."""
+    if counts.top1_leaking is not None and counts.top1_others is not None:
+        return (
+            f"the student is right on {counts.top1_leaking:.1f} % of the {counts.leaking_val} validation "
+            f"images that look the same as a training image, and on {counts.top1_others:.1f} % of the others"
+        )
+    if counts.top1_pretended is not None:
+        return (
+            f"without --group-by auto, {counts.spared} validation images would have looked the same as a "
+            f"training image, and a student that remembers these would have seemed to have a top-1 of "
+            f"{counts.top1_pretended:.1f} %"
+        )
+    return None

@@ -7,6 +7,7 @@ arXiv 2012.12877, equations 2 and 3; feature distillation is Locality Guidance, 
 
 The label loss is taken on the class token. The distillation loss is taken on the distillation token, or on
 the class token if `distillation.token` says so; from `distill_until` on, that head learns from labels too.
+What uneven classes change: see `class_balance`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..models import DeiTOutput, Student
 from ..soft_labels.store import SoftLabelStore
 from ..tasks import Task
 from ..teachers.teacher import Teacher, TeacherOutput
+from .class_balance import NO_ADJUSTMENT, Adjustment
 from .feature_distillation import FeatureDistillation
 from .losses import DISTILLATION_LOSSES, label_loss
 
@@ -41,6 +43,7 @@ class Objective:
     """The parts of the loss of every step, with the teacher that they need.
 
     teacher: a live one; soft_labels: its stored outputs instead. Without either, only the label loss remains.
+    adjustment: of logits, for uneven classes.
     """
 
     def __init__(
@@ -51,9 +54,10 @@ class Objective:
         *,
         teacher: Teacher | None = None,
         soft_labels: SoftLabelStore | None = None,
+        adjustment: Adjustment = NO_ADJUSTMENT,
     ):
         self.config, self.train, self.task = config, train, task
-        self.teacher, self.soft_labels = teacher, soft_labels
+        self.teacher, self.soft_labels, self.adjustment = teacher, soft_labels, adjustment
         self.features: FeatureDistillation | None = None
 
     def build(self, student: Student, device: torch.device) -> FeatureDistillation | None:
@@ -135,7 +139,7 @@ class Objective:
 
     def _label_loss(self, logits: Tensor, targets: Tensor, labelled_share: float) -> Tensor:
         loss = label_loss(
-            logits,
+            _plus(logits, self.adjustment.labels),
             targets,
             self.train.loss,
             self.train.label_smoothing,
@@ -147,4 +151,8 @@ class Objective:
         loss = DISTILLATION_LOSSES[self.config.mode]
         term = loss.multilabel if self.task == "multilabel" else loss.multiclass
         assert term is not None, "refused when the settings were resolved"
-        return term(student_logits, teacher_logits, self.config)
+        return term(_plus(student_logits, self.adjustment.distillation), teacher_logits, self.config)
+
+
+def _plus(logits: Tensor, adjustment: Tensor | None) -> Tensor:
+    return logits if adjustment is None else logits.float() + adjustment.to(logits.device)

@@ -15,6 +15,9 @@ from ..run_schema import Difference, Metric, ModelResult
 from .metrics import Interval, combine_intervals, uneven, wilson_interval
 from .multilabel import map_difference
 
+_RESAMPLES = 500
+_BLOCK = 50  # resamples that are counted at once
+
 
 def metric_of(labels: Tensor, num_classes: int) -> Metric:
     """What to compare by on labels (n,) or (n, K): balanced accuracy if the classes are uneven."""
@@ -27,7 +30,8 @@ def metric_of(labels: Tensor, num_classes: int) -> Metric:
 def scored(model: ModelResult, metric: Metric) -> tuple[float, Interval] | None:
     """A model's score by `metric` and its interval; None if its results lack them, as in version 0.1."""
     score = model.scores.get(metric)
-    interval = model.balanced_interval if metric == "balanced_accuracy" else model.interval
+    of_metric = {"balanced_accuracy": model.balanced_interval, "macro_f1": model.macro_f1_interval}
+    interval = of_metric.get(metric, model.interval)
     return None if score is None or interval is None else (score, interval)
 
 
@@ -36,6 +40,9 @@ def compare(a: Tensor, b: Tensor, labels: Tensor, metric: Metric) -> Difference:
     n = len(labels)
     if metric == "map":
         value, (low, high) = map_difference(a, b, labels)
+        return Difference(value=value, low=low, high=high, images=n)
+    if metric == "macro_f1":
+        value, (low, high) = macro_f1_difference(a.argmax(1), b.argmax(1), labels)
         return Difference(value=value, low=low, high=high, images=n)
     a_right, b_right = (p.argmax(1) == labels for p in (a, b))
     return compare_right(a_right, b_right, labels, metric)
@@ -52,6 +59,41 @@ def compare_right(a_right: Tensor, b_right: Tensor, labels: Tensor, metric: Metr
     values, intervals = [value for value, _ in found], [interval for _, interval in found]
     low, high = combine_intervals(values, intervals)
     return Difference(value=sum(values) / len(values), low=low, high=high, images=n)
+
+
+def macro_f1_difference(a: Tensor, b: Tensor, labels: Tensor) -> tuple[float, Interval]:
+    """Macro-F1 of predictions `a` (n,) minus that of `b`, in points, and its interval.
+
+    The percentile bootstrap over images (Efron, Annals of Statistics 1979), each drawn for both and as many
+    of each class as there are; always from the same seed.
+    """
+    labels, a, b = labels.long().cpu(), a.cpu(), b.cpu()
+    generator = torch.Generator().manual_seed(0)
+    members = [torch.nonzero(labels == k)[:, 0] for k in labels.unique()]
+
+    def drawn(times: int) -> Tensor:
+        """(times, n) images."""
+        of = [m[torch.randint(len(m), (times, len(m)), generator=generator)] for m in members]
+        return torch.cat(of, 1)
+
+    everyone = torch.arange(len(labels))[None]
+    images = [everyone, *(drawn(_BLOCK) for _ in range(_RESAMPLES // _BLOCK))]
+    found = torch.cat([_macro_f1(a[i], labels[i]) - _macro_f1(b[i], labels[i]) for i in images])
+    low, high = found[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(found[0]), (low, high)
+
+
+def _macro_f1(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Of each row of (R, n) predictions and labels, (R,), in percent: as `metrics.macro_f1`."""
+    K = int(max(predictions.max(), labels.max())) + 1
+
+    def counts(of: Tensor, weights: Tensor) -> Tensor:
+        return torch.zeros(len(of), K, dtype=torch.float64).scatter_add_(1, of, weights.double())
+
+    ones = torch.ones_like(labels)
+    images, right = counts(labels, ones), counts(labels, predictions == labels)
+    f1 = 2 * right / (images + counts(predictions, ones)).clamp(min=1)
+    return 100 * f1.sum(1) / (images > 0).sum(1)
 
 
 def paired_difference(a_right: Tensor, b_right: Tensor) -> tuple[float, Interval]:
@@ -96,15 +138,18 @@ def unpaired_difference(one: ModelResult, other: ModelResult, metric: Metric, n:
     return Difference(value=a - b, low=low, high=high, images=n)
 
 
-def chance(labels: Tensor) -> float:
+def chance(labels: Tensor, metric: Metric = "balanced_accuracy") -> float:
     """What a model scores that knows nothing of the images, in percent.
 
-    labels: (n,), and the score is the balanced accuracy of always naming one class, 1 / K over the classes
-    with an image; or (n, K), and it is the mean share of images that show a label, the average precision of a
-    random order.
+    labels: (n,), and the score, top1 or another one, is that of always naming the largest class: a balanced
+    accuracy of 1 / K over the classes with an image; or (n, K), and it is the mean share of images that show
+    a label, the average precision of a random order.
     """
     if labels.ndim == 1:
-        return 100 / len(labels.unique())
+        K = len(labels.unique())
+        largest = float(torch.bincount(labels.long()).max()) / len(labels)
+        by_metric = {"top1": largest, "macro_f1": 2 * largest / (1 + largest) / K}
+        return 100 * by_metric.get(metric, 1 / K)
     shares = labels.double().mean(0)
     return 100 * float(shares[shares > 0].mean()) if bool((shares > 0).any()) else 0.0
 

@@ -29,6 +29,7 @@ from ..data.survey import FEW, Survey, survey
 from ..errors import DataError
 from ..inference.device import resolve_device
 from ..io import write_json, write_text
+from ..run_schema import DuplicateCounts
 from ..teachers.fit import open_backbone
 from ..teachers.spec import check_spec
 from .evaluate import views_of
@@ -115,7 +116,7 @@ class DataCheck:
             "sizes": quantiles,
             "modes": self.modes,
             "unreadable": [{"path": path, "reason": reason} for path, reason in self.unreadable],
-            "duplicates": dataclasses.asdict(self.survey.counts())
+            "duplicates": _counted(self.survey.counts())
             | {"groups_of_paths": [[images.paths[i] for i in g] for g in self.survey.duplicates.near]},
             "leaking": [images.paths[i] for i in self.survey.leaking],
             "wrong_labels": None if self.wrong_labels is None else self.wrong_label_rows(),
@@ -174,6 +175,11 @@ class DataCheck:
         return found
 
 
+def _counted(counts: DuplicateCounts) -> dict[str, int]:
+    """What is known without a student; the paths are listed beside it."""
+    return {key: value for key, value in dataclasses.asdict(counts).items() if isinstance(value, int)}
+
+
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
@@ -201,7 +207,7 @@ def check_data(data: str | Path, *, labels: bool = False, device: str = "auto", 
     thumbnails, unreadable = thumbnails_of(images, config.data)
     if len(unreadable) == len(images):
         raise DataError(f"no image in {folder} can be read; check that they are images")
-    found = survey(splits, find_duplicates(images, thumbnails))
+    found = survey(splits, splits.duplicates or find_duplicates(images, thumbnails))
     sizes, modes = _headers(images, config.data)
     check = DataCheck(
         data=folder,

@@ -34,7 +34,7 @@ class MulticlassMetrics:
     sum of both heads' softmaxes). top5: the best K if there are fewer than five classes. balanced_accuracy:
     mean recall over classes. macro_f1: mean F1 over classes. Both leave out classes without an image, and are
     None in results of version 0.1. loss: mean negative log of the joint probability of the true class, in
-    nats. top1_distill: None without a distillation head.
+    nats; balanced_loss: mean over classes of each one's mean. top1_distill: None without a distillation head.
     """
 
     images: int
@@ -45,6 +45,7 @@ class MulticlassMetrics:
     loss: float
     balanced_accuracy: float | None = None
     macro_f1: float | None = None
+    balanced_loss: float | None = None
 
     @property
     def score(self) -> float:
@@ -80,6 +81,14 @@ def measure(class_logits: Tensor, distill_logits: Tensor | None, labels: Tensor)
         loss=F.nll_loss(log_p, labels).item(),
         balanced_accuracy=balanced_accuracy(counts),
         macro_f1=macro_f1(counts),
+        balanced_loss=_balanced_loss(log_p, labels),
+    )
+
+
+def _balanced_loss(log_p: Tensor, labels: Tensor) -> float:
+    """Mean negative log-likelihood of each class, and the mean over classes with an image; (n, K), (n,)."""
+    return sum(F.nll_loss(log_p[labels == k], labels[labels == k]).item() for k in labels.unique()) / len(
+        labels.unique()
     )
 
 
@@ -166,6 +175,45 @@ def balanced_accuracy_interval(counts: Tensor) -> Interval:
             recalls.append(c.recall)
             intervals.append(wilson_interval(c.recall / 100, c.images))
     return combine_intervals(recalls, intervals)
+
+
+def macro_f1_interval(counts: Tensor) -> Interval:
+    """A 95 % interval of macro-F1, in percent, from a confusion matrix (K, K).
+
+    With J the share of right ones among the images that have the class or were given it, a proportion, F1 is
+    2 J / (1 + J); so Wilson's interval of J gives one of F1 (Lam et al., arXiv 2309.14621, "indirect"). Those
+    of the classes are combined as for balanced accuracy, but an image that is taken for another class costs
+    both: their correlations are taken into account (Zou and Donner, 2008), by the delta method.
+    """
+    found = [(k, c.f1) for k, c in enumerate(per_class(counts)) if c.f1 is not None]
+    classes, scores = [k for k, _ in found], torch.tensor([f1 for _, f1 in found], dtype=torch.float64)
+    below, above = [], []
+    for k, f1 in found:
+        right = int(counts[k, k])
+        either = int(counts[k].sum() + counts[:, k].sum()) - right
+        low, high = (100 * 2 * j / (100 + j) for j in wilson_interval(right / either, either))
+        below.append(f1 - low)
+        above.append(high - f1)
+    correlations = _f1_correlations(counts.double())[classes][:, classes]
+    mean = float(scores.mean())
+    widths = (torch.tensor(of, dtype=torch.float64) for of in (below, above))
+    lower, upper = (float((w @ correlations @ w).clamp(min=0).sqrt()) / len(found) for w in widths)
+    return mean - lower, mean + upper
+
+
+def _f1_correlations(counts: Tensor) -> Tensor:
+    """Correlations (K, K) of the classes' F1 if each row of a confusion matrix (K, K) is drawn anew."""
+    sizes = counts.sum(1)
+    both = (sizes + counts.sum(0)).clamp(min=1)  # F1 is 2 n_kk / both_k
+    f1 = 2 * counts.diagonal() / both
+    slope = 2 * torch.eye(len(counts), dtype=counts.dtype) / both - f1 / both  # of F1 of column k by n_ik
+    moved = counts * slope
+    covariance = torch.diag((moved * slope).sum(0)) - moved.T @ (moved / sizes.clamp(min=1)[:, None])
+    deviations = covariance.diagonal().clamp(min=0).sqrt()
+    scale = deviations[:, None] * deviations
+    found = torch.where(scale > 0, covariance / scale.clamp(min=1e-300), 0.0)
+    found.fill_diagonal_(1.0)
+    return found
 
 
 def combine_intervals(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:

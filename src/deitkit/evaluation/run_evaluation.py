@@ -30,6 +30,7 @@ from .metrics import (
     Metrics,
     balanced_accuracy_interval,
     confusion,
+    macro_f1_interval,
     per_class,
     score_and_interval,
 )
@@ -64,9 +65,10 @@ class Evaluation:
     """A model on labelled images; in percent.
 
     intervals: of the task's score, by head: "joint", and "class" and "distill" of a student with two heads.
-    balanced_interval, confusion: None if multilabel. per_class: in the order of `classes`. chance: the score
-    of a model that knows nothing, see `comparison.chance`; learned: whether this one is better. mistakes:
-    multiclass only, the most confident first. skipped: files that could not be read. reliability: of the
+    balanced_interval, macro_f1_interval, confusion: None if multilabel. per_class: in the order of
+    `classes`. chance: the score of a model that knows nothing, see `comparison.chance`; learned: whether this
+    one is better. mistakes: multiclass only, the most confident first. skipped: files that could not be
+    read. reliability: of the
     calibrated probabilities; `metrics.loss` is that at temperature 1. risk_coverage: multiclass only.
     operating_point: for the precision that was asked for.
     """
@@ -79,6 +81,7 @@ class Evaluation:
     chance: float
     learned: bool
     balanced_interval: Interval | None = None
+    macro_f1_interval: Interval | None = None
     confusion: list[list[int]] | None = None
     mistakes: tuple[WrongPrediction, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -99,6 +102,7 @@ class Evaluation:
             "interval": list(self.intervals["joint"]),
             "intervals": {head: list(interval) for head, interval in self.intervals.items()},
             "balanced_interval": self.balanced_interval and list(self.balanced_interval),
+            "macro_f1_interval": self.macro_f1_interval and list(self.macro_f1_interval),
             "chance": self.chance,
             "learned": self.learned,
             "per_class": rows,
@@ -240,6 +244,7 @@ def _evaluation(
         chance=chance(labels),
         learned=learned(balanced, labels),
         balanced_interval=balanced,
+        macro_f1_interval=macro_f1_interval(counts),
         confusion=counts.tolist(),
         mistakes=_mistakes(calibrated, images),
         risk_coverage=risk_coverage(confidence, predicted == labels),

@@ -60,7 +60,7 @@ def _scores(found: Evaluation) -> list[tuple[str, float | None, Any]]:
     if isinstance(found.metrics, MulticlassMetrics):
         if uneven([row.images for row in found.per_class]):
             rows.append(("balanced accuracy", found.metrics.balanced_accuracy, found.balanced_interval))
-            rows.append(("macro-F1", found.metrics.macro_f1, None))
+            rows.append(("macro-F1", found.metrics.macro_f1, found.macro_f1_interval))
     else:
         rows.append(("micro F1 at 50 %", found.metrics.f1_micro, None))
         rows.append(("macro F1 at 50 %", found.metrics.f1_macro, None))

@@ -14,6 +14,7 @@ from ..classifier import load_folder
 from ..data.decode import UnreadableImage
 from ..data.image_inputs import NamedImage
 from ..data.stored import ImageFile
+from ..data.survey import effect_sentence
 from ..errors import DeitkitError
 from ..evaluation.explanation import explain_views, methods_of
 from ..evaluation.run_images import image_finder
@@ -34,7 +35,7 @@ from ..run_folder import (
     refuse_untrained,
 )
 from ..run_schema import Role, RunResults, probability_column, role_name
-from ..tasks import SCORES, SEPARATOR, THRESHOLD, Score
+from ..tasks import METRICS, SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
 from .figures import SIDE, confusion_figure, risk_coverage_figure, thumbnail
 from .overlay import overlay, view_image
@@ -42,11 +43,13 @@ from .tables import class_rows, confusion_of, is_uneven, model_rows, shown_role,
 
 _MOST_SAMPLED, _SAMPLES = 24, 3  # classes shown with images, and images of each
 _WORST = 24  # mistakes shown as images
+_NAMES = {metric.key: metric.name for metric in METRICS.values()}
 
 
 def write_report(run: Path) -> Path:
     """Reads the run folder and writes its `report.html`; returns the path."""
     results, info, rows = read_results(run), read_info(run), read_predictions(run)
+    duplicates = read_duplicates(run)
     refuse_untrained(run, info)
     assert info.data is not None
     task, score = results.task, SCORES[results.task]
@@ -70,6 +73,7 @@ def write_report(run: Path) -> Path:
         models=model_rows(results),
         test_scores=test_scores(results),
         uneven=is_uneven(results),
+        metric=_NAMES[results.comparison.metric] if results.comparison else score.name,
         shown=role,
         shown_name=role_name(role),
         front=page.svg(front) if (front := _front_figure(results, score)) is not None else None,
@@ -85,7 +89,8 @@ def write_report(run: Path) -> Path:
         calibration=read_calibration(_folder_of(role, run)),
         risk_coverage=page.svg(curve) if (curve := _risk_coverage(rows, role)) is not None else None,
         skipped=read_skipped(run),
-        duplicates=read_duplicates(run),
+        duplicates=duplicates,
+        effect=None if duplicates is None else effect_sentence(duplicates),
     )
     path = run / REPORT
     write_text(path, content)

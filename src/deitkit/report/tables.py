@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..evaluation.metrics import confusion, per_class, uneven
+from ..evaluation.metrics import Interval, confusion, per_class, uneven, wilson_interval
 from ..run_schema import ModelResult, Role, RunResults, role_name
 from ..tasks import SCORES
 
@@ -26,7 +26,10 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class; in percent, None if it is not defined. score: recall, or average precision if multilabel."""
+    """A class; in percent, None if it is not defined.
+
+    score: recall, or average precision if multilabel. interval: of the recall, 95 %.
+    """
 
     name: str
     images: int
@@ -34,6 +37,10 @@ class ClassRow:
     precision: float | None
     recall: float | None
     f1: float | None
+
+    @property
+    def interval(self) -> Interval | None:
+        return None if self.recall is None else wilson_interval(self.recall / 100, self.images)
 
 
 def model_rows(results: RunResults) -> list[ModelRow]:
@@ -61,8 +68,11 @@ def test_scores(results: RunResults) -> list[tuple[str, float]]:
 
 
 def is_uneven(results: RunResults) -> bool:
-    """Whether the classes of the validation images are uneven, so that balanced accuracy is shown."""
-    return results.confusion is not None and uneven([sum(row) for row in results.confusion])
+    """Whether balanced accuracy and macro-F1 are shown: for uneven classes, or if one was asked for."""
+    if results.confusion is None:
+        return False
+    asked = results.comparison is not None and results.comparison.metric in ("balanced_accuracy", "macro_f1")
+    return asked or uneven([sum(row) for row in results.confusion])
 
 
 def shown_role(results: RunResults, rows: Sequence[Mapping[str, str]]) -> Role:

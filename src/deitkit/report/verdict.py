@@ -18,11 +18,12 @@ from typing import Literal
 from ..evaluation.metrics import Interval
 from ..run_folder import BASELINE_FOLDER, CANDIDATES_FOLDER, TEACHER_FOLDER
 from ..run_schema import Difference, Metric, Role, Speedup, role_name, rounded_count
+from ..tasks import METRICS
 
 Preference = Literal["balanced", "accuracy", "speed"]
 POINTS_PER_DOUBLING: Mapping[Preference, float] = {"accuracy": 0.0, "balanced": 1.0, "speed": 3.0}
 _CLEARLY_ABOVE = 5.0  # points over chance, from which few images may be what is missing
-_NAMES: Mapping[Metric, str] = {"top1": "", "balanced_accuracy": "balanced accuracy ", "map": "mAP "}
+_NAMES = {metric.key: f"{metric.name} " for metric in METRICS.values()} | {"top1": ""}
 
 
 @dataclass(frozen=True)

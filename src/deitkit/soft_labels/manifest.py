@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RENAMED, Config, ResolvedConfig, flatten
+from ..data.sampler import SAMPLER_POWERS
 from ..data.table import is_table
 from ..errors import DeitkitError, RunFolderError
 from ..io import parse_json, read_json, write_json
@@ -164,6 +165,7 @@ def view_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_other_settings(folder: Path, manifest: Manifest, changes: Mapping[str, Any]) -> None:
     """Raises RunFolderError, naming the setting, if one of `changes` contradicts the soft labels."""
+    _refuse_other_sampler(folder, manifest, changes)
     fixed = fixed_settings(manifest)
     wanted = flatten(Config().override(dict(changes)).to_dict())
     # No batch is larger than an epoch, so the same command may be given again with a larger batch size.
@@ -177,6 +179,19 @@ def refuse_other_settings(folder: Path, manifest: Manifest, changes: Mapping[str
                 f"the soft labels in {folder} were made with {key} {fixed[key]}, and {wanted[key]} is asked "
                 "for; leave it out, or run deitkit label into another folder"
             )
+
+
+def _refuse_other_sampler(folder: Path, manifest: Manifest, changes: Mapping[str, Any]) -> None:
+    """Raises RunFolderError if `changes` asks for classes sampled otherwise than for the soft labels.
+
+    What else `train.balance` may be changes no view.
+    """
+    stored, wanted = manifest.config.train.balance, changes.get("train.balance", AUTO)
+    if wanted != AUTO and wanted != stored and {stored, wanted} & set(SAMPLER_POWERS):
+        raise RunFolderError(
+            f"the soft labels in {folder} were made with train.balance {stored}, and {wanted} draws other "
+            "images; leave it out, or run deitkit label into another folder"
+        )
 
 
 def _short(value: Any) -> str:

@@ -16,9 +16,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..data.sampler import Batch, Sampler
+from ..data.sampler import Batch, ClassShares, Sampler
 from ..errors import RunFolderError
 from ..io import write_tensors
+from ..run_folder import TEACHER_FOLDER
+from ..teachers.saved import read_card
 from ..teachers.teacher import TeacherOutput
 from .codec import HardCodec, make_codec
 from .manifest import Manifest, read_manifest
@@ -29,9 +31,12 @@ Place = tuple[int, int]  # epoch, shard of that epoch
 
 
 class SoftLabelStore:
-    """Soft labels for the views that `Sampler` plans. Epochs, shards and positions count from 0."""
+    """Soft labels for the views that `Sampler` plans. Epochs, shards and positions count from 0.
 
-    def __init__(self, folder: Path, manifest: Manifest):
+    shares: as in Sampler, if classes were sampled; a plan needs them, and nothing else does.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, shares: ClassShares | None = None):
         self.folder, self.manifest = folder, manifest
         self.codec = make_codec(len(manifest.classes), manifest.format)
         self.id = manifest.fingerprint()
@@ -43,8 +48,9 @@ class SoftLabelStore:
             seed=config.train.seed,
             num_unlabeled=manifest.unlabeled,
             unlabeled_share=config.data.unlabeled_share,
+            shares=shares,
         )
-        sizes = [len(batch.indices) for batch in self.plan(0)]  # the same in every epoch
+        sizes = [len(batch.indices) for batch in self.plan(0)]  # the same in every epoch, with any shares
         self.views_per_epoch = sum(sizes)
         self._first_row = [0, *itertools.accumulate(sizes)]
         self.shards = -(-len(sizes) // manifest.shard_batches)
@@ -69,6 +75,11 @@ class SoftLabelStore:
     def num_views(self, place: Place) -> int:
         batches = self.batches(place)
         return int(self._first_row[batches.stop] - self._first_row[batches.start])
+
+    @property
+    def from_fitted_teacher(self) -> bool:
+        """Whether the teacher's head was fitted to the data."""
+        return read_card(self.folder / TEACHER_FOLDER).fitted
 
     def epochs(self) -> int:
         """The number of complete epochs, counted from the first one to the first gap."""

@@ -24,7 +24,9 @@ def student_settings(store: SoftLabelStore, recipe: str | None, changes: dict[st
     refuse_other_settings(folder, manifest, changes)
     start = recipes.get(recipe or manifest.config.recipe)
     _log_differences(folder, manifest, start)
-    settings = fixed_settings(manifest) | {"train.epochs": store.epochs()} | changes
+    like_stored = {"train.epochs": store.epochs(), "train.balance": manifest.config.train.balance}
+    asked = {key: value for key, value in changes.items() if (key, value) != ("train.balance", AUTO)}
+    settings = fixed_settings(manifest) | like_stored | asked
     if manifest.format.kind == "hard":
         settings.setdefault("distillation.mode", "hard")
     start.override(changes).check()

@@ -75,6 +75,11 @@ class TeacherCard:
         return "; ".join(dict.fromkeys(m.how for m in self.members))
 
     @property
+    def fitted(self) -> bool:
+        """Whether every head was fitted to the data, so that the logits know how frequent each class is."""
+        return all(m.head == "linear" or m.finetuned for m in self.members)
+
+    @property
     def params(self) -> int:
         return sum(m.params for m in self.members)
 

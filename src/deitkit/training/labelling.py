@@ -144,7 +144,7 @@ def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLa
                 f"the teacher in {out / TEACHER_FOLDER} is not the one that made the soft labels there; "
                 "restore its files, or run deitkit label into another folder"
             )
-        store = SoftLabelStore(out, manifest)
+        store = SoftLabelStore(out, manifest, data.class_shares(config.train.balance))
         refuse_other_views(store, make)
         return store, session.require_teacher(out)
     shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # left by a process that was stopped
@@ -168,7 +168,7 @@ def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLa
             "pillow": PIL.__version__,
         },
     )
-    store = SoftLabelStore(out, manifest)
+    store = SoftLabelStore(out, manifest, data.class_shares(config.train.balance))
     keep_first_views(store, make)
     manifest.write(out)  # last, because it marks the folder as complete
     return store, teacher

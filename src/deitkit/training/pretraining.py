@@ -38,6 +38,8 @@ _HOLDS_OUT = f"{100 * _HELD_OUT:.0f} % of the images, at most {_MOST_HELD_OUT}, 
 _PRETRAINED_HEAD = "the teacher uses its pretrained head"
 # Settings without a meaning here, and why.
 _UNUSED = {
+    "train.balance": "labels are not used",
+    "train.metric": "labels are not used",
     "train.baseline": "a baseline learns from labels alone",
     "data.train_fraction": "all images are used; give a folder with fewer",
     "data.eval_fraction": _HOLDS_OUT,

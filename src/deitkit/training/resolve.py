@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..data.image_set import ImageSet, evenly_spread
 from ..data.splits import Splits
 from ..data.stored import ImageFile
 from ..errors import SettingError
+from ..evaluation.metrics import uneven
 from ..models import VARIANTS, DeiT, create_model
 from ..settings import AUTO, raise_all
 from ..weights import find_initial, load_into, read
@@ -27,11 +29,16 @@ from ..weights import find_initial, load_into, read
 _EXAMPLES = 120_000  # training images seen in a run whose length is "auto": minutes on a CPU
 _DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey levels in 8 bits
 
+# Ratio of the largest to the smallest class from which something is done: benchmarks/imbalance.py.
+_MOST_UNEVEN = 5
+
 Size = tuple[int, int]
+Balance = Literal["none", "sampler", "sqrt-sampler", "loss"]
+Metric = Literal["top1", "balanced", "macro-f1", "map"]
 
 
 def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedConfig:
-    """Chooses student, sizes, epochs, batches, loss and threads; `reasons` says what was chosen and why.
+    """Chooses all that depends on images and device; `reasons` says what was chosen and why.
 
     `student.initial_weights` may stay "auto": see `resolve_initial_weights`. Raises SettingError with every
     setting that does not fit the images or another setting.
@@ -70,7 +77,12 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     if images.task == "multilabel":
         reasons += "; loss bce, because an image may have several labels"
 
-    # 4. Batches and threads.
+    # 4. Uneven classes.
+    metric = _metric(config.train, splits)
+    balance, why = _balance(config.train, images, loss)
+    reasons += why
+
+    # 5. Batches and threads.
     batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
     micro = config.train.micro_batch_size
     if micro == AUTO:
@@ -84,7 +96,15 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
             config,
             student=replace(config.student, name=name, image_size=image_size, patch_size=patch_size),
             data=replace(config.data, workers=workers),
-            train=replace(config.train, epochs=epochs, batch_size=batch, micro_batch_size=micro, loss=loss),
+            train=replace(
+                config.train,
+                epochs=epochs,
+                batch_size=batch,
+                micro_batch_size=micro,
+                loss=loss,
+                balance=balance,
+                metric=metric,
+            ),
         ),
         reasons,
     )
@@ -171,6 +191,37 @@ def _refuse_start_size(train: TrainConfig, full: Size, patch: Size) -> None:
 def _divisor(size: int, near: int) -> int:
     """The divisor of `size` nearest to `near`."""
     return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - near), d))
+
+
+def _metric(train: TrainConfig, splits: Splits) -> Metric:
+    """What models are compared by: balanced accuracy if the validation images' classes are uneven."""
+    if train.metric == "map" and splits.train.task == "multiclass":
+        raise SettingError("train.metric map is for multilabel images; choose top1, balanced or macro-f1")
+    if train.metric != "auto":
+        return train.metric
+    if splits.train.task == "multilabel":
+        return "map"
+    labelled = bool(splits.train.classes)
+    return "balanced" if labelled and uneven(splits.val.counts().tolist()) else "top1"
+
+
+def _balance(train: TrainConfig, images: ImageSet, loss: str) -> tuple[Balance, str]:
+    """What is done about uneven classes, and why, as a clause for `reasons`."""
+    if train.balance == "loss" and loss == "bce":
+        raise SettingError(
+            "train.balance loss adjusts the logits of a softmax, and train.loss bce has none; "
+            "use sampler, or train.loss=cross-entropy"
+        )
+    if train.balance != "auto":
+        return train.balance, ""
+    if images.task == "multilabel" or not images.classes or train.metric == "top1":
+        return "none", ""
+    counts = images.counts()
+    largest, smallest = int(counts.max()), int(counts[counts > 0].min())
+    if largest < _MOST_UNEVEN * smallest:
+        return "none", ""
+    balance: Balance = "loss" if loss == "cross-entropy" else "sqrt-sampler"
+    return balance, f"; train.balance {balance}: classes have from {smallest} to {largest} training images"
 
 
 def _median_side(images: ImageSet, max_pixels: int) -> int:

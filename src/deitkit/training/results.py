@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..evaluation.metrics import (
     balanced_accuracy_interval,
     confusion,
     macro_f1,
+    macro_f1_interval,
     score_and_interval,
 )
 from ..evaluation.multilabel import per_label
@@ -49,10 +50,11 @@ from ..run_schema import (
 )
 from ..soft_labels.manifest import FILE as MANIFEST
 from ..soft_labels.store import SoftLabelStore
-from ..tasks import SCORES, Task
+from ..tasks import METRICS, SCORES, Task
 from ..teachers.teacher import Teacher
 
 _SPEED_BATCH = 32
+_NO_SCORES = ("images", "loss", "balanced_loss")  # of what `measure` finds
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,18 @@ def evaluate_teacher(
     probabilities, task = probabilities_of(logits, val.images.task), val.images.task
     score, interval = score_and_interval(probabilities, val.labels)
     scores: dict[str, float | None] = {SCORES[task].key: score}
-    balanced, counts = None, None
+    balanced, of_f1, counts = None, None, None
     if task == "multiclass":
         counts = confusion(probabilities.argmax(1), val.labels, probabilities.shape[1])
         scores |= {"balanced_accuracy": balanced_accuracy(counts), "macro_f1": macro_f1(counts)}
-        balanced = balanced_accuracy_interval(counts)
+        balanced, of_f1 = balanced_accuracy_interval(counts), macro_f1_interval(counts)
     batch, _ = next(views_of(val, device, _SPEED_BATCH))
     result = ModelResult(
         name=teacher.card.name,
         scores=scores,
         interval=interval,
         balanced_interval=balanced,
+        macro_f1_interval=of_f1,
         params=teacher.card.params,
         images_per_s=math.nan,
         backend=teacher.backend,
@@ -179,9 +182,10 @@ def measure_student(
     counts = confusion(joint.argmax(1), labels, model.num_classes) if data.task == "multiclass" else None
     result = ModelResult(
         name=name,
-        scores={key: value for key, value in scores.items() if key not in ("images", "loss")},
+        scores={key: value for key, value in scores.items() if key not in _NO_SCORES},
         interval=score_and_interval(joint, labels)[1],
         balanced_interval=None if counts is None else balanced_accuracy_interval(counts),
+        macro_f1_interval=None if counts is None else macro_f1_interval(counts),
         params=model.num_params,
         images_per_s=math.nan,
         backend=backend.name,
@@ -213,10 +217,12 @@ def assemble(
     *,
     others: Mapping[Role, Measured] = MappingProxyType({}),
     prefer: Preference = "balanced",
+    metric: str | None = None,
 ) -> RunResults:
     """The content of `results.json`: the models timed in turns, compared and judged.
 
-    others: further candidates to deploy, by name. seconds: of the whole job.
+    others: further candidates to deploy, by name. seconds: of the whole job. metric: `train.metric`,
+    resolved; None for what suits the labels.
     """
     models: dict[Role, Measured] = {"student": trained.measured}
     if teacher is not None:
@@ -225,7 +231,7 @@ def assemble(
         models["baseline"] = baseline
     models |= others
     models, speedup = _timed(models, min(_SPEED_BATCH, len(data.val.images)))
-    pairs = _Pairs(models, data)
+    pairs = _Pairs(models, data, metric)
     candidates = {role: _candidate(role, model, data, pairs.metric) for role, model in models.items()}
     measurement = Measurement(pairs.metric, len(data.val.images), pairs.compare, speedup)
     judged = verdict(candidates, measurement, _rarest(data), prefer)
@@ -277,9 +283,11 @@ def _timed(models: Mapping[Role, Measured], batch_size: int) -> tuple[dict[Role,
 class _Pairs:
     """The models against each other on the same images; a teacher without answers by its interval alone."""
 
-    def __init__(self, models: Mapping[Role, Measured], data: Dataset):
+    def __init__(self, models: Mapping[Role, Measured], data: Dataset, metric: str | None):
         self.models, self.labels = models, data.val.labels
-        self.metric = metric_of(self.labels, len(data.classes))
+        self.metric: Metric = metric_of(self.labels, len(data.classes))
+        if metric is not None:
+            self.metric = cast(Metric, METRICS[metric].key)
         if any(scored(model.result, self.metric) is None for model in models.values()):
             self.metric = "top1"  # the teacher's soft labels are of version 0.1
 
@@ -307,5 +315,5 @@ def _candidate(role: Role, model: Measured, data: Dataset, metric: Metric) -> Ca
     assert found is not None
     tells = learned(result.interval if metric == "map" else result.balanced_interval, data.val.labels)
     speed = result.images_per_s if result.images_per_s > 0 else None
-    floor = chance(data.val.labels)
+    floor = chance(data.val.labels, metric)
     return Candidate(role, *found, tells, floor, result.params, speed, result.folder)

@@ -8,20 +8,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 from torch import Tensor
 
 from .. import distributed, log, recipes
 from ..config import Config, dotted
 from ..data.dataset import find_splits
+from ..data.image_set import ImageSet
 from ..data.near_duplicates import duplicates_of
 from ..data.splits import refuse_out_among_classes
-from ..data.survey import leak_warning, survey
+from ..data.survey import effect_sentence, leak_warning, survey, with_effect
 from ..errors import SettingError
 from ..io import read_json, write_json
 from ..keywords import Keywords
-from ..models import DeiTOutput
+from ..models import DeiTOutput, joint_probabilities
 from ..report.run_page import write_report
-from ..run_folder import BASELINE_FOLDER, DUPLICATES, RESULTS, model_to_json, results_to_json
+from ..run_folder import (
+    BASELINE_FOLDER,
+    DUPLICATES,
+    RESULTS,
+    model_to_json,
+    read_duplicates,
+    results_to_json,
+)
+from ..soft_labels.manifest import read_manifest
 from ..soft_labels.replay import refuse_other_views
 from ..soft_labels.store import SoftLabelStore, open_soft_labels
 from ..soft_labels.student_config import student_settings
@@ -87,10 +97,11 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
     refuse_out_among_classes(data, out)
     session = open_session(config, partial(find_splits, data), out=out, resume=resume)
     dataset = session.dataset
+    leaking: frozenset[str] = frozenset()
     if distributed.is_main():
         refuse_other_images(out, dataset)
         dataset.write_lists(out)
-        _write_duplicates(out, session)
+        leaking = _write_duplicates(out, session, resume)
 
     # The teacher, live or stored.
     soft_labels = _open_soft_labels(session)
@@ -117,7 +128,7 @@ def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
 
     # What came out.
     if trained is not None:
-        _write_results(out, session, teachers, trained, trained_baseline)
+        _write_results(out, session, teachers, trained, trained_baseline, leaking)
     distributed.barrier()
     return Run(out, read_json(out / RESULTS))
 
@@ -152,8 +163,12 @@ def _write_results(
     teachers: _Teachers,
     trained: results.TrainedStudent,
     baseline: results.TrainedStudent | None,
+    leaking: frozenset[str],
 ) -> None:
-    """Compares the models, and writes the results, the predictions and the report."""
+    """Compares the models, and writes the results, the predictions and the report.
+
+    leaking: paths of validation images that training images show too.
+    """
     dataset, teacher = session.dataset, teachers.measured
     if baseline is not None:
         write_calibrated(out / BASELINE_FOLDER, dataset.val.images, baseline.output)
@@ -166,26 +181,48 @@ def _write_results(
             session.seconds,
             others=teachers.others,
             prefer=session.config.train.prefer,
+            metric=session.config.train.metric,
         )
     if found.baseline is not None:
         write_json(out / BASELINE_FOLDER / RESULTS, {"student": model_to_json(found.baseline)})
     of_teacher = None
     if teachers.logits is not None and teacher is not None:
         of_teacher = DeiTOutput(teachers.logits, None, embedding=teacher.embedding)
-    write_validation(out, dataset.val.images, trained.output, of_teacher)
+    val = dataset.val.images
+    write_validation(out, val, trained.output, of_teacher)
+    _write_effect(out, val, joint_probabilities(trained.output, val.task), leaking)
     write_json(out / RESULTS, results_to_json(found))
     with log.activity("writing the report"):
         write_report(out)
 
 
-def _write_duplicates(out: Path, session: Session) -> None:
-    """Counts the images that show the same, and warns of those that training and measuring share."""
-    found = duplicates_of(session.splits.everything, session.config.data)
-    counts = survey(session.splits, found).counts()
-    write_json(out / DUPLICATES, asdict(counts))
-    warning = leak_warning(counts, len(session.splits.val), session.splits.held_out)
+def _write_duplicates(out: Path, session: Session, resume: bool) -> frozenset[str]:
+    """Counts the images that show the same, and warns of those that training and measuring share.
+
+    Returns the paths of the latter. A resumed run has counted them before.
+    """
+    splits, counts = session.splits, read_duplicates(out) if resume else None
+    if counts is None or counts.leaking_paths is None:
+        duplicates = splits.duplicates or duplicates_of(splits.everything, session.config.data)
+        counts = survey(splits, duplicates).counts()
+        write_json(out / DUPLICATES, asdict(counts))
+    warning = leak_warning(counts, len(splits.val), splits.held_out)
     if warning:
         log.warning(warning)
+    return frozenset(counts.leaking_paths or ())
+
+
+def _write_effect(out: Path, val: ImageSet, joint: Tensor, leaking: frozenset[str]) -> None:
+    """Adds to the counts what the images that show the same do to the student's accuracy, and says it."""
+    counts = read_duplicates(out)
+    if counts is None or val.task == "multilabel":
+        return
+    right = joint.argmax(1).cpu().numpy() == val.labels
+    counts = with_effect(counts, right, np.array([path in leaking for path in val.paths], bool))
+    write_json(out / DUPLICATES, asdict(counts))
+    sentence = effect_sentence(counts)
+    if sentence:
+        log.info(sentence)
 
 
 def _check_teaching(config: Config) -> None:
@@ -204,8 +241,9 @@ def _open_soft_labels(session: Session) -> SoftLabelStore | None:
     folder, dataset = session.config.teacher.soft_labels, session.dataset
     if folder is None:
         return None
-    store, num_images = open_soft_labels(Path(folder)), len(dataset.pool.images)
-    store.manifest.refuse_other_data(store.folder, dataset.fingerprint, num_images, dataset.classes)
+    manifest, num_images = read_manifest(Path(folder)), len(dataset.pool.images)
+    manifest.refuse_other_data(Path(folder), dataset.fingerprint, num_images, dataset.classes)
+    store = SoftLabelStore(Path(folder), manifest, dataset.class_shares(manifest.config.train.balance))
     refuse_other_views(store, session.views().make)
     if distributed.is_main():
         with log.progress_bar("checking the soft labels", store.epochs() * store.shards) as advance:

@@ -14,13 +14,14 @@ from .. import distributed, log
 from ..config import ResolvedConfig
 from ..data.dataset import Dataset, Split
 from ..data.sampler import Sampler
+from ..distillation.class_balance import Adjustment, adjustment
 from ..distillation.objective import Objective
 from ..evaluation.evaluate import evaluate_student
 from ..io import write_json
 from ..models import Student
 from ..run_schema import ModelResult, TrainingResult
 from ..soft_labels.store import SoftLabelStore
-from ..tasks import SCORES
+from ..tasks import METRICS
 from ..teachers.teacher import Teacher
 from . import results
 from .callbacks import EpochLines
@@ -29,6 +30,9 @@ from .run_files import describe_run, save_model
 from .session import Session
 from .trackers import trackers
 from .trainer import Trainer, TrainingData, Validation
+
+# The validation loss that goes with each `train.metric`: for both that count all classes alike, so does it.
+_CHOSEN_BY = {"top1": "loss", "balanced": "balanced_loss", "macro-f1": "balanced_loss", "map": "loss"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,19 @@ class StudentTraining:
         taught = self.teacher is not None or self.soft_labels is not None
         return self.dataset.sampler(self.config.train, self.config.data, unlabeled=taught)
 
+    @property
+    def adjustment(self) -> Adjustment:
+        """What is added to logits in the losses, for uneven classes."""
+        if self.config.train.balance == "none":
+            return Adjustment()
+        counts = torch.from_numpy(self.dataset.train.images.counts())
+        if self.teacher is not None:
+            fitted = self.teacher.card.fitted
+        else:
+            fitted = self.soft_labels is not None and self.soft_labels.from_fitted_teacher
+        balance, mode = self.config.train.balance, self.config.distillation.mode
+        return adjustment(balance, counts, mode, fitted_teacher=fitted)
+
     def trainer(self, epochs: int, deadline: float | None = None) -> Trainer:
         """A new trainer of a new student, for so many epochs."""
         config, dataset = self.config, self.dataset
@@ -110,6 +127,7 @@ class StudentTraining:
             dataset.task,
             teacher=self.teacher,
             soft_labels=self.soft_labels,
+            adjustment=self.adjustment,
         )
         views = self.session.views(dataset)
         val, device = dataset.val, self.session.device
@@ -117,7 +135,11 @@ class StudentTraining:
             student,
             objective,
             TrainingData(views, self.sampler, config.data.workers, dataset.pool.images.paths),
-            Validation(partial(_evaluated, val=val, device=device), len(val.images)),
+            Validation(
+                partial(_evaluated, val=val, device=device),
+                len(val.images),
+                _CHOSEN_BY[config.train.metric],
+            ),
             train=replace(config.train, epochs=epochs),
             optim=config.optim,
             folder=self.folder,
@@ -175,7 +197,9 @@ def train_and_measure(
     done = trainer.resume() if resume else 0
     with log.progress_bar(title, trainer.views_before(trainer.total_steps)) as advance:
         advance(trainer.views_before(done))
-        terminal = EpochLines(advance, epochs, SCORES[dataset.task], trainer.learns_from_teacher, lines)
+        terminal = EpochLines(
+            advance, epochs, METRICS[trainer.train.metric], trainer.learns_from_teacher, lines
+        )
         settings = trainer.identity.get("settings", {})
         names = trainer.train.log if distributed.is_main() else ()
         with trackers(names, trainer.folder, settings) as curves:
@@ -188,7 +212,7 @@ def train_and_measure(
         if trainer.late:
             why = "the time budget is used up; --resume trains the rest"
         log.info(f"stopped after {share_done * epochs:.3g} of {epochs} epochs: {why}")
-    weights = _keep_better_weights(trainer)
+    weights = keep_better_weights(trainer)
     trainer.student.fold_layer_scale()
     save_model(trainer.folder / "model.safetensors", trainer.student)
     with log.activity("evaluating"):
@@ -203,10 +227,10 @@ def train_and_measure(
     return results.TrainedStudent(measured, output, cost, weights)
 
 
-def _keep_better_weights(trainer: Trainer) -> Literal["ema", "raw"]:
-    """Leaves the better weights in the student, by validation loss, which is less noisy than top-1."""
+def keep_better_weights(trainer: Trainer) -> Literal["ema", "raw"]:
+    """Leaves the better weights in the student, by validation loss, which is less noisy than a score."""
     last = trainer.state.metrics[-1]
-    raw, averaged = last["val"]["loss"], last["val_ema"]["loss"]
+    raw, averaged = trainer.validation.loss(last["val"]), trainer.validation.loss(last["val_ema"])
     if trainer.state.best is not None:
         averaged = trainer.state.best.loss
     if averaged <= raw:

@@ -63,10 +63,19 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Validation:
-    """How weights are evaluated during training: `evaluate(student)` on `num_images` images."""
+    """How weights are evaluated during training: `evaluate(student)` on `num_images` images.
+
+    chosen_by: the loss by which weights are kept, and training stops early.
+    """
 
     evaluate: Callable[[Student], dict[str, Any]]
     num_images: int
+    chosen_by: str = "loss"
+
+    def loss(self, found: dict[str, Any]) -> float:
+        """That loss of what `evaluate` found, or an older version, which knew one loss only."""
+        loss: float = found.get(self.chosen_by, found["loss"])
+        return loss
 
 
 @dataclass
@@ -395,7 +404,7 @@ class Trainer:
             with self.holding(self.state.ema.weights):
                 line["val_ema"] = self.validation.evaluate(self.student)
             if self.state.best is not None:
-                self.state.best.update(line["val_ema"]["loss"], self.state.ema.weights)
+                self.state.best.update(self.validation.loss(line["val_ema"]), self.state.ema.weights)
         self.state.metrics.append(line)
         if distributed.is_main():
             with open(self.folder / METRICS, "a") as log:

@@ -104,6 +104,28 @@ def test_a_budget_takes_no_more_epochs_than_stored(stage, tmp_path, soft, until,
     assert run.results["train"]["epochs"] == epochs
 
 
+def test_sampled_classes_are_stored_and_read(stage, tmp_path):
+    sampler = {"train.balance": "sqrt-sampler"}
+    label(stage, tmp_path / "labels", hard=True, **sampler)
+    settings = VIEWS | teacher_settings(stage) | sampler
+    hard = {"distillation.mode": "hard", "distillation.feature_weight": 0, "train.epochs": EPOCHS}
+    expected = train(stage, tmp_path / "live", **settings | hard)
+    stored = {"teacher.soft_labels": str(tmp_path / "labels")}
+    found = train(stage, tmp_path / "stored", **stored)
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+    with pytest.raises(DeitkitError, match=r"were made with train\.balance sqrt-sampler, and loss draws"):
+        train(stage, tmp_path / "other", **stored, **{"train.balance": "loss"})
+
+
+def test_adjusted_logits_go_with_stored_labels(stage, tmp_path, soft):
+    adjusted = {"train.balance": "loss", "distillation.mode": "hard"}
+    settings = VIEWS | teacher_settings(stage) | adjusted
+    more = {"distillation.feature_weight": 0, "train.epochs": EPOCHS}
+    expected = train(stage, tmp_path / "live", **settings | more)
+    found = train(stage, tmp_path / "stored", **{"teacher.soft_labels": str(soft)} | adjusted)
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+
+
 def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):
     settings = {"teacher.soft_labels": str(soft)}
     expected = train(stage, tmp_path / "whole", **settings)
@@ -129,6 +151,7 @@ def test_resumed_from_labels(stage, tmp_path, soft, monkeypatch):
         ({"student.image_size": "32"}, r"student.image_size \[16, 16\], and \[32, 32\]"),
         ({"augment.mixup": 0.0}, "augment.mixup 0.8, and 0.0"),
         ({"train.batch_size": 4}, "train.batch_size 8, and 4"),
+        ({"train.balance": "sampler"}, "train.balance none, and sampler draws other images"),
         ({"teacher.spec": "timm:resnet18"}, "teacher.spec .* and timm:resnet18"),
         ({"teacher.fit": "finetune"}, "teacher.fit auto, and finetune"),
         ({"distillation.feature_weight": 2.0}, "live teacher"),
