@@ -37,6 +37,7 @@ class ServedModel:
         self.card, self.classifier, self.backend = card, classifier, backend
         self.output_names = tuple(output_names)
         self.batcher = Batcher(backend, classifier.device)
+        self.in_use = 0  # requests that it answers
 
     @property
     def name(self) -> str:
