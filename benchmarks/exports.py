@@ -75,10 +75,13 @@ def line(row: dict[str, Any]) -> str:
         return f"{head} | | | | {row['failed']} |"
     if "images" not in row:
         return f"{head} {row['mb']} | | | | its runtime is Apple's: read again only |"
-    points = f"{row['points']:+.1f} points ({row['interval'][0]:+.1f} to {row['interval'][1]:+.1f})"
+    lost = ""
+    if "points" in row:
+        low, high = row["interval"]
+        lost = f"{row['points']:+.1f} points ({low:+.1f} to {high:+.1f}), float {row['fp32_images_per_s']}/s"
     return (
         f"{head} {row['mb']} | {row['same_answers']} of {row['images']} | {row['largest_difference']:.0e} | "
-        f"{row['ms_per_image']} ms, {row['images_per_s']}/s | {points if 'points' in row else ''} |"
+        f"{row['ms_per_image']} ms, {row['images_per_s']}/s | {lost} |"
     )
 
 

@@ -179,7 +179,8 @@ def metadata(classifier: Classifier, *, raw: bool = False) -> dict[str, str]:
     }
 
 
-def facts(job: ExportJob, graph: ClassifierGraph) -> str:
-    """The metadata as one JSON text, with the names of the outputs, for formats without metadata."""
+def write_facts(job: ExportJob, graph: ClassifierGraph, file: Path) -> None:
+    """Writes the metadata, with the names of the outputs, beside `file`: for formats without metadata."""
     about = {key: json.loads(text) for key, text in metadata(job.classifier, raw=job.raw).items()}
-    return json.dumps(about | {"outputs": list(graph.output_names)}, indent=1)
+    text = json.dumps(about | {"outputs": list(graph.output_names)}, indent=1)
+    file.with_name(f"{file.name}.json").write_text(text, encoding="utf-8")

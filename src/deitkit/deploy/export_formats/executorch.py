@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...inference.backends import Backend
 from ...inference.exported_program import to_program
-from ..export_format import ExportFormat, ExportJob, facts, register
+from ..export_format import ExportFormat, ExportJob, register, write_facts
 from ..sample_code import python_sample
 
 
@@ -46,7 +46,7 @@ class ExecuTorch(ExportFormat):
         with torch.no_grad():
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         file.write_bytes(lowered.to_executorch().buffer)
-        file.with_suffix(".json").write_text(facts(job, graph), encoding="utf-8")
+        write_facts(job, graph, file)
 
     def open(self, file: Path) -> Backend:
         return ExecuTorchBackend(file)
@@ -60,7 +60,7 @@ class ExecuTorch(ExportFormat):
             opening=f"""
 program = Runtime.get().load_program(here / "{name}")
 method = program.load_method("forward")
-about = json.loads((here / "{Path(name).stem}.json").read_text(encoding="utf-8"))
+about = json.loads((here / "{name}.json").read_text(encoding="utf-8"))
 """,
             running="method.execute([torch.from_numpy(VIEW)])[0][0].numpy()",
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...inference.backends import Backend
-from ..export_format import ExportFormat, ExportJob, facts, quiet, register
+from ..export_format import ExportFormat, ExportJob, quiet, register, write_facts
 from ..sample_code import python_sample
 
 
@@ -45,7 +45,7 @@ class LiteRT(ExportFormat):
         example = torch.zeros(job.batch or 1, 3, *job.classifier.image_size)
         with quiet():
             litert_torch.convert(graph.cpu().eval(), (example,)).export(str(file))
-        file.with_suffix(".json").write_text(facts(job, graph), encoding="utf-8")
+        write_facts(job, graph, file)
 
     def open(self, file: Path) -> Backend:
         return LiteRTBackend(file)
@@ -59,7 +59,7 @@ class LiteRT(ExportFormat):
             opening=f"""
 model = Interpreter(str(here / "{name}"))
 runner = model.get_signature_runner()
-about = json.loads((here / "{Path(name).stem}.json").read_text(encoding="utf-8"))
+about = json.loads((here / "{name}.json").read_text(encoding="utf-8"))
 """,
             running='runner(args_0=VIEW)["output_0"][0]',
         )

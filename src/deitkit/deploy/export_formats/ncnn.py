@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import DependencyError
 from ...inference.backends import Backend
 from ...models.blocks import in_four_dimensions
-from ..export_format import ExportFormat, ExportJob, facts, quiet, register
+from ..export_format import ExportFormat, ExportJob, quiet, register, write_facts
 from ..sample_code import python_sample
 
 _CPP = """// Classifies an image with {param}: ./sample IMAGE
@@ -105,7 +105,7 @@ class Ncnn(ExportFormat):
                 raise DependencyError("this model cannot be converted for ncnn; choose another --to")
             for part in written:
                 file.with_suffix(part.suffix).write_bytes(part.read_bytes())
-        file.with_suffix(".json").write_text(facts(job, graph), encoding="utf-8")
+        write_facts(job, graph, file)
 
     def open(self, file: Path) -> Backend:
         return NcnnBackend(file)
@@ -131,7 +131,7 @@ class Ncnn(ExportFormat):
 net = ncnn.Net()
 net.load_param(str(here / "{name}"))
 net.load_model(str(here / "{stem}.bin"))
-about = json.loads((here / "{stem}.json").read_text(encoding="utf-8"))
+about = json.loads((here / "{name}.json").read_text(encoding="utf-8"))
 
 
 def run(view):

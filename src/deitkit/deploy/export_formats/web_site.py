@@ -15,24 +15,21 @@ from .onnx import onnx_model
 _SAMPLE = """<!doctype html>
 <meta charset="utf-8">
 <title>The model in a page of your own</title>
-<input type="file" accept="image/*"> <output></output>
+<input type="file" accept="image/*" disabled> <output></output>
 <script type="module">
-  // worker.js decodes nothing and shows nothing: it takes a bitmap and returns the graph's outputs.
-  const facts = await (await fetch("model.json")).json();
-  const worker = new Worker("worker.js", { type: "module" });
-  const ask = (message) => new Promise((resolve) => {
-    worker.onmessage = ({ data }) => resolve(data);
-    worker.postMessage(message);
-  });
-  await ask({ facts });
-  document.querySelector("input").onchange = async ({ target }) => {
-    const file = target.files[0];
-    const bitmap = await createImageBitmap(file);
-    const { outputs } = await ask({ id: 1, bitmap, isJpeg: file.type === "image/jpeg" });
-    const probabilities = outputs.probabilities.data;
+  import { openLocalModel } from "./local_model.js"; // in a worker, with ONNX Runtime Web
+
+  const facts = await (await fetch("model.json")).json(); // classes, preprocessing, model card
+  const model = await openLocalModel(facts);
+  const input = document.querySelector("input");
+  input.onchange = async () => {
+    const [file] = input.files;
+    const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
+    const { probabilities } = await model.classify(bitmap, { isJpeg: file.type === "image/jpeg" });
     const best = probabilities.indexOf(Math.max(...probabilities));
     document.querySelector("output").textContent = `${facts.classes[best]} ${probabilities[best].toFixed(3)}`;
   };
+  input.disabled = false;
 </script>
 """
 
