@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 here = Path(__file__).parent
 {opening}
 
+
 {view}
 
 
@@ -39,7 +40,7 @@ _VIEW = '''def view_of(path):
     left, top = (across - width) // 2, (down - height) // 2
     image = image.resize((across, down), Image.Resampling.BICUBIC)
     image = image.crop((left, top, left + width, top + height))
-    return np.float32(image).transpose(2, 0, 1)[None] / 255'''
+    return np.ascontiguousarray(np.float32(image).transpose(2, 0, 1)[None] / 255)'''
 _RAW = '''def image_of(path):
     """The pixels (H, W, 3); the graph resizes them."""
     return np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))'''

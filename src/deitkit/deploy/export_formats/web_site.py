@@ -15,6 +15,7 @@ from .onnx import onnx_model
 _SAMPLE = """<!doctype html>
 <meta charset="utf-8">
 <title>The model in a page of your own</title>
+<link rel="icon" href="data:,">
 <input type="file" accept="image/*" disabled> <output></output>
 <script type="module">
   import { openLocalModel } from "./local_model.js"; // in a worker, with ONNX Runtime Web
