@@ -95,7 +95,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "content": {JSON: {"schema": _ERROR}}}
     for status, meaning in _STATUSES.items()
 }
-_REFUSED = {status: _RESPONSES[status] for status in (401, 421)}
+_REFUSED: dict[int | str, dict[str, Any]] = {status: _RESPONSES[status] for status in (401, 421)}
 
 
 class _Json(JSONResponse):
