@@ -286,7 +286,7 @@ def test_a_teacher_is_exported_with_its_preprocessing_inside(taught, tmp_path, t
     torch.testing.assert_close(logits, teacher.forward(pixels).class_logits, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(probabilities, logits.softmax(1), atol=1e-4, rtol=1e-3)
     with pytest.raises(SystemExit):
-        cli.main(["export", str(run / "teacher"), f"--to={to}", "--int8", "--out", str(file)])
+        cli.main(["export", str(run / "teacher"), f"--to={to}", "--precision=int8", "--out", str(file)])
     assert "int8 is for students" in capsys.readouterr().err
 
 

@@ -20,6 +20,7 @@ ALLOWED = {
         "the user's own python: teacher, typed in this call; specs from files are refused (test_trust.py)"
     ),
     ("evaluation/side_by_side.py", "subprocess"): "this Python on a module of the package, without a shell",
+    ("deploy/export_formats/ncnn.py", "subprocess"): "pnnx's converter, on a file that was just written",
 }
 
 # Modules that read pickles, or YAML and the like with constructors, or run code.

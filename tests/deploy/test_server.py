@@ -8,12 +8,16 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -387,3 +391,131 @@ def test_two_runs_of_one_name_are_refused(random_run, capsys):
     with pytest.raises(SystemExit):
         main(["serve", str(random_run), str(random_run), "--port=0", "--device=cpu"])
     assert "two runs are called run" in capsys.readouterr().err
+
+
+def renamed(run: Path, classes: list[str]) -> None:
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"classes": classes}))
+
+
+async def until_in_use(model) -> None:
+    while not model.in_use:
+        await asyncio.sleep(0.001)
+
+
+def test_a_reload_takes_the_new_model_and_answers_what_was_asked(random_run):
+    limits = Limits(queue=4)
+
+    def reopen():
+        return [open_model(random_run, device="cpu", backend="pytorch", max_pixels=limits.pixels)]
+
+    server = Server(reopen(), limits=limits, reopen=reopen)
+    with TestClient(create_app(server)) as client:
+        old = server.models["run"]
+        asked = threading.Thread(target=lambda: answers.append(client.post("/predict", files=[image] * 60)))
+        answers, image = [], ("image", ("a.png", encoded()))
+        asked.start()
+        client.portal.call(until_in_use, old)
+        renamed(random_run, ["lion", "wolf"])
+        client.portal.call(server.reload)
+        asked.join(60)
+        assert set(answers[0].json()["predictions"][0]["probabilities"]) == {"cat", "dog"}
+        assert client.get("/model.json").json()["classes"] == ["lion", "wolf"]
+        assert client.post("/predict", files=[image]).json()["predictions"][0]["label"] in ("lion", "wolf")
+        assert not old.batcher._thread.is_alive()
+
+
+def test_a_reload_that_fails_leaves_the_models_as_they_were(random_run, caplog):
+    def reopen():
+        return [open_model(random_run, device="cpu", backend="pytorch", max_pixels=100_000)]
+
+    server = Server(reopen(), limits=Limits(queue=4), reopen=reopen)
+    with TestClient(create_app(server)) as client:
+        (random_run / "config.json").unlink()
+        client.portal.call(server.reload)
+        assert client.post("/predict", files={"image": encoded()}).status_code == 200
+
+
+@contextmanager
+def served(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`deitkit serve` in a process of its own, and its address."""
+    command = [sys.executable, "-m", "deitkit", "serve", str(run), "--port=0", "--device=cpu"]
+    process = subprocess.Popen([*command, "--backend=pytorch", *options], stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in process.stderr if "serving" in line)
+        yield process, line.split(" at ")[1].split(";")[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="SIGHUP is POSIX's")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_answer_reload_on_sighup_and_stop(random_run, workers):
+    with served(random_run, f"--workers={workers}") as (process, address):
+
+        def classes() -> list[str]:
+            with urllib.request.urlopen(f"{address}/model.json", timeout=60) as answer:
+                return json.load(answer)["classes"]
+
+        assert classes() == ["cat", "dog"]
+        renamed(random_run, ["lion", "wolf"])
+        process.send_signal(signal.SIGHUP)
+        ends = time.monotonic() + 60
+        while any(classes() != ["lion", "wolf"] for _ in range(8)):  # connections go to either worker
+            assert time.monotonic() < ends
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def test_a_worker_that_cannot_load_ends_the_server_with_its_sentence(random_run, capsys):
+    (random_run / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", str(random_run), "--port=0", "--device=cpu", "--workers=2"])
+    assert exit_.value.code == 2 and "model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_its_openapi_holds_for_thousands_of_generated_requests(random_run, tmp_path):
+    """No 5xx, and no status or content type that the description does not have."""
+    pytest.importorskip("schemathesis", reason="needs pip install schemathesis")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    with served(random_run) as (_, address):
+        # Of generated base64 most is no image, which no schema can say: 4xx answers are allowed.
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json"]
+        found = subprocess.run(
+            [*command, f"--checks={checks}", "--max-examples=1000", "--generation-deterministic"],
+            cwd=tmp_path,  # it keeps what failed
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stdout
+        assert int(re.search(r"(\d+) generated", found.stdout)[1]) > 1000
+        assert urllib.request.urlopen(f"{address}/health", timeout=60).status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_in_a_minute_of_load(random_run):
+    """After ten seconds of warming up: allocators keep what they once had."""
+    body = json.dumps({"images": [base64.b64encode(encoded(side=200)).decode()] * 4}).encode()
+    with served(random_run) as (process, address):
+
+        def load(seconds: float) -> int:
+            ends, answered = time.monotonic() + seconds, 0
+            while time.monotonic() < ends:
+                request = urllib.request.Request(f"{address}/predict", body, IS_JSON)
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    answered += len(json.load(answer)["predictions"])
+            return answered
+
+        def resident_mb() -> float:
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+        load(10)
+        before = resident_mb()
+        answered = load(50)
+        grown = resident_mb() - before
+    assert answered > 100 and grown < 20, f"{grown:.0f} MB more after {answered} images"

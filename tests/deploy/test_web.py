@@ -65,7 +65,13 @@ def test_a_site_holds_all_that_the_page_loads(random_run, tmp_path, small_runtim
     for page in (file for file in site.glob("*.*") if file.suffix != ".onnx"):
         assert "https://" not in page.read_text()
     kept = re.search(r"const FILES = (\[.*?\]);", (site / "offline.js").read_text(), re.DOTALL)
-    others = {"index.html", "offline.js", "server_model.js", "runtime/LICENSE"}  # "./" is the page
+    others = {
+        "index.html",
+        "sample.html",
+        "offline.js",
+        "server_model.js",
+        "runtime/LICENSE",
+    }  # "./" is the page
     assert set(re.findall(r'"(.*?)"', kept[1])) == names - others | {"./"}
     assert {"index.html", "app.js", "style.css", "worker.js", "model.json", "model.onnx"} <= names
     assert gzip.decompress((site / "runtime" / f"{runtimes.WASM}.gz").read_bytes()) == FILES[runtimes.WASM]
@@ -114,7 +120,7 @@ def test_a_class_name_that_is_no_utf8_is_written(tmp_path, image_folder, small_r
     [
         ([], "add --runtime npm to fetch it once"),
         (["--runtime", "."], "holds no ort"),
-        (["--runtime", "npm", "--int8"], "leave out --int8"),
+        (["--runtime", "npm", "--precision=int8"], "web has no int8"),
         (["--to", "onnx", "--out", "a.onnx", "--runtime", "npm"], "--runtime is for --to web"),
         (["--out", "OCCUPIED"], "not empty"),
     ],

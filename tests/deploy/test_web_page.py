@@ -140,6 +140,16 @@ def test_answers_are_those_of_pytorch(run, page):
     assert difference(run, page, files) < 1e-3
 
 
+def test_the_sample_beside_the_page_says_what_predict_says(run, site, page):
+    file = photo(6)
+    page.goto(f"{site}sample.html")
+    page.wait_for_selector("input:not([disabled])")
+    page.set_input_files("input", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": file}])
+    page.wait_for_selector("output:not(:empty)")
+    [expected] = load(run, device="cpu", backend="pytorch").predict([file])
+    assert page.inner_text("output") == f"{expected.label} {expected.probability:.3f}"
+
+
 def test_large_and_turned_photos_are_close(run, page):
     """A JPEG that Pillow decodes at a reduced scale, and one that lies on its side."""
     turned = Image.Exif()

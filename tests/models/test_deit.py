@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from deitkit.errors import DeitkitError
-from deitkit.models.blocks import resize_positions, sincos_positions
+from deitkit.models.blocks import in_four_dimensions, resize_positions, sincos_positions
 from deitkit.models.deit import VARIANTS, DeiT, DeiTOutput, create_model, joint_logits, joint_probabilities
 
 
@@ -327,3 +328,22 @@ def test_layer_scale_merges_into_the_projections():
     model.fold_layer_scale()
     assert set(model.state_dict()) == set(plain.state_dict())
     torch.testing.assert_close(model(images), before)
+
+
+def test_in_four_dimensions_it_computes_the_same():
+    """Patches as a convolution, for runtimes that have no tensors of five or six dimensions."""
+    model = create_model("nano", num_classes=3, image_size=(16, 24), patch_size=8).eval()
+    images, largest = torch.rand(2, 3, 16, 24), []
+
+    class Dimensions(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest.append(result.ndim)
+            return result
+
+    with torch.no_grad(), Dimensions():
+        found = in_four_dimensions(model)(images)
+    assert max(largest) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(found.class_logits, model(images).class_logits)

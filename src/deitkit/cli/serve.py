@@ -24,6 +24,7 @@ def serve(
     ] = None,
     device: flags.Device = None,
     backend: Annotated[str, typer.Option(help=f"{', '.join(get_args(BackendName))}.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, which share the cores.")] = 1,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 503.")] = 64,
 ) -> None:
     """Serve a run's classifier over HTTP, and a page to try it in the browser."""
@@ -38,4 +39,5 @@ def serve(
         device=device or "auto",
         backend=cast(BackendName, backend),
         queue=queue,
+        workers=workers,
     )

@@ -36,7 +36,7 @@ from ..models.deit import VARIANTS, create_model
 from ..preprocessing import Preprocessing
 from ..tasks import SCORES, Score
 from ..weights import export as export_weights
-from .exporter import metadata
+from .export_format import metadata
 
 BACKENDS = tuple(name for name in get_args(BackendName) if name != "auto")
 _MOST_MEASURED = 1000  # validation images, spread over the set: enough to see the points that int8 loses

@@ -46,6 +46,12 @@ class ServedModel:
             self.methods = methods_of(classifier)
         except DeitkitError as error:
             self.why_unexplained = str(error)
+        self.in_use = 0  # requests that it answers
+
+    def close(self) -> None:
+        """Answers what was submitted, then ends the model's threads."""
+        self.batcher.close()
+        self.explainer.shutdown()
 
     @property
     def name(self) -> str:

@@ -11,6 +11,8 @@ import json
 import mimetypes
 import os
 import secrets
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +21,12 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from .. import log
 from ..data.decode import UnreadableImage
+from ..errors import DeitkitError
 from .request_images import JSON, MULTIPART, Limits, RequestError, read_images
 from .served_model import ServedModel
 from .server_metrics import CONTENT_TYPE, Metrics
@@ -41,7 +44,14 @@ _BODY = {
         MULTIPART: {
             "schema": {
                 "type": "object",
-                "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                "required": ["image"],
+                "properties": {
+                    "image": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {"type": "string", "format": "binary"},
+                    }
+                },
             }
         },
         JSON: {
@@ -51,6 +61,7 @@ _BODY = {
                 "properties": {
                     "images": {
                         "type": "array",
+                        "minItems": 1,
                         "items": {
                             "type": "object",
                             "required": ["data"],
@@ -76,6 +87,7 @@ _STATUSES = {
     404: "There is no such model.",
     413: "The body is too large, or holds too many images.",
     415: "The body is neither a form nor JSON.",
+    421: "The server answers under another host name.",
     422: "An image cannot be read.",
     503: "Too many requests wait, or this one took too long; try again after Retry-After seconds.",
 }
@@ -83,6 +95,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "content": {JSON: {"schema": _ERROR}}}
     for status, meaning in _STATUSES.items()
 }
+_REFUSED: dict[int | str, dict[str, Any]] = {status: _RESPONSES[status] for status in (401, 421)}
 
 
 class _Json(JSONResponse):
@@ -95,9 +108,9 @@ class _Json(JSONResponse):
 class Server:
     """Answers requests with models, by name; the first is the default.
 
-    token: what requests have to bring in `Authorization: Bearer`; None asks for none. hosts: names under
-    which the server may be addressed; None allows all. A page elsewhere could otherwise reach a server on
-    this machine under a name of its own.
+    reopen: loads the models again, for SIGHUP. token: what requests have to bring in
+    `Authorization: Bearer`; None asks for none. hosts: names under which the server may be addressed; None
+    allows all. A page elsewhere could otherwise reach a server on this machine under a name of its own.
     """
 
     def __init__(
@@ -107,8 +120,10 @@ class Server:
         limits: Limits,
         token: str | None = None,
         hosts: frozenset[str] | None = None,
+        reopen: Callable[[], Sequence[ServedModel]] | None = None,
     ):
         self.models = {model.name: model for model in models}
+        self.reopen, self.reloading = reopen, asyncio.Lock()
         self.limits, self.token, self.hosts = limits, token, hosts
         self.metrics = Metrics()
         self.decoders = ThreadPoolExecutor(os.cpu_count(), "decode")
@@ -119,13 +134,48 @@ class Server:
         """Warms the models up; at the end answers what was accepted."""
         for model in self.models.values():
             await asyncio.to_thread(model.warm_up)
+        self._reload_on_signal()
         self.ready = True
         yield
         self.ready = False
         for model in self.models.values():
-            await asyncio.to_thread(model.batcher.close)
-            model.explainer.shutdown()
+            await asyncio.to_thread(model.close)
         self.decoders.shutdown()
+
+    def _reload_on_signal(self) -> None:
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        if self.reopen is None or not hasattr(signal, "SIGHUP") or not on_main_thread:
+            return
+        loop = asyncio.get_running_loop()
+        tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no reference
+
+        def start() -> None:
+            task = loop.create_task(self.reload())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, start)
+
+    async def reload(self) -> None:
+        """Loads the models again and replaces them at once; requests that run are answered by the old ones.
+
+        If a run cannot be loaded, the models stay as they were, with a warning.
+        """
+        assert self.reopen is not None
+        async with self.reloading:
+            try:
+                models = await asyncio.to_thread(self.reopen)
+            except DeitkitError as error:
+                log.warning(f"the models stay as they were: {error}")
+                return
+            for model in models:
+                await asyncio.to_thread(model.warm_up)
+            old, self.models = self.models, {model.name: model for model in models}
+            log.info(f"loaded again: {', '.join(self.models)}")
+            for model in old.values():
+                while model.in_use:
+                    await asyncio.sleep(0.05)
+                await asyncio.to_thread(model.close)
 
     def check_access(self, request: Request) -> None:
         """Raises RequestError for a request without the token, or to a host that this is not."""
@@ -147,7 +197,7 @@ class Server:
     async def predict(self, request: Request, name: str | None, *, attention: bool) -> dict[str, Any]:
         """Answers a request to /predict. Raises RequestError."""
         model = self.model(name)
-        async with self._admitted():
+        async with self._admitted(model):
             images = await read_images(request, self.limits)
             rows = await model.predict(images, self.decoders)
         answers = [
@@ -166,17 +216,18 @@ class Server:
             raise RequestError(422, f"the model knows no class {label!r}")
         if method is not None and method not in model.methods:
             raise RequestError(422, f"there is no method {method!r}; choose {', '.join(model.methods)}")
-        async with self._admitted():
+        async with self._admitted(model):
             images = await read_images(request, self.limits)
             answers = await model.explain(images, self.decoders, label=label, method=method)
         return {"model": model.name, "explanations": answers}
 
     @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
+    async def _admitted(self, model: ServedModel) -> AsyncIterator[None]:
         """Counts a request that is worked on, and limits its time. Raises RequestError."""
         if self.in_progress >= self.limits.queue:
             raise RequestError(503, "too many requests wait; try again soon", {"Retry-After": "1"})
         self.in_progress += 1
+        model.in_use += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
                 yield
@@ -188,6 +239,7 @@ class Server:
             raise RequestError(422, f"{error.path}: {error.reason}") from None
         finally:
             self.in_progress -= 1
+            model.in_use -= 1
 
 
 def create_app(server: Server) -> FastAPI:
@@ -248,7 +300,12 @@ def _add_api(app: FastAPI, server: Server) -> None:
         """
         return _Json(await server.explain(request, model, label=label, method=method))
 
-    @app.get("/model.json", dependencies=protected, summary="Classes, preprocessing and card of a model")
+    @app.get(
+        "/model.json",
+        dependencies=protected,
+        responses=_REFUSED | {404: _RESPONSES[404]},
+        summary="Classes, preprocessing and card of a model",
+    )
     async def facts(model: str | None = None) -> Response:
         return _Json(server.model(model).facts() | {"models": list(server.models)})
 
@@ -264,7 +321,13 @@ def _add_api(app: FastAPI, server: Server) -> None:
     async def ready() -> Response:
         return _Json({"ready": server.ready}, 200 if server.ready else 503)
 
-    @app.get("/metrics", dependencies=protected, summary="Counts in Prometheus' text format")
+    @app.get(
+        "/metrics",
+        dependencies=protected,
+        response_class=PlainTextResponse,
+        responses=_REFUSED,
+        summary="Counts in Prometheus' text format",
+    )
     async def metrics() -> Response:
         done = {name: (m.batcher.batches, m.batcher.images) for name, m in server.models.items()}
         return Response(server.metrics.render(server.in_progress, done), media_type=CONTENT_TYPE)

@@ -6,16 +6,26 @@ import contextlib
 import importlib.util
 import ipaddress
 import logging
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from .. import log
 from ..classifier import ModelChoice, model_folder
 from ..config import BackendName
-from ..errors import DependencyError, SettingError
+from ..errors import DeitkitError, DependencyError, SettingError
+
+if TYPE_CHECKING:
+    from .served_model import ServedModel
 
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 
@@ -30,6 +40,35 @@ def require_serve() -> None:
             )
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """What a server process is started with; see `serve`. hosts: names under which it may be addressed."""
+
+    runs: tuple[Path, ...]
+    model: ModelChoice
+    device: str
+    backend: BackendName
+    queue: int
+    token: str | None
+    hosts: frozenset[str] | None
+    threads: int | None = None  # of PyTorch; None leaves them as they are
+
+    def open(self) -> list[ServedModel]:
+        """A model of each run. Raises a DeitkitError for anything the caller can fix."""
+        from .request_images import Limits
+        from .served_model import open_model
+
+        folders = [model_folder(run, self.model) for run in self.runs]
+        pixels = Limits().pixels
+        models = [open_model(f, device=self.device, backend=self.backend, max_pixels=pixels) for f in folders]
+        names = [m.name for m in models]
+        if len(set(names)) < len(names):
+            raise SettingError(
+                f"two runs are called {max(names, key=names.count)}; serve folders of different names"
+            )
+        return models
+
+
 def serve(
     runs: Sequence[Path],
     *,
@@ -40,33 +79,46 @@ def serve(
     device: str = "auto",
     backend: BackendName = "auto",
     queue: int = 64,
+    workers: int = 1,
 ) -> None:
     """Serves a model of each run until a signal stops it; then what was accepted is answered first.
 
-    port: 0 takes a free one. token: what requests have to bring. queue: requests that may wait. Raises a
-    DeitkitError for anything the caller can fix.
+    SIGHUP loads the runs again. port: 0 takes a free one. token: what requests have to bring. queue: requests
+    that may wait, in each process. workers: processes, which share the cores. Raises a DeitkitError for
+    anything the caller can fix.
     """
     require_serve()
-    import uvicorn
-
-    from .request_images import Limits
-    from .served_model import open_model
-    from .server import Server, create_app
-
-    limits = Limits(queue=queue)
-    with log.activity("loading the models"):
-        folders = [model_folder(run, model) for run in runs]
-        models = [open_model(f, device=device, backend=backend, max_pixels=limits.pixels) for f in folders]
-    names = [m.name for m in models]
-    if len(set(names)) < len(names):
-        raise SettingError(
-            f"two runs are called {max(names, key=names.count)}; serve folders of different names"
-        )
     hosts = frozenset({"127.0.0.1", "::1", "localhost", host.lower()}) if _is_loopback(host) else None
     if hosts is None and token is None:
         log.warning(f"everyone who reaches {host} can use the server; --token asks for a token")
-    server = Server(models, limits=limits, token=token, hosts=hosts)
-    options = uvicorn.Config(
+    options = ServeOptions(tuple(runs), model, device, backend, queue, token, hosts)
+    with _listening(host, port) as listener:
+        if workers > 1:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            _serve_in_processes(replace(options, threads=threads), listener, workers)
+        else:
+            _run(options, listener, lambda names: _say_serving(names, listener))
+
+
+def _say_serving(names: Sequence[str], listener: socket.socket) -> None:
+    log.info(f"serving {', '.join(names)} at {_address(listener)}; Ctrl+C stops")
+
+
+def _run(options: ServeOptions, listener: socket.socket, opened: Callable[[list[str]], None]) -> None:
+    """Serves in this process. opened: called with the names of the models before the first request."""
+    import torch
+    import uvicorn
+
+    from .request_images import Limits
+    from .server import Server, create_app
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with log.activity("loading the models"):
+        models = options.open()
+    limits = Limits(queue=options.queue)
+    server = Server(models, limits=limits, token=options.token, hosts=options.hosts, reopen=options.open)
+    config = uvicorn.Config(
         create_app(server),
         log_level="warning",
         access_log=False,
@@ -74,14 +126,13 @@ def serve(
         proxy_headers=False,
         ws="none",
     )
-    with _listening(host, port) as listener:
-        log.info(f"serving {', '.join(names)} at {_address(listener)}; Ctrl+C stops")
-        uvicorn_server = uvicorn.Server(options)
-        # A second Ctrl+C stops at once. Uvicorn and starlette then report what they left with tracebacks:
-        # the one by raising the signals again, the other by logging its cancelled wait.
-        uvicorn_server.capture_signals = lambda: _signals_to(uvicorn_server.handle_exit)  # type: ignore[method-assign]
-        logging.getLogger("uvicorn.error").addFilter(lambda r: "CancelledError" not in r.getMessage())
-        uvicorn_server.run(sockets=[listener])
+    opened([m.name for m in models])
+    uvicorn_server = uvicorn.Server(config)
+    # A second Ctrl+C stops at once. Uvicorn and starlette then report what they left with tracebacks:
+    # the one by raising the signals again, the other by logging its cancelled wait.
+    uvicorn_server.capture_signals = lambda: _signals_to(uvicorn_server.handle_exit)  # type: ignore[method-assign]
+    logging.getLogger("uvicorn.error").addFilter(lambda r: "CancelledError" not in r.getMessage())
+    uvicorn_server.run(sockets=[listener])
 
 
 @contextlib.contextmanager
@@ -92,6 +143,68 @@ def _signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[Non
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _worker(options: ServeOptions, listener: socket.socket, parent: Connection) -> None:
+    """A process of several: tells `parent` its models' names, or why it cannot serve."""
+    try:
+        _run(options, listener, parent.send)
+    except DeitkitError as error:
+        parent.send(str(error))
+
+
+def _serve_in_processes(options: ServeOptions, listener: socket.socket, count: int) -> None:
+    """Starts `count` processes on one socket, replaces those that end, and passes SIGHUP on to them.
+
+    Raises SettingError with a process's reason if it cannot serve.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers: list[BaseProcess] = []
+    stopping: list[int] = []
+
+    def start() -> list[str]:
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=_worker, args=(options, listener, theirs))
+        worker.start()
+        theirs.close()
+        workers.append(worker)
+        try:
+            said: list[str] | str = ours.recv()
+        except EOFError:
+            said = f"a worker ended with status {worker.exitcode}"
+        if isinstance(said, str):
+            raise SettingError(said)
+        return said
+
+    def pass_on(number: int, _: object) -> None:
+        if number in (signal.SIGINT, signal.SIGTERM):
+            # Not passed on: from a terminal they have it, and a second SIGINT would cut answers off.
+            stopping.append(number)
+            return
+        for worker in workers:
+            if worker.pid is not None and worker.is_alive():
+                os.kill(worker.pid, number)
+
+    numbers = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    before = {n: signal.signal(getattr(signal, n), pass_on) for n in numbers}
+    try:
+        for _ in range(count):
+            names = start()
+        _say_serving(names, listener)
+        while not stopping:
+            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+            ended = [worker for worker in workers if not worker.is_alive()]
+            workers[:] = [worker for worker in workers if worker.is_alive()]
+            for worker in ended if not stopping else ():
+                log.warning(f"a worker ended with status {worker.exitcode}; another takes its place")
+                start()
+    finally:
+        for worker in workers:
+            worker.terminate()  # it answers what was accepted
+        for worker in workers:
+            worker.join()
+        for n, handler in before.items():
+            signal.signal(getattr(signal, n), handler)
 
 
 def _listening(host: str, port: int) -> socket.socket:

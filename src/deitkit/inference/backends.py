@@ -141,15 +141,15 @@ class OpenVINOBackend:
         return tuple(torch.from_numpy(np.array(outputs[i])) for i in range(len(outputs)))
 
 
-def to_openvino(network: nn.Module, view_size: tuple[int, int]) -> Any:
-    """An openvino.Model of `network` for views (B, 3, *view_size) of any B."""
+def to_openvino(network: nn.Module, view_size: tuple[int, int], batch: int | None = None) -> Any:
+    """An openvino.Model of `network` for views (B, 3, *view_size); B is `batch`, any number if None."""
     openvino = import_openvino()
     # A batch of two: tracing would fold a batch of one into the graph as a constant.
     example = torch.zeros(2, 3, *view_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns that the input size is constant, as intended
         model = openvino.convert_model(network.cpu().eval(), example_input=example)
-    model.reshape([-1, 3, *view_size])
+    model.reshape([batch or -1, 3, *view_size])
     return model
 
 

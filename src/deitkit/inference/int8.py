@@ -17,13 +17,13 @@ from .onnx_graph import require_onnx
 _IN_FLOAT = "class_means"  # eight bits are too coarse for cosines near 1
 
 
-def quantise(model: Any, views: Iterable[Tensor]) -> Any:
-    """A static int8 copy of an onnx.ModelProto (QDQ form), calibrated on views (B, 3, H, W) in [0, 1].
+def quantise(model: Any, inputs: Iterable[Tensor]) -> Any:
+    """A static int8 copy of an onnx.ModelProto (QDQ form), calibrated on inputs of its only input.
 
     Matrix products with weights become int8: weights per channel, activations per tensor, between the
-    smallest and the largest value on the views. Attention's own products, softmax, norms and the cosines with
-    class means stay float.
-    Raises DataError without views, DependencyError if a package is missing.
+    smallest and the largest value on the inputs. Attention's own products, softmax, norms and the cosines
+    with class means stay float.
+    Raises DataError without inputs, DependencyError if a package is missing.
     """
     require_onnx()
     import onnx
@@ -41,7 +41,7 @@ def quantise(model: Any, views: Iterable[Tensor]) -> Any:
             quantize_static(
                 plain,
                 quantised,
-                _reader(views),
+                _reader(model.graph.input[0].name, inputs),
                 op_types_to_quantize=["MatMul", "Gemm"],
                 nodes_to_exclude=[node.name for node in model.graph.node if _IN_FLOAT in node.input],
                 per_channel=True,
@@ -60,12 +60,12 @@ def quantise(model: Any, views: Iterable[Tensor]) -> Any:
     return result
 
 
-def _reader(views: Iterable[Tensor]) -> Any:
+def _reader(name: str, inputs: Iterable[Tensor]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(views)
+            self.batches: Iterator[Tensor] = iter(inputs)
             self.count = 0
 
         def get_next(self) -> dict[str, Any] | None:
@@ -75,6 +75,6 @@ def _reader(views: Iterable[Tensor]) -> Any:
                     raise DataError("there are no images to calibrate int8 on; give --data with some")
                 return None
             self.count += len(batch)
-            return {"views": np.ascontiguousarray(batch.numpy())}
+            return {name: np.ascontiguousarray(batch.numpy())}
 
     return Reader()

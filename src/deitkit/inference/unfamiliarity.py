@@ -23,7 +23,7 @@ def unit(features: Tensor) -> Tensor:
 def unfamiliarity(embedding: Tensor, class_means: Tensor) -> Tensor:
     """From 0 to 2 for each image, (B,), of features (B, F) and class means of length 1, (C, F)."""
     # The class means as they are, so that `inference.int8` finds them and leaves this product in float.
-    similar: Tensor = class_means @ unit(embedding.float()).T
+    similar: Tensor = class_means @ unit(embedding.float()).transpose(0, 1)
     return 1 - similar.amax(0)
 
 

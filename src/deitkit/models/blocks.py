@@ -5,13 +5,17 @@ State-dict keys are the published ones. Shapes in comments: B batch, N tokens, D
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import BatchRows
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 class PatchEmbed(nn.Module):
@@ -29,6 +33,28 @@ class PatchEmbed(nn.Module):
         x = images.reshape(B, C, H // p, p, W // q, q)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(B, (H // p) * (W // q), C * p * q)
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ConvolutionPatches(nn.Module):
+    """The same projection as a convolution. patches: whose weights are used."""
+
+    def __init__(self, patches: PatchEmbed):
+        super().__init__()
+        self.patch_size, self.proj = patches.patch_size, patches.proj
+
+    def forward(self, images: Tensor) -> Tensor:
+        projected: Tensor = self.proj(images)
+        return projected.flatten(2).transpose(1, 2)
+
+
+def in_four_dimensions(network: _Network) -> _Network:
+    """A copy whose tensors have at most four dimensions, for runtimes that have no more."""
+    copied = copy.deepcopy(network)
+    for parent in list(copied.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, PatchEmbed):
+                setattr(parent, name, ConvolutionPatches(child))
+    return copied
 
 
 class Attention(nn.Module):
@@ -70,10 +96,13 @@ class Attention(nn.Module):
         projected: Tensor = self.proj(heads.transpose(1, 2).reshape(B, N, h * d))
         return projected
 
-    def _heads(self, x: Tensor, count: int) -> Tensor:
-        """Splits `count` concatenated projections into heads: (B, N, count D) -> (count, B, h, N, D/h)."""
+    def _heads(self, x: Tensor, count: int) -> list[Tensor]:
+        """Splits `count` concatenated projections into heads: (B, N, count D) -> (B, h, N, D/h) each."""
+        # One at a time: all at once have five dimensions, and runtimes for phones have four.
         B, N, width = x.shape
-        return x.reshape(B, N, count, self.num_heads, width // count // self.num_heads).permute(2, 0, 3, 1, 4)
+        D = width // count
+        parts = [x[..., i * D : (i + 1) * D] for i in range(count)]
+        return [part.reshape(B, N, self.num_heads, D // self.num_heads).transpose(1, 2) for part in parts]
 
 
 class MLP(nn.Module):
@@ -140,7 +169,7 @@ class Block(nn.Module):
         kept samples only (DINOv2, arXiv 2304.07193, section 5) and divided by the keep rate. The number
         of dropped samples differs from its mean by less than one; compiled, it is fixed, as in DINOv2.
         """
-        first = x[:, :num_tokens]
+        first = x if num_tokens is None else x[:, :num_tokens]
         if not self.training or self.drop_path_rate == 0.0:
             return first + branch(x)
         keep, (start, size) = 1.0 - self.drop_path_rate, rows or (0, len(x))
