@@ -57,9 +57,7 @@ def show_progress(shown: bool = True) -> None:
 
 
 @contextmanager
-def progress_bar(
-    title: str, total: int | None, unit: str = "images"
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """A progress bar over `total` items, None if that is not known. Call the yielded function with the number
     of items just done."""
     with _row(title, total) as (progress, task):
