@@ -326,6 +326,7 @@ def trainer_of(name: str, scale: Scale, teacher: Teacher | None, guided: bool, f
         "train.micro_batch_size": scale.batch,
         "train.epochs": 10,
         "train.loss": "cross-entropy",
+        "train.balance": "none",
         "data.workers": 0,
         "distillation.mode": "hard" if teacher is not None else "none",
         "distillation.feature_weight": 1.0 if guided else 0.0,

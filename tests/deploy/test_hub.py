@@ -212,10 +212,10 @@ def test_a_teacher_is_refused(tmp_path):
 
 def test_the_space_has_the_page(run, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason='needs pip install "deitkit[onnx]"')
-    from deitkit.deploy import exporter
+    from deitkit.deploy.export_formats import web_site
     from deitkit.deploy.web_runtime import SCRIPT, WASM
 
-    monkeypatch.setattr(exporter, "web_runtime", lambda given: {SCRIPT: b"script", WASM: b"wasm"})
+    monkeypatch.setattr(web_site, "web_runtime", lambda given: {SCRIPT: b"script", WASM: b"wasm"})
     found = push_run(run, "me/flowers", FACTS, dry_run=True, space=True, out=tmp_path / "out")
     names = {path.name for path in found.space_files}
     assert {"README.md", "index.html", "model.onnx", "model.json"} <= names

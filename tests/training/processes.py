@@ -50,6 +50,7 @@ PLAIN = {
     "train.batch_size": 10,
     "train.micro_batch_size": 10,
     "train.loss": "cross-entropy",
+    "train.balance": "none",
     "optim.lr": 2e-3,
     "optim.warmup_epochs": 0,
 }
