@@ -327,6 +327,7 @@ def trainer_of(name: str, scale: Scale, teacher: Teacher | None, guided: bool, f
         "train.epochs": 10,
         "train.loss": "cross-entropy",
         "train.balance": "none",
+        "train.metric": "top1",
         "data.workers": 0,
         "distillation.mode": "hard" if teacher is not None else "none",
         "distillation.feature_weight": 1.0 if guided else 0.0,

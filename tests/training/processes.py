@@ -51,6 +51,7 @@ PLAIN = {
     "train.micro_batch_size": 10,
     "train.loss": "cross-entropy",
     "train.balance": "none",
+    "train.metric": "top1",
     "optim.lr": 2e-3,
     "optim.warmup_epochs": 0,
 }
