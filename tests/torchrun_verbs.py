@@ -21,15 +21,15 @@ from deitkit.training import trainer
 
 def signal_after(rank: int, step: int, name: str) -> None:
     trainer._CHECKPOINT_SECONDS = 0.0  # one after every step
-    take = trainer.Trainer.step
+    take = trainer.Trainer.update
 
-    def step_and_signal(self: trainer.Trainer, *rest: object) -> dict[str, float]:
+    def step_and_signal(self: trainer.Trainer, *rest: object) -> trainer.StepLosses:
         found = take(self, *rest)  # type: ignore[arg-type]
         if distributed.rank() == rank and self.state.step == step and not distributed.restarted():
             os.kill(os.getpid(), getattr(signal, name))
         return found
 
-    trainer.Trainer.step = step_and_signal  # type: ignore[method-assign]
+    trainer.Trainer.update = step_and_signal  # type: ignore[method-assign]
 
 
 def tiny_study(data: Path, out: Path) -> None:

@@ -27,7 +27,7 @@ from deitkit.data.sampler import Sampler
 from deitkit.distillation.objective import Objective
 from deitkit.models.deit import DeiT
 from deitkit.teachers.teacher import TeacherOutput
-from deitkit.training.trainer import Trainer, TrainingData, Validation
+from deitkit.training.trainer import StepLosses, Trainer, TrainingData, Validation
 
 IMAGES, CLASSES = 40, 4
 PIXELS = np.random.RandomState(0).randint(0, 256, (IMAGES, 3, 18, 18), np.uint8)
@@ -153,8 +153,14 @@ def train(name: str, folder: Path, steps: int) -> tuple[list[dict[str, float]], 
     run = trainer(name, folder, steps)
     before = flat(run)
     losses: list[dict[str, float]] = []
-    step = run.step
-    run.step = lambda *args: (losses.append(step(*args)), losses[-1])[1]  # type: ignore[method-assign]
+    update = run.update
+
+    def updated(*args: Any) -> StepLosses:
+        found = update(*args)
+        losses.append(found.read())
+        return found
+
+    run.update = updated  # type: ignore[method-assign]
     run.run()
     return losses, flat(run), flat(run) - before
 

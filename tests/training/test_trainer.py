@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from deitkit.config import (
     AugmentConfig,
@@ -26,7 +29,7 @@ from deitkit.data.cache import PixelStore
 from deitkit.data.loader import TrainingViews
 from deitkit.data.sampler import Sampler
 from deitkit.distillation.objective import Objective
-from deitkit.errors import DeitkitError, Interrupted
+from deitkit.errors import DeitkitError, Interrupted, TrainingError
 from deitkit.models.deit import create_model
 from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training import trainer as loop
@@ -201,8 +204,14 @@ def test_unlabelled_images_leave_with_the_teacher(tmp_path):
 def test_a_part_that_ends_within_an_epoch_is_averaged_over_its_own_steps(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.feature_until": 7 / 15})
     parts: list[dict[str, float]] = []
-    step = run.step
-    run.step = lambda *batch: parts.append(step(*batch)) or parts[-1]  # type: ignore[method-assign]
+    update = run.update
+
+    def updated(*batch):
+        losses = update(*batch)
+        parts.append(losses.read())
+        return losses
+
+    run.update = updated  # type: ignore[method-assign]
     run.run([Steps()])
     assert [("features" in line["train"]) for line in lines(tmp_path)] == [True] * 3 + [False] * 2
     assert lines(tmp_path)[2]["train"]["features"] == pytest.approx(parts[6]["features"])
@@ -327,3 +336,67 @@ def test_patience_that_is_not_used_up_changes_nothing(tmp_path):
     assert run.state.step == EPOCHS * 3
     for k, v in plain.student.state_dict().items():
         assert torch.equal(v, run.student.state_dict()[k])
+
+
+def test_losses_that_are_read_a_step_late_are_the_same(tmp_path):
+    """On a GPU, where reading the loss of this step would wait for it."""
+    found = []
+    for late in (False, True):
+        run = trainer(tmp_path / str(late), SAVING)
+        run._reads_late = late
+        run.run([Steps()])
+        assert run._unread is None
+        found.append([line["train"] for line in lines(tmp_path / str(late))])
+    assert found[0] == found[1]
+
+
+def test_a_loss_that_is_read_late_is_refused_before_anything_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
+    run = trainer(tmp_path, {"optim.lr": 1e30, "optim.warmup_epochs": 0.0})
+    run._reads_late = True
+    with pytest.raises(TrainingError, match="not a finite number at step"):
+        run.run()
+    for path in (tmp_path / "checkpoints").glob("*.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values())
+
+
+class _Readings(TorchFunctionMode):
+    """Counts what waits for a device: a tensor's value read by Python."""
+
+    WAITS = ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in self.WAITS:
+            self.found.append("".join(traceback.format_stack(limit=4)[:-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [{}, SAVING, {"optim.clip_grad": 1.0}])
+def test_a_step_reads_nothing_from_the_device(tmp_path, settings):
+    """Compiled, as on a GPU; eager stochastic depth draws one number on the CPU."""
+    run = trainer(tmp_path, settings | {"student.drop_path_rate": 0.0})
+    batch = run.data.views.make(run.plan(0)[0])
+    outputs = list(run.teacher_outputs(batch, 0))
+    run.update(batch, outputs)  # the optimizer sets itself up
+    with _Readings() as readings:
+        losses = run.update(batch, outputs)
+    assert not readings.found, readings.found[0]
+    with _Readings() as readings:
+        losses.read()
+    assert readings.found  # so that it counts at all
+
+
+@pytest.mark.parametrize("settings", [{}, SAVING])
+def test_student_and_losses_are_one_graph(tmp_path, settings):
+    run = trainer(tmp_path, settings)
+    batch = run.data.views.make(run.plan(0)[0])
+    [first, *_], micro = list(run.teacher_outputs(batch, 0)), run.train.micro_batch_size
+    run.student.train()
+    torch._dynamo.reset()
+    given = (batch.images[:micro], batch.targets[:micro], first, run.phase(0), 1.0, None)
+    found = torch._dynamo.explain(run._parts)(*given)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

@@ -25,7 +25,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import distributed
@@ -46,6 +48,7 @@ from .state import EMA, BestWeights, TrainingState, load_checkpoint, save_checkp
 
 _FITTED_IMAGES = 512  # that the projections of feature distillation are initialised on
 _CHECKPOINT_SECONDS = 300.0  # a crash costs at most this much training
+_COMPILED_FROM = 1000  # steps; compiling takes about a minute
 
 TeacherOutputs = Iterable[TeacherOutput | None]  # one per micro-batch
 T = TypeVar("T")
@@ -76,6 +79,40 @@ class Validation:
         """That loss of what `evaluate` found, or an older version, which knew one loss only."""
         loss: float = found.get(self.chosen_by, found["loss"])
         return loss
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The parts of a step's loss, still on the device.
+
+    values: (M, P), a row per micro-batch and a column per name. shares: of the micro-batches. indices: of the
+    batch's images.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+    shares: tuple[float, ...]
+    indices: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        losses: Sequence[dict[str, Tensor]],
+        shares: Sequence[float],
+        indices: NDArray[np.int64],
+    ) -> StepLosses:
+        values = torch.stack([torch.stack(list(parts.values())) for parts in losses])
+        return cls(step, tuple(losses[0]), values, tuple(shares), indices)
+
+    def read(self) -> dict[str, float]:
+        """The parts over the global batch. Waits until the device has computed them."""
+        rows = self.values.tolist()
+        return {
+            name: sum(row[i] * share for row, share in zip(rows, self.shares, strict=True))
+            for i, name in enumerate(self.names)
+        }
 
 
 @dataclass
@@ -137,6 +174,11 @@ class Trainer:
             best=BestWeights(ema.weights) if train.patience is not None else None,
         )
         self._saved_at = time.monotonic()
+        self._reads_late = self.device.type != "cpu"
+        self._unread: StepLosses | None = None
+        # In one graph: student, losses and the projections of feature distillation.
+        compiled = self.device.type == "cuda" and self.total_steps >= _COMPILED_FROM
+        self._parts_of_loss = torch.compile(self._parts, dynamic=False) if compiled else self._parts
 
     # Planning
 
@@ -228,25 +270,48 @@ class Trainer:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
                 progress = _Epoch()
                 for batch, teacher_outputs in self.prepared(epoch, done):
-                    progress.add(self.step(batch, teacher_outputs), len(batch.indices))
+                    self._read(progress, self.update(batch, teacher_outputs))
                     for callback in callbacks:
                         callback.on_step(self.state.step, len(batch.indices))
                     late = self.deadline is not None and time.monotonic() >= self.deadline
                     stopped, self.late = distributed.any_of(stop(), late)
-                    if self.state.step % self.steps_per_epoch == 0:
+                    last, due = self.state.step % self.steps_per_epoch == 0, self._checkpoint_is_due()
+                    if last or stopped or self.late or due:
+                        self._read(progress, None)  # what is saved is known to be finite
+                    if last:
                         continue  # saved below, with the evaluation that a resumed run would not repeat
                     if stopped:
                         self._stop()
                     if self.late:
                         break
-                    if self._checkpoint_is_due():
+                    if due:
                         self.save()
                 self._end_epoch(epoch, progress, callbacks)
                 if any(distributed.any_of(stop())):
                     self._stop()
 
+    def _read(self, progress: _Epoch, losses: StepLosses | None) -> None:
+        """Adds a step's losses to the epoch's: at once on a CPU; elsewhere those of the step before, which
+        does not wait for this one. None adds what is left."""
+        due = [self._unread, losses] if losses is None or not self._reads_late else [self._unread]
+        self._unread = None if len(due) == 2 else losses
+        for each in due:
+            if each is not None:
+                progress.add(self._finite(each), len(each.indices))
+
+    def _finite(self, losses: StepLosses) -> dict[str, float]:
+        """The parts of a step's loss. Raises TrainingError if it is not finite."""
+        parts = losses.read()
+        if not math.isfinite(parts["loss"]):
+            self._refuse(losses)
+        return parts
+
     def step(self, batch: ViewBatch, teacher_outputs: TeacherOutputs | None = None) -> dict[str, float]:
-        """One optimizer step on a global batch, in micro-batches; returns the parts of the loss.
+        """As `update`, and returns the parts of the loss. Raises TrainingError if it is not finite."""
+        return self._finite(self.update(batch, teacher_outputs))
+
+    def update(self, batch: ViewBatch, teacher_outputs: TeacherOutputs | None = None) -> StepLosses:
+        """One optimizer step on a global batch, in micro-batches. Does not wait for the device.
 
         teacher_outputs: one per micro-batch; None asks the teacher now.
         """
@@ -273,11 +338,13 @@ class Trainer:
                 continue
             shares.append(len(images) / len(batch.indices))
             losses.append(self._backward(images, targets, teacher, shares[-1], batch.labelled_share, rows))
-        totals = _totals(losses, shares) if losses else {}
-        if batch.rows is not None:
-            totals = self._sum_over_processes(totals)
-        if not math.isfinite(totals["loss"]):
-            self._refuse(batch)
+        if batch.rows is None:
+            found = StepLosses.of(state.step, losses, shares, batch.indices)
+        else:
+            own = StepLosses.of(state.step, losses, shares, batch.indices).read() if losses else {}
+            summed = self._sum_over_processes(own)
+            values = torch.tensor([list(summed.values())], dtype=torch.float64)
+            found = StepLosses(state.step, tuple(summed), values, (1.0,), batch.indices)
 
         # Update.
         if self.optim.clip_grad is not None:
@@ -287,7 +354,7 @@ class Trainer:
         # Average.
         state.ema.update(self.student, state.step)
         state.step += 1
-        return totals
+        return found
 
     def _rows_within(self, batch: ViewBatch, i: int) -> BatchRows | None:
         """Where this process's rows begin in micro-batch `i` of a shared batch; None if it has them all."""
@@ -329,13 +396,24 @@ class Trainer:
         rows: BatchRows | None,
     ) -> dict[str, Tensor]:
         """Adds the gradients of a micro-batch, weighted by its share of the batch; returns its losses."""
-        phase = self.phase(self.state.step)
+        parts = self._parts_of_loss(images, targets, teacher, self.phase(self.state.step), labelled, rows)
+        (parts["loss"] * share).backward()
+        return {name: part.detach() for name, part in parts.items()}
+
+    def _parts(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        teacher: TeacherOutput | None,
+        phase: Phase,
+        labelled: float,
+        rows: BatchRows | None,
+    ) -> dict[str, Tensor]:
+        """The forward pass of a micro-batch: the parts of its loss."""
         blocks = self.objective.features.blocks if phase.features and self.objective.features else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = self.student(normalise(images), blocks, rows)
-            parts = self.objective(output, targets, teacher, phase, labelled_share=labelled)
-        (parts["loss"] * share).backward()
-        return {name: part.detach() for name, part in parts.items()}
+            return self.objective(output, targets, teacher, phase, labelled_share=labelled)
 
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, TeacherOutputs]]:
         """The batches of an epoch after the first `done`, each with the teacher's outputs.
@@ -452,26 +530,17 @@ class Trainer:
                 "give a smaller train.micro_batch_size with --set, which changes no step, and another --out"
             ) from None
 
-    def _refuse(self, batch: ViewBatch) -> None:
+    def _refuse(self, losses: StepLosses) -> NoReturn:
         """Lists the files of a batch whose loss is not finite, and raises TrainingError."""
         files = self.folder / "not-finite.json"
         if distributed.is_main():
-            write_json(files, [self.data.paths[i] for i in batch.indices])
+            write_json(files, [self.data.paths[i] for i in losses.indices])
         last = sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
         raise TrainingError(
-            f"the loss is not a finite number at step {self.state.step}; the batch's files are listed in "
+            f"the loss is not a finite number at step {losses.step}; the batch's files are listed in "
             f"{files}, the last good checkpoint is {last[-1] if last else 'none yet'}; "
             "lower --set optim.lr, or set optim.clip_grad=1"
         )
-
-
-def _totals(losses: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, float]:
-    """The parts of the loss over the global batch. Read once per step: each reading waits for the device."""
-    rows = torch.stack([torch.stack(list(parts.values())) for parts in losses]).tolist()
-    return {
-        name: sum(row[i] * share for row, share in zip(rows, shares, strict=True))
-        for i, name in enumerate(losses[0])
-    }
 
 
 def _within(batches: Iterator[T], deadline: float | None) -> Iterator[T]:
