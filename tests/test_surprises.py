@@ -180,7 +180,7 @@ def test_the_better_weights_are_kept_whichever_they_are(better, tmp_path):
 
     measured = {"val": {"loss": 1.0 + (better == "ema")}, "val_ema": {"loss": 1.0 + (better == "raw")}}
     trainer.state.metrics.append(measured)
-    assert job._keep_better_weights(trainer) == better
+    assert job.keep_better_weights(trainer) == better
     kept = {"raw": raw, "ema": average}[better]
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
 
