@@ -304,6 +304,7 @@ class TrainConfig(Section):
     )
     device: str = setting("auto", "auto, cpu, cuda or mps.")
     seed: int = setting(0, "Seed of initial weights, batches and augmentation.", SEED)
+    deterministic: bool = setting(False, "On a GPU: the same bits in every run, more slowly.")
     baseline: bool = setting(False, "Also train a baseline: the same student without a teacher.")
 
 
@@ -520,6 +521,7 @@ NOT_OF_TRAINING = (
     ("data", "max_broken"),
     ("teacher", "deploy_sizes"),
     ("train", "prefer"),
+    ("train", "deterministic"),
     ("train", "log"),
     ("train", "metric"),  # only which of its weights are kept
 )

@@ -184,5 +184,7 @@ class Keywords(TypedDict, total=False):
     """auto, cpu, cuda or mps."""
     train__seed: int
     """Seed of initial weights, batches and augmentation."""
+    train__deterministic: bool
+    """On a GPU: the same bits in every run, more slowly."""
     train__baseline: bool
     """Also train a baseline: the same student without a teacher."""

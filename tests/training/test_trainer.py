@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 import traceback
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from deitkit.data.loader import TrainingViews
 from deitkit.data.sampler import Sampler
 from deitkit.distillation.objective import Objective
 from deitkit.errors import DeitkitError, Interrupted, TrainingError
+from deitkit.inference.device import be_deterministic
 from deitkit.models.deit import create_model
 from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training import trainer as loop
@@ -400,3 +402,36 @@ def test_student_and_losses_are_one_graph(tmp_path, settings):
     given = (batch.images[:micro], batch.targets[:micro], first, run.phase(0), 1.0, None)
     found = torch._dynamo.explain(run._parts)(*given)
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def curve(run: Trainer, steps: int = 50) -> list[float]:
+    """The losses of the first steps on the same batches."""
+    batches = [run.data.views.make(batch) for epoch in range(17) for batch in run.plan(epoch)]
+    return [run.step(batch)["loss"] for batch in batches[:steps]]
+
+
+def test_bfloat16_follows_float32(tmp_path):
+    """Fifty steps of a training step's mixed precision, here on a CPU."""
+    settings = {"train.epochs": 17, "optim.lr": 0.01}
+    exact, mixed = trainer(tmp_path / "a", settings), trainer(tmp_path / "b", settings)
+    mixed._mixed_precision = True
+    found, expected = curve(mixed), curve(exact)
+    assert found != expected  # so that it was mixed at all
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.slow  # compiles
+def test_the_compiled_step_follows_the_eager_one(tmp_path):
+    settings = {"train.epochs": 17, "optim.lr": 0.01}
+    eager, compiled = trainer(tmp_path / "a", settings), trainer(tmp_path / "b", settings)
+    torch._dynamo.reset()
+    compiled._parts_of_loss = torch.compile(compiled._parts, dynamic=False)
+    assert curve(compiled) == pytest.approx(curve(eager), rel=1e-3)
+
+
+def test_deterministic_asks_for_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    be_deterministic()
+    assert asked == [True] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

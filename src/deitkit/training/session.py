@@ -24,7 +24,7 @@ from ..data.loader import TrainingViews
 from ..data.splits import Splits
 from ..data.survey import FEW
 from ..errors import ResumeError, RunFolderError, SettingError
-from ..inference.device import resolve_device
+from ..inference.device import be_deterministic, resolve_device
 from ..io import create_folder, refuse_occupied, write_json
 from ..locks import Claims
 from ..models import Student
@@ -120,6 +120,8 @@ def open_session(
         if config.has_live_teacher:
             check_spec(config.teacher.spec)
         device = resolve_device(config.train.device)
+        if config.train.deterministic:
+            be_deterministic()
         splits = distributed.from_main(lambda: find(config.data))
         resolved = resolve(config, splits, device)
     claims = None

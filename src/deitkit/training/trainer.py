@@ -175,6 +175,7 @@ class Trainer:
         )
         self._saved_at = time.monotonic()
         self._reads_late = self.device.type != "cpu"
+        self._mixed_precision = self.device.type == "cuda"
         self._unread: StepLosses | None = None
         # In one graph: student, losses and the projections of feature distillation.
         compiled = self.device.type == "cuda" and self.total_steps >= _COMPILED_FROM
@@ -411,7 +412,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """The forward pass of a micro-batch: the parts of its loss."""
         blocks = self.objective.features.blocks if phase.features and self.objective.features else ()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed_precision):
             output = self.student(normalise(images), blocks, rows)
             return self.objective(output, targets, teacher, phase, labelled_share=labelled)
 
