@@ -20,7 +20,6 @@ from deitkit.data.dataset import open_dataset
 from deitkit.data.sampler import plan_epoch
 from deitkit.data.splits import load_splits
 from deitkit.deploy import exporter as delivery_export
-from deitkit.inference.backends import open_file
 
 from .conftest import TINY, write_images, write_labelled
 from .test_bad_input import refusal
@@ -172,7 +171,7 @@ def test_an_exported_graph_answers_with_sigmoids(stage, tmp_path, to, suffix):
     classifier = load(stage / "run", device="cpu", model="student", backend="pytorch")
     out = tmp_path / f"model{suffix}"
     delivery_export.export_run(stage / "run", to, out, model="student")
-    backend = open_file(delivery_export.FORMATS[to].runtime, out)
+    backend = delivery_export.FORMATS[to].open(out)
     views = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     probabilities, class_logits, distill_logits = backend(views)
     expected = (class_logits.sigmoid() + distill_logits.sigmoid()) / 2

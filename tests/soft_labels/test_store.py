@@ -28,6 +28,8 @@ RESOLVED = {
     "train.batch_size": 4,
     "train.micro_batch_size": 4,
     "train.loss": "cross-entropy",
+    "train.balance": "none",
+    "train.metric": "top1",
 }
 
 
