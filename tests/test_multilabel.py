@@ -20,6 +20,7 @@ from deitkit.data.dataset import open_dataset
 from deitkit.data.sampler import plan_epoch
 from deitkit.data.splits import load_splits
 from deitkit.deploy import exporter as delivery_export
+from deitkit.deploy.export_format import metadata
 
 from .conftest import TINY, write_images, write_labelled
 from .test_bad_input import refusal
@@ -176,7 +177,7 @@ def test_an_exported_graph_answers_with_sigmoids(stage, tmp_path, to, suffix):
     probabilities, class_logits, distill_logits = backend(views)
     expected = (class_logits.sigmoid() + distill_logits.sigmoid()) / 2
     torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-5)
-    assert delivery_export.metadata(classifier)["task"] == '"multilabel"'
+    assert metadata(classifier)["task"] == '"multilabel"'
 
 
 def test_mixed_views_have_mixed_labels(stage):
