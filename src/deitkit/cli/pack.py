@@ -55,4 +55,5 @@ def pack(
         group=group_by,
         workers=workers,
     )
-    print(f"{made.images:,} images in {made.shards:,} shards, {made.bytes / 1e6:,.1f} MB: {made.folder}")
+    files = f"{made.shards:,} shard{'s' if made.shards > 1 else ''}"
+    print(f"{made.images:,} images in {files}, {made.bytes / 1e6:,.1f} MB: {made.folder}")
