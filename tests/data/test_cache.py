@@ -27,7 +27,9 @@ from deitkit.data.cache import (
     open_store,
     refuse_many_unreadable,
 )
+from deitkit.data.decode import UnreadableImage
 from deitkit.data.folder import scan
+from deitkit.data.image_file import NO_RIGHT
 from deitkit.data.image_set import ImageSet
 from deitkit.errors import DataError
 
@@ -70,6 +72,23 @@ def test_kept_and_on_demand_pixels_are_the_same(images, tmp_path, view):
     assert kept.aspects[images.paths.index("dog/turned.jpg")] == pytest.approx(1 / 3, abs=0.02)
     some = np.array([2, 13, 4])
     assert kept.subset(some).fetch([1, 0]).equal(kept.fetch([13, 2]))
+
+
+def test_an_image_without_the_right_to_read_it_is_tried_again(images, tmp_path, monkeypatch):
+    """A right that is given later does not change the file, by which the cache knows it."""
+    decoder, decode = Decoder((18, 22), "resize"), Decoder.__call__
+
+    def refused(self, file):
+        if str(file).endswith("wide.jpg"):
+            raise UnreadableImage(file, NO_RIGHT)
+        return decode(self, file)
+
+    given = {"cache_dir": tmp_path / "c", "limit_bytes": 10**9, "workers": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "__call__", refused)
+        _, unreadable = open_store(images, decoder, **given)
+    assert unreadable == [(images.paths.index("cat/wide.jpg"), NO_RIGHT)]
+    assert open_store(images, decoder, **given)[1] == []
 
 
 def test_pixels_in_a_devices_memory_are_the_same_if_they_fit(images, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from ..io import read_json, write_json, written_aside
 from ..settings import AUTO
 from .decode import UnreadableImage, center_crop, open_for_view, read_aspect, resize
 from .decode_ahead import Decoded, decode_all
-from .image_file import HEIF_SUFFIXES, MAX_PIXELS, reads_heif
+from .image_file import HEIF_SUFFIXES, MAX_PIXELS, NO_RIGHT, reads_heif
 from .image_set import ImageSet
 from .stored import ImageFile
 
@@ -317,7 +317,8 @@ def _decode_all(
         if _cache_key(images, decoder) != key:  # these pixels would stand for what the images were before
             raise DataError(f"images in {images.root} changed while they were read; run the command again")
     facts = {"aspects": aspects, "unreadable": unreadable, "sums": sums}
-    write_json(path.with_suffix(".json"), facts | {"check": _check_of(facts)})
+    if all(reason != NO_RIGHT for _, reason in unreadable):  # else the next job looks again
+        write_json(path.with_suffix(".json"), facts | {"check": _check_of(facts)})
     return facts
 
 

@@ -31,6 +31,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ..errors import DataError
 from .stored import UNKNOWN_SIZE, StoredImage
 
+NO_RIGHT = "no right to read the file"  # a right may be given later, without a change of the file
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -107,7 +109,7 @@ def opened(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Iterator[ImageF
     except FileNotFoundError:
         raise UnreadableImage(source, "the file is not there") from None
     except PermissionError:
-        raise UnreadableImage(source, "no right to read the file") from None
+        raise UnreadableImage(source, NO_RIGHT) from None
     except MemoryError:
         raise UnreadableImage(source, "too large for the memory") from None
     except Exception as error:  # a broken file can fail anywhere in a decoder
