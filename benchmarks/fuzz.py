@@ -206,7 +206,7 @@ def _read_table(folder: Path) -> None:
 def _shards(folder: Path) -> list[Path]:
     from tests.conftest import write_images
 
-    from deitkit.data.pack import pack
+    from deitkit.data.packing import pack
 
     images = write_images(folder.with_name("packed-images"), count=4)
     pack(images, folder, images_per_shard=5)
@@ -216,7 +216,7 @@ def _shards(folder: Path) -> list[Path]:
 def _parquet(folder: Path) -> list[Path]:
     from tests.conftest import write_images
 
-    from deitkit.data.pack import pack
+    from deitkit.data.packing import pack
 
     images = write_images(folder.with_name("packed-images"), count=4)
     pack(images, folder, to="parquet", images_per_shard=5)

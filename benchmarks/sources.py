@@ -101,7 +101,7 @@ def make_images(folder: Path, count: int) -> Path:
 
 def make_sources(images: Path, work: Path) -> dict[str, Path]:
     """Each source of the same images, by name; those whose package is missing are left out."""
-    from deitkit.data.pack import pack
+    from deitkit.data.packing import pack
     from deitkit.data.splits import given_images
     from deitkit.errors import DependencyError
 

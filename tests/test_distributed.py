@@ -8,7 +8,7 @@ import torch
 from deitkit import distributed
 from deitkit.data.loader import ViewBatch
 from deitkit.models import BatchRows
-from deitkit.models.deit import DeiT
+from deitkit.models.deit import create_model
 
 TORCHRUN = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29501", "LOCAL_RANK": "1"}
 
@@ -60,17 +60,8 @@ def test_rows_fall_into_the_micro_batches_of_the_whole(rows, sizes):
 
 def test_a_part_of_a_micro_batch_draws_what_the_whole_does():
     torch.manual_seed(1)
-    model = DeiT(
-        num_classes=3,
-        image_size=(16, 16),
-        patch_size=(4, 4),
-        embed_dim=16,
-        depth=3,
-        num_heads=2,
-        distilled=True,
-        drop_path_rate=0.5,
-        patch_drop_rate=0.5,
-    ).train()
+    dropping = {"drop_path_rate": 0.5, "patch_drop_rate": 0.5}
+    model = create_model("nano", num_classes=3, image_size=16, patch_size=4, **dropping).train()
     images = torch.randn(6, 3, 16, 16)
 
     def drawn(own: torch.Tensor, rows: BatchRows | None) -> tuple[torch.Tensor, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,11 @@ def imported_parts(path: Path) -> set[str]:
 
 def test_every_part_has_a_layer():
     assert {part_of(p) for p in MODULES} == set(LEVEL)
+
+
+def test_no_two_modules_have_the_same_file_name():
+    names = Counter(path.name for path in MODULES if path.name != "__init__.py")
+    assert len(names) > 150 and [name for name, count in names.items() if count > 1] == []
 
 
 def test_imports_are_read_at_all():

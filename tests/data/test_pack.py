@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from deitkit.cli import main
-from deitkit.data import pack as packing
+from deitkit.data import packing
 from deitkit.data.decode import open_rgb
-from deitkit.data.pack import pack, shards_of, verify
+from deitkit.data.packing import pack, shards_of, verify
 from deitkit.data.table import read_table
 from deitkit.errors import DataError, DeitkitError, RunFolderError, SettingError
 
@@ -26,13 +26,13 @@ FORMATS = ["webdataset"] + (["parquet"] if importlib.util.find_spec("pyarrow") e
 # Slow, so that it can be killed between shards and within one.
 CHILD = """
 import sys, time
-from deitkit.data import pack
-read = pack.read_bytes
+from deitkit.data import packing
+read = packing.read_bytes
 def slowly(file):
     time.sleep(0.02)
     return read(file)
-pack.read_bytes = slowly
-pack.pack(sys.argv[1], sys.argv[2], to=sys.argv[3], images_per_shard=5, workers=1)
+packing.read_bytes = slowly
+packing.pack(sys.argv[1], sys.argv[2], to=sys.argv[3], images_per_shard=5, workers=1)
 """
 
 

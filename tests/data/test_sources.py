@@ -21,7 +21,7 @@ from deitkit.data.corrections import read_corrections
 from deitkit.data.decode import open_rgb
 from deitkit.data.image_file import UnreadableImage
 from deitkit.data.near_duplicates import duplicates_of
-from deitkit.data.pack import pack
+from deitkit.data.packing import pack
 from deitkit.data.sources import arrow_tables, webdataset_shards
 from deitkit.data.splits import Splits, load_splits
 from deitkit.data.table import image_root, is_source, read_table, read_unlabeled

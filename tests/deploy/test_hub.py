@@ -18,8 +18,8 @@ from PIL import Image
 
 from deitkit.classifier import load, load_student
 from deitkit.cli import main
-from deitkit.deploy.hub import push_run
 from deitkit.deploy.hub_card import CardFacts, card_markdown
+from deitkit.deploy.hub_push import push_run
 from deitkit.deploy.model_card import Accuracy, ModelCard
 from deitkit.errors import DeitkitError
 from deitkit.inference.unfamiliarity import unit

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -111,12 +111,15 @@ def test_stopped_by_a_signal(stage, name):
     assert (folder / name / "model.safetensors").read_bytes() == whole
 
 
-def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
-    data = write_images(tmp_path / "images")
+def whole_and_stopped(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *settings: str
+) -> Callable[..., object]:
+    """Trains into `folder`: `whole`, and `stopped` until its first epoch ends. Returns what trains again:
+    (name, *more arguments) -> exit status."""
 
     def train(out: str, *more: str) -> object:
         with pytest.raises(SystemExit) as ended:
-            main(["train", str(data), "--out", str(tmp_path / out), *TINY, *more])
+            main(["train", str(data), "--out", str(folder / out), *TINY, *settings, *more])
         return ended.value.code
 
     def stop_after_first(self: Trainer, epoch: int, *rest: object) -> None:
@@ -128,6 +131,13 @@ def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_end_epoch", stop_after_first)
         assert train("stopped") == 130
+    return train
+
+
+def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
+    data = write_images(tmp_path / "images")
+
+    train = whole_and_stopped(data, tmp_path, monkeypatch)
     assert train("stopped", "--resume", "--workers=2", "--seed=1") == 2  # not one of them
     assert "train.seed was 0 and is now 1" in capsys.readouterr().err
     assert NOT_OF_TRAINING[:3] == (("data", "workers"), ("data", "cache_gb"), ("data", "max_broken"))
@@ -176,20 +186,7 @@ def test_balanced_training_resumes_exactly(tmp_path, monkeypatch, balance):
     write_images(data, ("cat", "dog", "bird"), count=6)
     settings = (f"--set=train.balance={balance}", "--metric=macro-f1", *RANDOM[:6])
 
-    def train(out: str, *more: str) -> object:
-        with pytest.raises(SystemExit) as ended:
-            main(["train", str(data), "--out", str(tmp_path / out), *TINY, *settings, *more])
-        return ended.value.code
-
-    def stop_after_first(self: Trainer, epoch: int, *rest: object) -> None:
-        end(self, epoch, *rest)
-        raise Interrupted
-
-    assert train("whole") == 0
-    end = Trainer._end_epoch
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_end_epoch", stop_after_first)
-        assert train("stopped") == 130
+    train = whole_and_stopped(data, tmp_path, monkeypatch, *settings)
     assert train("stopped", "--resume") == 0
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
     assert first.read_bytes() == second.read_bytes()

@@ -90,12 +90,13 @@ def _described(exported: Exported) -> list[str]:
     found, cost = exported.reopening, exported.int8
     size = f"{exported.size / 1e6:.1f} MB"
     if found is None:
-        return [f"{size}; its runtime is not on this system: read again, and no answers compared"]
+        return [f"{size}; its runtime is not on this system: only read again"]
     what = "validation images" if found.of_run else "images of noise"
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     lines = [
-        f"{size}; opened again on {found.images} {what}: the answer of PyTorch on {found.same_answers}, "
-        f"probabilities at most {found.largest_difference:.1g} apart; {found.ms_per_image:.2g} ms an image, "
+        f"{size}; opened again on {found.images} {what}: the same predictions as PyTorch on "
+        f"{found.same_answers}, probabilities within {found.largest_difference:.1g}; "
+        f"{found.ms_per_image:.2g} ms per image, "
         f"{found.images_per_s:.0f} images/s on {threads}"
     ]
     if cost is not None:

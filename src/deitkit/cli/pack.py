@@ -33,19 +33,19 @@ def pack(
     ] = False,
 ) -> None:
     """Pack labelled images into WebDataset shards or Parquet files. Run it again to resume."""
-    from ..data import pack as job
+    from ..data import packing
     from ..errors import SettingError
 
     if verify:
         if out is not None:
             raise SettingError("--verify reads the pack in DATA; leave out --out")
-        with log.progress_bar("verifying", job.shards_of(data), "shards") as advance:
-            count = job.verify(data, advance)
+        with log.progress_bar("verifying", packing.shards_of(data), "shards") as advance:
+            count = packing.verify(data, advance)
         print(f"{count} shards are as they were packed")
         return
     if out is None:
         raise SettingError("a pack needs a folder; give --out")
-    made = job.pack(
+    made = packing.pack(
         data,
         out,
         to=to,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from . import options as flags
+
+if TYPE_CHECKING:
+    from ..data.image_inputs import NamedImage
 
 
 def predict(
@@ -46,7 +50,7 @@ def predict(
     from .. import distributed, log
     from ..classifier import load_folder, model_folder
     from ..data.decode import UnreadableImage
-    from ..data.image_inputs import NamedImage, named_files
+    from ..data.image_inputs import NamedImage
     from ..data.video import camera_frames
     from ..errors import SettingError
     from . import prediction_output as output
@@ -59,17 +63,7 @@ def predict(
         raise SettingError("--camera has no end, and JSON needs one; take --csv")
     if camera is not None and not distributed.is_main():
         return
-
-    def named() -> list[NamedImage | Path]:
-        images: list[NamedImage | Path] = []
-        for path in paths or []:
-            if path == "-":
-                images.append(NamedImage("-", sys.stdin.buffer.read()))
-            else:
-                images += named_files([path])
-        return images
-
-    images = named() if camera is not None else distributed.from_main(named)
+    images = distributed.from_main(lambda: _named(paths)) if paths else []
     with log.activity("loading the model"):
         folder = model_folder(run, model)
         classifier = load_folder(folder, device or "auto", code=teacher_code)
@@ -96,3 +90,13 @@ def predict(
     write(predictions, top)
     if any(isinstance(p, UnreadableImage) for p in predictions):
         raise typer.Exit(1)
+
+
+def _named(paths: Sequence[str]) -> list[NamedImage | Path]:
+    """The images of `paths`, "-" for that on stdin, and the paths of videos."""
+    from ..data.image_inputs import NamedImage, named_files
+
+    images: list[NamedImage | Path] = []
+    for path in paths:
+        images += [NamedImage("-", sys.stdin.buffer.read())] if path == "-" else named_files([path])
+    return images

@@ -37,8 +37,8 @@ def card(
 ) -> None:
     """Print a run's model card, in the format of the Hugging Face hub."""
     with log.activity("loading the model"):
-        from ..deploy.hub import read_hub_card
         from ..deploy.hub_card import CardFacts
+        from ..deploy.hub_push import read_hub_card
 
         facts = CardFacts(license_, data_license, dataset, watts, co2_per_kwh)
         text = read_hub_card(run, facts, repo, model)
@@ -64,8 +64,8 @@ def push(
 ) -> None:
     """Upload a run's student to the Hugging Face hub, for timm, transformers and deitkit.load."""
     with log.activity("starting"):
-        from ..deploy.hub import push_run
         from ..deploy.hub_card import CardFacts
+        from ..deploy.hub_push import push_run
 
     found = push_run(
         run,

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, did_you_mean
+from .image_listing import split_labels
 from .image_set import ImageSet
-from .listing import split_labels
 from .table import image_root, is_source, read_columns
 
 

@@ -19,7 +19,7 @@ from typing import ClassVar, TypeVar
 from .. import log
 from ..errors import DataError, DependencyError
 from ..io import written_aside
-from .listing import SPLITS, Listing
+from .image_listing import SPLITS, Listing
 
 PACK = "pack.json"  # of `deitkit pack`, in the folder of its shards
 FINISHED = "pack.finished.jsonl"  # while it is at work

@@ -28,8 +28,17 @@ from .. import log
 from ..errors import DataError
 from ..tasks import SEPARATOR, Task
 from .image_file import system_devices
+from .image_listing import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    Columns,
+    Files,
+    Listing,
+    list_rows,
+    one_of,
+    refuse_repeated,
+)
 from .image_set import NO_LABEL, ImageSet
-from .listing import LABEL_COLUMNS, PATH_COLUMNS, Columns, Files, Listing, list_rows, one_of, refuse_repeated
 from .source import find_source
 
 NAME = "labels.csv"  # preferred over other tables in a folder

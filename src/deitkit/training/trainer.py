@@ -103,8 +103,9 @@ class StepLosses:
         shares: Sequence[float],
         indices: NDArray[np.int64],
     ) -> StepLosses:
-        values = torch.stack([torch.stack(list(parts.values())) for parts in losses])
-        return cls(step, tuple(losses[0]), values, tuple(shares), indices)
+        names = tuple(losses[0]) if losses else ()
+        values = [torch.stack(list(parts.values())) for parts in losses]
+        return cls(step, names, torch.stack(values) if values else torch.empty(0, 0), tuple(shares), indices)
 
     def read(self) -> dict[str, float]:
         """The parts over the global batch. Waits until the device has computed them."""
@@ -294,8 +295,9 @@ class Trainer:
     def _read(self, progress: _Epoch, losses: StepLosses | None) -> None:
         """Adds a step's losses to the epoch's: at once on a CPU; elsewhere those of the step before, which
         does not wait for this one. None adds what is left."""
-        due = [self._unread, losses] if losses is None or not self._reads_late else [self._unread]
-        self._unread = None if len(due) == 2 else losses
+        due, self._unread = [self._unread, losses], None
+        if self._reads_late and losses is not None:
+            self._unread = due.pop()
         for each in due:
             if each is not None:
                 progress.add(self._finite(each), len(each.indices))
@@ -312,7 +314,9 @@ class Trainer:
         return self._finite(self.update(batch, teacher_outputs))
 
     def update(self, batch: ViewBatch, teacher_outputs: TeacherOutputs | None = None) -> StepLosses:
-        """One optimizer step on a global batch, in micro-batches. Does not wait for the device.
+        """One optimizer step on a global batch, in micro-batches.
+
+        Does not wait for the device, unless several processes share the batch.
 
         teacher_outputs: one per micro-batch; None asks the teacher now.
         """
@@ -339,13 +343,9 @@ class Trainer:
                 continue
             shares.append(len(images) / len(batch.indices))
             losses.append(self._backward(images, targets, teacher, shares[-1], batch.labelled_share, rows))
-        if batch.rows is None:
-            found = StepLosses.of(state.step, losses, shares, batch.indices)
-        else:
-            own = StepLosses.of(state.step, losses, shares, batch.indices).read() if losses else {}
-            summed = self._sum_over_processes(own)
-            values = torch.tensor([list(summed.values())], dtype=torch.float64)
-            found = StepLosses(state.step, tuple(summed), values, (1.0,), batch.indices)
+        found = StepLosses.of(state.step, losses, shares, batch.indices)
+        if batch.rows is not None:
+            found = self._sum_over_processes(found)
 
         # Update.
         if self.optim.clip_grad is not None:
@@ -370,12 +370,13 @@ class Trainer:
         """Passes over the random numbers of a micro-batch that others compute, as one process draws them."""
         self.student(images, rows=rows)
 
-    def _sum_over_processes(self, totals: dict[str, float]) -> dict[str, float]:
-        """Sums the gradients of all processes, and the parts of the loss.
+    def _sum_over_processes(self, own: StepLosses) -> StepLosses:
+        """Sums the gradients of all processes, and the parts of the loss. Waits for the device.
 
         A parameter without a gradient in any process keeps none, since an optimizer leaves it alone then. One
         sum and not DistributedDataParallel, which needs rows and the same parameters in every process.
         """
+        totals = own.read()
         parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
         used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -384,8 +385,9 @@ class Trainer:
         distributed.sum_up([*gradients, used, found, names])
         for p, gradient, is_used in zip(parameters, gradients, used.tolist(), strict=True):
             p.grad = gradient if is_used else None
-        summed = zip(PARTS, found.tolist(), names.tolist(), strict=True)
-        return {name: value for name, value, present in summed if present}
+        present = names > 0
+        known = tuple(name for name, there in zip(PARTS, present.tolist(), strict=True) if there)
+        return replace(own, names=known, values=found[None, present], shares=(1.0,))
 
     def _backward(
         self,

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ... import log
 from ...errors import DataError
 from ..image_file import MAX_FILE_BYTES
-from ..listing import (
+from ..image_listing import (
     LABEL_COLUMNS,
     PATH_COLUMNS,
     SPLITS,

@@ -11,7 +11,7 @@ from typing import Any
 from ... import log
 from ...errors import DataError
 from ..image_file import system_devices
-from ..listing import Listing, list_rows
+from ..image_listing import Listing, list_rows
 from ..source import DataSource, importing, register
 
 SUFFIX = ".xlsx"

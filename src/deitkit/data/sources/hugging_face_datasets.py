@@ -14,7 +14,7 @@ from typing import Any
 
 from ... import log
 from ...errors import DataError
-from ..listing import Listing
+from ..image_listing import Listing
 from ..source import DataSource, importing, register, shown
 from .arrow_tables import list_tables, split_of_saved
 

@@ -30,7 +30,7 @@ from ...errors import DataError
 from ...io import read_json, write_text
 from ..folder import SUFFIXES as IMAGE_SUFFIXES
 from ..image_file import system_devices
-from ..listing import LABEL_COLUMNS, Labels, Listing, split_named
+from ..image_listing import LABEL_COLUMNS, Labels, Listing, split_named
 from ..source import DataSource, local_files, register, shown, splits_of_names
 from ..stored import Container, StoredImages
 
