@@ -35,6 +35,9 @@ from .settings import (
 
 # The names of inference.backends.BACKENDS, and "auto".
 BackendName = Literal["auto", "pytorch", "compiled", "openvino", "onnxruntime"]
+# Of a resolved config; `TrainConfig` also has "auto".
+BalanceName = Literal["none", "sampler", "sqrt-sampler", "loss"]
+MetricName = Literal["top1", "balanced", "macro-f1", "map"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,8 +420,8 @@ class ResolvedTrain(TrainConfig):
     epochs: int
     micro_batch_size: int
     loss: Literal["cross-entropy", "bce"]
-    balance: Literal["none", "sampler", "sqrt-sampler", "loss"]
-    metric: Literal["top1", "balanced", "macro-f1", "map"]
+    balance: BalanceName
+    metric: MetricName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,12 @@ class DevicePixels:
         return self.pixels[torch.as_tensor(np.asarray(indices), device=self.pixels.device)]
 
 
-def on_device(store: PixelStore, device: torch.device, limit_bytes: int) -> PixelStore | DevicePixels:
+def on_device(
+    store: PixelStore,
+    device: torch.device,
+    limit_bytes: int,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> PixelStore | DevicePixels:
     """The pixels in the device's memory if they take at most `limit_bytes` there; else `store`."""
     first = store.fetch([0])
     if len(store) * first.numel() > limit_bytes:
@@ -106,6 +111,7 @@ def on_device(store: PixelStore, device: torch.device, limit_bytes: int) -> Pixe
     for start in range(0, len(store), _COPIED_AT_ONCE):
         rows = np.arange(start, min(start + _COPIED_AT_ONCE, len(store)))
         pixels[start : start + len(rows)] = store.fetch(rows).to(device)
+        on_progress(len(rows))
     return DevicePixels(store.aspects, pixels)
 
 

@@ -83,7 +83,8 @@ class Dataset:
     def _on_gpu(self) -> PixelStore | DevicePixels:
         """The pixels of `pool` in the GPU's memory, if they take less than half of what is free there."""
         free, _ = torch.cuda.mem_get_info()
-        return on_device(self.pool.store, torch.device("cuda"), free // 2)
+        with log.progress_bar("copying images to the GPU", len(self.pool.store)) as advance:
+            return on_device(self.pool.store, torch.device("cuda"), free // 2, advance)
 
     def sampler(self, train: TrainConfig, data: DataConfig, *, unlabeled: bool) -> Sampler:
         """The batches of every epoch; with unlabelled images only if a teacher labels them."""

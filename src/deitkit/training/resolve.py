@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
 
 from .. import log
-from ..config import Config, ResolvedConfig, StudentConfig, TrainConfig, multilabel_problems
+from ..config import (
+    BalanceName,
+    Config,
+    MetricName,
+    ResolvedConfig,
+    StudentConfig,
+    TrainConfig,
+    multilabel_problems,
+)
 from ..data.decode import UnreadableImage, max_pixel_value, open_rgb
 from ..data.image_set import ImageSet, evenly_spread
 from ..data.splits import Splits
@@ -33,8 +40,6 @@ _DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey lev
 _MOST_UNEVEN = 5
 
 Size = tuple[int, int]
-Balance = Literal["none", "sampler", "sqrt-sampler", "loss"]
-Metric = Literal["top1", "balanced", "macro-f1", "map"]
 
 
 def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedConfig:
@@ -193,7 +198,7 @@ def _divisor(size: int, near: int) -> int:
     return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - near), d))
 
 
-def _metric(train: TrainConfig, splits: Splits) -> Metric:
+def _metric(train: TrainConfig, splits: Splits) -> MetricName:
     """What models are compared by: balanced accuracy if the validation images' classes are uneven."""
     if train.metric == "map" and splits.train.task == "multiclass":
         raise SettingError("train.metric map is for multilabel images; choose top1, balanced or macro-f1")
@@ -205,7 +210,7 @@ def _metric(train: TrainConfig, splits: Splits) -> Metric:
     return "balanced" if labelled and uneven(splits.val.counts().tolist()) else "top1"
 
 
-def _balance(train: TrainConfig, images: ImageSet, loss: str) -> tuple[Balance, str]:
+def _balance(train: TrainConfig, images: ImageSet, loss: str) -> tuple[BalanceName, str]:
     """What is done about uneven classes, and why, as a clause for `reasons`."""
     if train.balance == "loss" and loss == "bce":
         raise SettingError(
@@ -220,7 +225,7 @@ def _balance(train: TrainConfig, images: ImageSet, loss: str) -> tuple[Balance, 
     largest, smallest = int(counts.max()), int(counts[counts > 0].min())
     if largest < _MOST_UNEVEN * smallest:
         return "none", ""
-    balance: Balance = "loss" if loss == "cross-entropy" else "sqrt-sampler"
+    balance: BalanceName = "loss" if loss == "cross-entropy" else "sqrt-sampler"
     return balance, f"; train.balance {balance}: classes have from {smallest} to {largest} training images"
 
 
