@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
 import math
 from collections.abc import Callable
@@ -40,8 +39,8 @@ from deitkit.classifier import Classifier, StudentClassifier, load_folder, model
 from deitkit.data.image_set import evenly_spread
 from deitkit.evaluation.explanation import maps_of
 from deitkit.evaluation.run_images import run_splits
-from deitkit.evaluation.speed import describe_machine
 from deitkit.io import write_json
+from provenance import provenance
 
 Order = Tensor  # (n, cells), the most important first
 WAYS = ("deletion", "insertion")
@@ -63,14 +62,9 @@ def main() -> None:
     classifier = load_folder(folder, "cpu")
     val = run_splits(folder, classifier, options.data).val
     chosen = val.subset(evenly_spread(len(val), options.images))
-    views = torch.from_numpy(np.stack([classifier.pixels(chosen.full_path(i)) for i in range(len(chosen))]))
+    views = torch.from_numpy(np.stack([classifier.pixels(chosen.file(i)) for i in range(len(chosen))]))
     found = measure(classifier, views, options.grid)
-    found |= {
-        "run": options.run.name,
-        "model": options.model,
-        "machine": f"{describe_machine()}, torch {torch.__version__}",
-        "date": datetime.date.today().isoformat(),
-    }
+    found |= {"run": options.run.name, "model": options.model, **provenance()}
     show(found)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def worker(steps: int) -> None:
 
 
 def measure(out: Path, steps: int) -> None:
-    import torch
+    from provenance import provenance
 
     rows: list[dict[str, Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -106,9 +106,8 @@ def measure(out: Path, steps: int) -> None:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         rows += json.loads(done.stdout.splitlines()[-1])
         print(f"{processes} processes measured", file=sys.stderr)
-    facts = {"cores": os.cpu_count(), "load_before": load, "torch": torch.__version__, "gpu": None}
+    facts = {"cores": os.cpu_count(), "load_before": load, **provenance()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts["date"] = time.strftime("%Y-%m-%d")
     out.write_text(json.dumps(facts | {"rows": rows}, indent=1))
 
 

@@ -29,6 +29,8 @@ from typing import Any
 
 import simpy
 
+from provenance import provenance
+
 GPUS_PER_HOST = 8
 
 
@@ -205,7 +207,7 @@ def main() -> None:
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         content = {"assumed": asdict(given), "failure_hours": FAILURES, "days": options.days}
-        content |= {"seeds": options.seeds, "simpy": simpy.__version__, "rows": rows}
+        content |= {"seeds": options.seeds, "rows": rows, **provenance(simpy)}
         options.out.write_text(json.dumps(content, indent=1))
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(autouse=True)
+def _benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 def test_the_fit_finds_the_model():
-    scale = load("scale")
+    scale = importlib.import_module("scale")
     model = scale.Model(start=2e-3, image=1e-3, message=2e-4, bandwidth=1e9)
     rows = [
         {"parameters": p, "images": b, "processes": n, "seconds": model.seconds(b, n, p)}
@@ -41,7 +34,7 @@ def test_the_fit_finds_the_model():
 
 
 def test_the_published_run_is_plausible():
-    scale = load("scale")
+    scale = importlib.import_module("scale")
     assert scale.published_rate() == pytest.approx(252, abs=1)
     share = 3 * 2 * scale.MACS["base"] * 1e9 * scale.published_rate() / 125e12
     assert 0.1 < share < 0.5  # of a V100's peak
@@ -49,7 +42,7 @@ def test_the_published_run_is_plausible():
 
 def test_failures_cost_what_they_must():
     pytest.importorskip("simpy")
-    simulation = load("scale_simulation")
+    simulation = importlib.import_module("scale_simulation")
     given = simulation.Assumed()
     share = simulation.share_of_steps
     # Without failures: all but the first restart, up to a checkpoint.
@@ -69,7 +62,7 @@ def test_failures_cost_what_they_must():
 
 def test_a_step_takes_what_its_parts_take():
     pytest.importorskip("simpy")
-    simulation = load("scale_simulation")
+    simulation = importlib.import_module("scale_simulation")
     calm = simulation.Assumed(jitter=0.0, slow_chance=0.0)
     step, waiting = simulation.mean_step(64, 0, calm, steps=60)
     assert step == pytest.approx(calm.compute + calm.exchange, rel=0.02)
