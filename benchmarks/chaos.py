@@ -196,7 +196,9 @@ JOBS = [
     Job(
         "explain",
         lambda s: ["explain", str(s.run), str(s.images), f"--out={s.out / 'explained'}"],
-        reads=("run", "images"),
+        (),
+        ("run", "images"),
+        1,
     ),
     Job("convert", lambda s: ["convert", str(s.run), str(s.out / "timm"), "--to=timm"], reads=("run",)),
     Job("predict", lambda s: ["predict", str(s.run), str(s.images), "--csv"], (), ("run", "images"), 1),
