@@ -187,6 +187,15 @@ def test_a_line_that_was_being_written_is_dropped(run):
     assert len(run_folder.read_metrics(run)) == 6
 
 
+def test_a_name_of_two_lines_is_quoted_on_one(run):
+    path = run / "metrics.jsonl"
+    line = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(line | {"val": {"two\nlines": False}}) + "\n")
+    with pytest.raises(RunFolderError, match=r"val\.two lines is false, not a number") as refusal:
+        run_folder.read_metrics(run)
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [

@@ -63,8 +63,8 @@ class ProcessLost(Exception):
     """Another process of the job has ended, for a reason that it or torchrun says."""
 
 
-def on_one_line(error: Exception, most: int = 300) -> str:
-    """What another library's exception says, to end a sentence with: at most `most` characters."""
+def on_one_line(error: Exception | str, most: int = 300) -> str:
+    """What another library's exception or a file says, for a sentence: at most `most` characters."""
     said = " ".join(str(error).split())
     return said if len(said) <= most else said[: most - 3] + "..."
 

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import Config
-from .errors import DeitkitError, RunFolderError
+from .errors import DeitkitError, RunFolderError, on_one_line
 from .io import parse_json, read_json, read_text, write_json, write_tensors
 from .models import DeiT
 from .preprocessing import INTERPOLATIONS
@@ -358,7 +358,8 @@ def run_of_teacher(folder: Path) -> Path | None:
 
 
 def _damaged(path: Path, problem: str) -> RunFolderError:
-    return RunFolderError(f"{path} cannot be read: {problem}; restore the file, or train the run again")
+    what = on_one_line(problem)  # it may quote the file
+    return RunFolderError(f"{path} cannot be read: {what}; restore the file, or train the run again")
 
 
 def _reason(error: Exception) -> str:
