@@ -44,7 +44,7 @@ MetricName = Literal["top1", "balanced", "macro-f1", "map"]
 class StudentConfig(Section):
     """The model that is trained."""
 
-    name: str = setting("auto", "nano, tiny, small or base; auto: by device and number of images.")
+    name: str = setting("auto", "nano, nano-hybrid, tiny, small or base; auto: by device and images.")
     image_size: tuple[int, int] | Auto = setting(
         AUTO, "Height and width in pixels; auto: by device and images.", at_least(1)
     )
@@ -134,6 +134,12 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Augmentation of training views."""
 
+    view_size: tuple[int, int] | Auto = setting(
+        AUTO,
+        "Height and width of a view, which student and teacher each resize; auto: the student's, "
+        "a hybrid's teacher sees more.",
+        at_least(1),
+    )
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "Area of a random crop, as a share.", above(0))
     crop_ratio: tuple[float, float] = setting(
         (3 / 4, 4 / 3), "Aspect ratio (width / height) of a random crop.", above(0)
@@ -251,6 +257,12 @@ class OptimConfig(Section):
     min_lr: float = setting(1e-5, "Learning rate at the end of the cosine.", at_least(0))
     warmup_lr: float = setting(1e-6, "Learning rate at the start of the warm-up.", at_least(0))
     warmup_epochs: float = setting(5.0, "Linear warm-up, at most a fifth of training.", at_least(0))
+    layer_decay: float = setting(
+        1.0, "Each block's learning rate as a share of the next one's (arXiv 2106.08254).", share(zero=False)
+    )
+    stem_lr: float = setting(
+        0.0, "Learning rate of a hybrid's stem as a share of the others'; 0 freezes it.", share()
+    )
     weight_decay: float = setting(
         0.05, "Weight decay of matrices; tokens, positions, norms and biases have none.", at_least(0)
     )
@@ -438,6 +450,12 @@ class ResolvedConfig(Config):
     data: ResolvedData
     train: ResolvedTrain
     reasons: str = field(default="", compare=False)
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of a training view."""
+        size = self.augment.view_size
+        return self.student.image_size if size == AUTO else size
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> ResolvedConfig:

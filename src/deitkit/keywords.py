@@ -15,7 +15,7 @@ class Keywords(TypedDict, total=False):
     """`**settings` of `train`, `pretrain` and `label`; `deitkit settings` prints them with their defaults."""
 
     student__name: str
-    """nano, tiny, small or base; auto: by device and number of images."""
+    """nano, nano-hybrid, tiny, small or base; auto: by device and images."""
     student__image_size: int | tuple[int, int] | Auto
     """Height and width in pixels; auto: by device and images."""
     student__patch_size: int | tuple[int, int] | Auto
@@ -64,6 +64,8 @@ class Keywords(TypedDict, total=False):
     """Decoded pixels are cached on disk up to this size."""
     data__workers: int | Auto
     """Threads that decode and augment batches ahead; auto: by device."""
+    augment__view_size: int | tuple[int, int] | Auto
+    """Height and width of a view, which student and teacher each resize; auto: the student's, a hybrid's teacher sees more."""
     augment__crop_scale: float | tuple[float, float]
     """Area of a random crop, as a share."""
     augment__crop_ratio: float | tuple[float, float]
@@ -146,6 +148,10 @@ class Keywords(TypedDict, total=False):
     """Learning rate at the start of the warm-up."""
     optim__warmup_epochs: float
     """Linear warm-up, at most a fifth of training."""
+    optim__layer_decay: float
+    """Each block's learning rate as a share of the next one's (arXiv 2106.08254)."""
+    optim__stem_lr: float
+    """Learning rate of a hybrid's stem as a share of the others'; 0 freezes it."""
     optim__weight_decay: float
     """Weight decay of matrices; tokens, positions, norms and biases have none."""
     optim__betas: float | tuple[float, float]

@@ -38,6 +38,7 @@ from .config import Config
 from .errors import DeitkitError, RunFolderError, on_one_line
 from .io import parse_json, read_json, read_text, write_json, write_tensors
 from .models import DeiT
+from .models.conv_stem import ConvStem
 from .preprocessing import INTERPOLATIONS
 from .run_schema import (
     CalibrationInfo,
@@ -474,7 +475,7 @@ def _same_shape(info: RunInfo, weights: Mapping[str, Tensor]) -> bool:
     tokens = (2 if s.distilled else 1) + (H // p) * (W // q)
     shapes: dict[str, Sequence[int]] = {
         "pos_embed": (1, tokens, D),
-        "patch_embed.proj.weight": (D, 3, p, q),
+        "patch_embed.proj.weight": (D, ConvStem.channels, 1, 1) if s.hybrid else (D, 3, p, q),
         "head.weight": (len(info.classes), D),
         f"blocks.{s.depth - 1}.norm1.weight": (D,),
     }

@@ -46,6 +46,7 @@ class StudentInfo:
     num_heads: int = 0
     mlp_ratio: float = 4.0
     distilled: bool = False
+    hybrid: bool = False
     params: int | None = None
 
 

@@ -34,7 +34,7 @@ SETTINGS = {
 def new_state(value: float = 0.0) -> TrainingState:
     model = torch.nn.Linear(3, 2)
     torch.nn.init.constant_(model.weight, value)
-    return TrainingState(model, None, EMA(model, 0.9), create_optimizer([model], OptimConfig()))
+    return TrainingState(model, None, EMA(model, 0.9), create_optimizer(model, None, OptimConfig()))
 
 
 @pytest.fixture

@@ -142,12 +142,20 @@ def use_share(splits: Splits, of_train: float, of_val: float, seed: int) -> Spli
     return replace(splits, train=train, val=val, how=how, duplicates=None)
 
 
-def open_dataset(splits: Splits, image_size: tuple[int, int], config: DataConfig) -> Dataset:
+def open_dataset(
+    splits: Splits,
+    image_size: tuple[int, int],
+    config: DataConfig,
+    *,
+    view_size: tuple[int, int] | None = None,
+) -> Dataset:
     """Decodes every split once. Unreadable images are dropped.
 
+    image_size: height, width of images to evaluate. view_size: of training views; the same if None.
     Raises DataError if more than `config.max_broken` are unreadable, or all of a class or of a split.
     """
-    stored = (round(image_size[0] * _CACHE_SCALE), round(image_size[1] * _CACHE_SCALE))
+    H, W = view_size or image_size
+    stored = (round(H * _CACHE_SCALE), round(W * _CACHE_SCALE))
     evaluated = Decoder(image_size, "center_crop", config.eval_crop, config.max_pixels)
     everything = splits.train.joined(splits.unlabeled) if splits.unlabeled is not None else splits.train
     total = sum(len(images) for images in (everything, splits.val, splits.test) if images is not None)

@@ -140,7 +140,7 @@ def multiply_adds(model: DeiT) -> int:
     tensors, so a large model takes neither time nor memory.
     """
     shapes = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
-    images = torch.empty(1, model.patch_embed.proj.in_channels, *model.image_size, device="meta")
+    images = torch.empty(1, model.patch_embed.in_channels, *model.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         functional_call(model, shapes, (images,), {"tokens_after": (model.depth - 1,)})
     return int(counter.get_total_flops() // 2)

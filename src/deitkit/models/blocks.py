@@ -23,7 +23,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int):
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size, self.in_channels = patch_size, in_channels
         # A convolution for the published key and shape; applied as a matrix product, faster on CPUs.
         self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, patch_size)
 

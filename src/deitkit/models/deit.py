@@ -23,19 +23,25 @@ from .base import joint_logits as joint_logits
 from .base import joint_probabilities as joint_probabilities
 from .base import probabilities_of as probabilities_of
 from .blocks import Block, PatchEmbed, resize_positions, sincos_positions
+from .conv_stem import STRIDE, ConvStem, StemPatches
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Embedding width, number of blocks and of attention heads (arXiv 2012.12877, table 1)."""
+    """Embedding width, number of blocks and of attention heads (arXiv 2012.12877, table 1).
+
+    hybrid: the first stages of EfficientNet-Lite0 stand in place of the patch projection (`conv_stem`).
+    """
 
     embed_dim: int
     depth: int
     num_heads: int
+    hybrid: bool = False
 
 
 VARIANTS = {
     "nano": Variant(128, 6, 4),  # ours, for CPUs
+    "nano-hybrid": Variant(192, 4, 6, hybrid=True),  # ours, for photographs on CPUs
     "tiny": Variant(192, 12, 3),
     "small": Variant(384, 12, 6),
     "base": Variant(768, 12, 12),
@@ -47,7 +53,8 @@ class DeiT(Student):
 
     image_size, patch_size: height, width in pixels. drop_path_rate: stochastic depth at the last block,
     increasing linearly from 0 at the first. layer_scale: LayerScale init value; None disables it.
-    patch_drop_rate: share of patches dropped in training (PatchDropout, arXiv 2208.07220).
+    patch_drop_rate: share of patches dropped in training (PatchDropout, arXiv 2208.07220). hybrid: the
+    stages of a convnet in place of the patch projection, for patches of 32 pixels; see `conv_stem`.
 
     Images are (B, in_channels, *image_size), normalised. In training they may have any size that is a
     multiple of the patch size; position embeddings are then resized.
@@ -74,8 +81,11 @@ class DeiT(Student):
         distilled: bool = True,
         layer_scale: float | None = None,
         patch_drop_rate: float = 0.0,
+        hybrid: bool = False,
     ):
         super().__init__()
+        if hybrid and (patch_size != StemPatches.patch_size or in_channels != StemPatches.in_channels):
+            raise SettingError(f"a hybrid has patches of {STRIDE}x{STRIDE} pixels; leave out the patch size")
         if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
             raise SettingError(
                 f"image size {image_size[0]}x{image_size[1]} is not a multiple of patch size "
@@ -87,7 +97,9 @@ class DeiT(Student):
         self.num_prefix_tokens = 2 if distilled else 1
         self.patch_drop_rate = patch_drop_rate
 
-        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
+        self.patch_embed: PatchEmbed | StemPatches = (
+            StemPatches(embed_dim) if hybrid else PatchEmbed(patch_size, in_channels, embed_dim)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
         num_tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
@@ -102,9 +114,11 @@ class DeiT(Student):
     def reset_parameters(self) -> None:
         """The published initialisation: truncated normal of std 0.02 for tokens and matrices, zero biases.
 
-        The patch projection keeps PyTorch's default for convolutions, bias included.
+        The patch projection, and the stem of a hybrid, keep PyTorch's default for convolutions.
         """
-        self.patch_embed.proj.reset_parameters()
+        for layer in self.patch_embed.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()
         for name, p in self.named_parameters():
             if name.startswith("patch_embed.") or ".gamma_" in name:
                 continue
@@ -159,6 +173,11 @@ class DeiT(Student):
         """Whether the model has a distillation token and its head."""
         return self.dist_token is not None
 
+    @property
+    def stem(self) -> ConvStem | None:
+        """The convnet's stages of a hybrid; None of a plain model."""
+        return self.patch_embed.stem if isinstance(self.patch_embed, StemPatches) else None
+
     def describe(self) -> dict[str, Any]:
         """The model's shape in JSON types, as in `config.json`; the inverse of `from_description`."""
         return {
@@ -169,6 +188,7 @@ class DeiT(Student):
             "num_heads": self.num_heads,
             "mlp_ratio": cast(Block, self.blocks[0]).mlp.fc1.out_features / self.embed_dim,
             "distilled": self.distilled,
+            **({"hybrid": True} if self.stem is not None else {}),
         }
 
     @classmethod
@@ -186,6 +206,7 @@ class DeiT(Student):
             num_heads=saved["num_heads"],
             mlp_ratio=saved.get("mlp_ratio", 4.0),
             distilled=saved["distilled"],
+            hybrid=saved.get("hybrid", False),
         )
 
     @property
@@ -261,7 +282,7 @@ def create_model(
     *,
     num_classes: int,
     image_size: int | tuple[int, int] = 224,
-    patch_size: int | tuple[int, int] = 16,
+    patch_size: int | tuple[int, int] | None = None,
     drop_path_rate: float = 0.0,
     distilled: bool = True,
     layer_scale: float | None = None,
@@ -269,7 +290,8 @@ def create_model(
 ) -> DeiT:
     """A DeiT of the variant `name` (a key of `VARIANTS`).
 
-    image_size, patch_size: pixels, one number for a square. The other arguments are those of `DeiT`.
+    image_size, patch_size: pixels, one number for a square; patches are of 16 pixels by default, those of a
+    hybrid of 32. The other arguments are those of `DeiT`.
     Raises SettingError for an unknown name, or if the image size is not a multiple of the patch size.
     """
     if name not in VARIANTS:
@@ -277,7 +299,7 @@ def create_model(
     v = VARIANTS[name]
     return DeiT(
         image_size=_pair(image_size),
-        patch_size=_pair(patch_size),
+        patch_size=_pair(patch_size or (STRIDE if v.hybrid else 16)),
         num_classes=num_classes,
         embed_dim=v.embed_dim,
         depth=v.depth,
@@ -286,6 +308,7 @@ def create_model(
         distilled=distilled,
         layer_scale=layer_scale,
         patch_drop_rate=patch_drop_rate,
+        hybrid=v.hybrid,
     )
 
 

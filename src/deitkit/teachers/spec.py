@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
-import importlib.util
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from ..config import TeacherConfig
 from ..errors import WeightsError, did_you_mean
 from ..preprocessing import InputSize
 from ..run_folder import TEACHER_CARD, holds_teacher
+from ..weights.packaged import packaged_file
 from .pretrained import Pretrained
 from .sources import SOURCES
 
@@ -112,10 +111,8 @@ def syntaxes() -> str:
 def _packaged(short: str) -> str:
     """timm's name with the weights file of the package if that is installed, else with the hub's tag."""
     model, package = PACKAGED[short]
-    if importlib.util.find_spec(package) is None:
-        return f"{model}.in1k"
-    [weights] = (Path(str(importlib.resources.files(package))) / "models").glob("*.pth")
-    return f"{model}@{weights}"
+    weights = packaged_file(package)
+    return f"{model}.in1k" if weights is None else f"{model}@{weights}"
 
 
 def check_spec(spec: str) -> None:

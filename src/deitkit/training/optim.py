@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import OptimConfig
+from ..models import Student
 
 Group = dict[str, Any]  # `params` and `weight_decay`, as torch's optimizers take it
 
@@ -17,20 +18,50 @@ Group = dict[str, Any]  # `params` and `weight_decay`, as torch's optimizers tak
 _NO_DECAY = ("cls_token", "dist_token", "pos_embed")
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[Group]:
-    """Two parameter groups: with and without weight decay."""
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
+def rate_share(name: str, depth: int, config: OptimConfig) -> float:
+    """The learning rate of the student's parameter `name` as a share of the schedule's.
+
+    Layer-wise decay (Bao et al., arXiv 2106.08254, appendix H): each block has `layer_decay` times the rate
+    of the next one, and the embedding, tokens and positions that of a block before the first.
+    """
+    if name.startswith("patch_embed.stem."):
+        return config.stem_lr
+    layer = depth + 1
+    if name.startswith("blocks."):
+        layer = 1 + int(name.split(".")[1])
+    elif name.startswith(("patch_embed.", *_NO_DECAY)):
+        layer = 0
+    return float(config.layer_decay ** (depth + 1 - layer))
+
+
+def parameter_groups(
+    modules: Iterable[nn.Module], weight_decay: float, share: Callable[[str], float] = lambda name: 1.0
+) -> list[Group]:
+    """Groups of the trained parameters: with and without weight decay, for each share of the rate.
+
+    share: of the learning rate that the parameter `name` gets, the group's `lr_share`.
+    """
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for module in modules:
         for name, p in module.named_parameters():
-            matrix = p.ndim > 1 and name.rsplit(".", 1)[-1] not in _NO_DECAY
-            (decay if matrix else no_decay).append(p)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+            if p.requires_grad:
+                matrix = p.ndim > 1 and name.rsplit(".", 1)[-1] not in _NO_DECAY
+                found.setdefault((share(name), matrix), []).append(p)
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0, "lr_share": lr_share}
+        for (lr_share, decays), params in found.items()
+    ]
 
 
-def create_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer called `config.name` over the parameters of `modules`."""
-    return OPTIMIZERS[config.name](parameter_groups(modules, config.weight_decay), config)
+def create_optimizer(
+    student: Student, features: nn.Module | None, config: OptimConfig
+) -> torch.optim.Optimizer:
+    """The optimizer called `config.name` over the student's parameters and the projections in `features`."""
+    groups = parameter_groups([student], config.weight_decay, lambda n: rate_share(n, student.depth, config))
+    if features is not None:
+        for group, more in zip(groups[:2], parameter_groups([features], config.weight_decay), strict=True):
+            group["params"] += more["params"]
+    return OPTIMIZERS[config.name](groups, config)
 
 
 class Lamb(torch.optim.Optimizer):

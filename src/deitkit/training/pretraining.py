@@ -89,7 +89,7 @@ def pretrain(
             lambda: pretrained_head_teacher(
                 session.config.teacher,
                 None,
-                student_size=session.config.student.image_size,
+                student_size=session.config.view_size,
                 device=session.device,
             ),
         )

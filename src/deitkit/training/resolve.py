@@ -30,14 +30,17 @@ from ..data.stored import ImageFile
 from ..errors import SettingError
 from ..evaluation.metrics import uneven
 from ..models import VARIANTS, DeiT, create_model
-from ..settings import AUTO, raise_all
-from ..weights import find_initial, load_into, read
+from ..models.conv_stem import STRIDE
+from ..settings import AUTO, Auto, raise_all
+from ..weights import find_initial, load_into, read, stem_weights
 
 _EXAMPLES = 120_000  # training images seen in a run whose length is "auto": minutes on a CPU
 _DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey levels in 8 bits
 
 # Ratio of the largest to the smallest class from which something is done: benchmarks/imbalance.py.
 _MOST_UNEVEN = 5
+
+_SHARP = 224  # pixels a side of views for a hybrid's teacher: what ImageNet's convnets were trained with
 
 Size = tuple[int, int]
 
@@ -60,9 +63,11 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
         name = "nano" if on_cpu else "tiny" if len(images) < 20_000 else "small"
     if name not in VARIANTS:
         raise SettingError(f"there is no student {name!r}; choose auto, {', '.join(VARIANTS)}")
-    image_size = _image_size(config.student, side, on_cpu)
-    patch_size = _patch_size(config.student, image_size, on_cpu)
+    hybrid = VARIANTS[name].hybrid
+    image_size = _image_size(config.student, side, on_cpu, hybrid)
+    patch_size = _patch_size(config.student, image_size, on_cpu, hybrid)
     _refuse_start_size(config.train, image_size, patch_size)
+    view_size = _view_size(config, image_size, side, hybrid)
     reasons = (
         f"student {name} at {image_size[0]}x{image_size[1]} in patches of {patch_size[0]}x{patch_size[1]}: "
         f"{len(images)} training images of about {side} pixels, on {device.type}"
@@ -100,6 +105,7 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
         replace(
             config,
             student=replace(config.student, name=name, image_size=image_size, patch_size=patch_size),
+            augment=replace(config.augment, view_size=view_size),
             data=replace(config.data, workers=workers),
             train=replace(
                 config.train,
@@ -145,27 +151,55 @@ def create_student(config: ResolvedConfig, num_classes: int) -> tuple[DeiT, list
         layer_scale=student.layer_scale,
         patch_drop_rate=student.patch_drop_rate,
     )
+    if model.stem is not None and config.optim.stem_lr == 0:
+        model.stem.requires_grad_(False)
     if student.init_scheme == "structured":
         model.init_structured()
     if student.initial_weights == "none":
+        if model.stem is not None:
+            model.stem.load_state_dict(stem_weights())
         return model, []
     return model, load_into(model, read(student.initial_weights), antialias=student.init_antialias)
 
 
-def _image_size(student: StudentConfig, side: int, on_cpu: bool) -> Size:
+def _image_size(student: StudentConfig, side: int, on_cpu: bool, hybrid: bool) -> Size:
     """The asked size, or by the images' median shorter side: no larger than what they hold."""
     if student.image_size != AUTO:
         return student.image_size
+    if hybrid:
+        chosen = 96 if side <= 80 else 128  # at 64 pixels, four patches are left
+        return chosen, chosen
     chosen = 32 if side <= 40 else 64 if side <= 80 else 96  # 64 patches keep a CPU's epoch short
     if not on_cpu and side > 80:
         chosen = 128 if side <= 160 else 224
     return chosen, chosen
 
 
-def _patch_size(student: StudentConfig, image_size: Size, on_cpu: bool) -> Size:
+def _view_size(config: Config, image_size: Size, side: int, hybrid: bool) -> Size | Auto:
+    """The asked size of views; a hybrid's teacher sees the pixels that it was trained with, if there are any.
+
+    A hybrid's stem sees as a convnet does, so that its teacher's answer to a sharper view is within its
+    reach; see docs/hybrid.md.
+    """
+    asked = config.augment.view_size
+    if asked == AUTO and hybrid and config.has_live_teacher and side > max(image_size):
+        asked = _SHARP, _SHARP
+    if asked in (AUTO, image_size):
+        return AUTO
+    if asked[0] < image_size[0] or asked[1] < image_size[1] or config.train.start_size is not None:
+        raise SettingError(
+            f"augment.view_size {asked[0]}x{asked[1]} must be at least the student's "
+            f"{image_size[0]}x{image_size[1]}, without train.start_size; leave one out"
+        )
+    return asked
+
+
+def _patch_size(student: StudentConfig, image_size: Size, on_cpu: bool, hybrid: bool) -> Size:
     """The asked size, or about 64 patches on a CPU and 14 x 14 on a GPU; it divides the image size."""
     patch = student.patch_size
-    if patch == AUTO:
+    if patch == AUTO and hybrid:
+        patch = (STRIDE, STRIDE)
+    elif patch == AUTO:
         near = max(4, round(max(image_size) / 8) if on_cpu else min(16, max(image_size) // 14))
         patch = (_divisor(image_size[0], near), _divisor(image_size[1], near))
     if image_size[0] % patch[0] or image_size[1] % patch[1]:

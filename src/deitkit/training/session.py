@@ -64,7 +64,8 @@ class Session:
     @cached_property
     def dataset(self) -> Dataset:
         with distributed.each_host_first():  # the others find the pixels in the cache
-            return open_dataset(self.splits, self.config.student.image_size, self.config.data)
+            student, view_size = self.config.student, self.config.view_size
+            return open_dataset(self.splits, student.image_size, self.config.data, view_size=view_size)
 
     @property
     def seconds(self) -> float:
@@ -75,7 +76,7 @@ class Session:
         """The training views of `dataset`, by default the session's, with the configured augmentation."""
         dataset = self.dataset if dataset is None else dataset
         augment = self.config.augment if augment is None else augment
-        return dataset.views(augment, self.config.student.image_size, self.device)
+        return dataset.views(augment, self.config.view_size, self.device)
 
     def open_teacher(self, folder: Path) -> Teacher | None:
         """The teacher kept in `folder`, or a new one fitted and kept there; None without a live teacher."""
@@ -96,7 +97,7 @@ class Session:
             self.config.teacher,
             self.dataset,
             augment=self.config.augment,
-            image_size=self.config.student.image_size,
+            image_size=self.config.view_size,
             seed=self.config.train.seed,
             device=self.device,
             seconds=None if self.budget is None else _PROBE_SHARE * self.budget.left,

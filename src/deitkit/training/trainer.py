@@ -27,6 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -171,7 +172,7 @@ class Trainer:
             model=student,
             features=features,
             ema=ema,
-            optimizer=create_optimizer([student] if features is None else [student, features], optim),
+            optimizer=create_optimizer(student, features, optim),
             best=BestWeights(ema.weights) if train.patience is not None else None,
         )
         self._saved_at = time.monotonic()
@@ -327,7 +328,7 @@ class Trainer:
         # Apply the schedules.
         self._seed_step()
         for group in state.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(state.step)
+            group["lr"] = group["lr_share"] * self.schedule.learning_rate(state.step)
 
         # Forward and backward.
         self.student.train()
@@ -415,8 +416,14 @@ class Trainer:
         """The forward pass of a micro-batch: the parts of its loss."""
         blocks = self.objective.features.blocks if phase.features and self.objective.features else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed_precision):
-            output = self.student(normalise(images), blocks, rows)
+            output = self.student(self._seen(images), blocks, rows)
             return self.objective(output, targets, teacher, phase, labelled_share=labelled)
+
+    def _seen(self, views: Tensor) -> Tensor:
+        """What the student is given of views (B, 3, H, W) in [0, 1]: at its size, normalised."""
+        if self.data.views.image_size != self.student.image_size:  # the teacher sees more
+            views = F.interpolate(views, self.student.image_size, mode="bilinear", antialias=True)
+        return normalise(views)
 
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, TeacherOutputs]]:
         """The batches of an epoch after the first `done`, each with the teacher's outputs.
@@ -454,7 +461,7 @@ class Trainer:
         batches = itertools.islice(self.prepared(0), math.ceil(_FITTED_IMAGES / self.train.batch_size))
         with distributed.alone():  # whole batches
             self.objective.fit_features(
-                (self.student(normalise(images), tokens_after=blocks), teacher)
+                (self.student(self._seen(images), tokens_after=blocks), teacher)
                 for batch, outputs in _within(batches, self.deadline)
                 for images, teacher in zip(
                     batch.images.split(self.train.micro_batch_size), outputs, strict=True

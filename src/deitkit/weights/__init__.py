@@ -10,7 +10,7 @@ from .fitting import load_into
 from .format import FORMATS, CheckpointInfo, WeightsFormat, export
 from .formats.transformers import transformers_keys
 from .initial import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
-from .sources import Weights, published_keys, read, read_state
+from .sources import Weights, published_keys, read, read_state, stem_weights
 
 del _formats
 
@@ -29,5 +29,6 @@ __all__ = [
     "read",
     "read_state",
     "shipped_file",
+    "stem_weights",
     "transformers_keys",
 ]

@@ -14,7 +14,7 @@ from ..run_schema import CalibrationInfo
 from . import CheckpointInfo, Weights, export, load_into, read
 
 # Attention heads of published models by width: DeiT's, and the L and H of DeiT III (arXiv 2204.07118).
-_HEADS = {v.embed_dim: v.num_heads for v in VARIANTS.values()} | {1024: 16, 1280: 16}
+_HEADS = {v.embed_dim: v.num_heads for v in VARIANTS.values() if not v.hybrid} | {1024: 16, 1280: 16}
 _IMAGENET_CROP = 224 / 256  # as the official code evaluates
 
 
@@ -54,12 +54,12 @@ def convert(
     weights = read(source)
     info = weights.info
     changes: list[str] = []
-    kernel = weights["patch_embed.proj.weight"].shape  # (D, C, h, w)
+    width = weights["patch_embed.proj.weight"].shape[0]
     model = DeiT(
         image_size=image_size or info.image_size or _square(weights),
-        patch_size=patch_size or (kernel[2], kernel[3]),
+        patch_size=patch_size or weights.patch_size,
         num_classes=num_classes or _num_classes(weights),
-        num_heads=num_heads or info.num_heads or _published_heads(kernel[0], changes),
+        num_heads=num_heads or info.num_heads or _published_heads(width, changes),
         distilled="dist_token" in weights if distilled is None else distilled,
         **_shape(weights),
     ).eval()
@@ -110,7 +110,8 @@ def _shape(weights: Weights) -> dict[str, Any]:
         raise WeightsError("the weights have no transformer blocks; give weights of a DeiT or ViT")
     depth = 1 + max(int(k.split(".")[1]) for k in weights if k.startswith("blocks."))
     ratio = hidden.shape[0] / width
-    return {"embed_dim": width, "depth": depth, "mlp_ratio": ratio, "in_channels": channels}
+    shape = {"embed_dim": width, "depth": depth, "mlp_ratio": ratio}
+    return shape | ({"hybrid": True} if weights.hybrid else {"in_channels": channels})
 
 
 def _num_classes(weights: Weights) -> int:
@@ -135,5 +136,5 @@ def _square(weights: Weights) -> tuple[int, int]:
             f"the weights have {count} positions, which are no square grid; "
             "put the model's config.json beside them, or give --image-size"
         )
-    h, w = weights["patch_embed.proj.weight"].shape[2:]
+    h, w = weights.patch_size
     return side * h, side * w

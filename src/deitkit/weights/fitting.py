@@ -107,6 +107,8 @@ def _fit_heads(model: DeiT, state: dict[str, Tensor], changes: list[str]) -> Non
 
 
 def _fit_patches(model: DeiT, state: dict[str, Tensor], changes: list[str], antialias: bool) -> None:
+    if model.stem is not None:
+        return
     kernel, new = state["patch_embed.proj.weight"], model.patch_embed.patch_size
     old = (kernel.shape[-2], kernel.shape[-1])
     if old == new:

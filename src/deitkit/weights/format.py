@@ -65,6 +65,7 @@ class WeightsFormat(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]  # the files, and how the project loads them
+    has_hybrids: ClassVar[bool] = False
 
     def describes(self, config: Mapping[str, Any]) -> bool:
         """Whether `config` is a config.json as this project writes it."""
@@ -148,6 +149,10 @@ def export(
         )
     if to not in FORMATS:
         raise WeightsError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
+    if model.stem is not None and not FORMATS[to].has_hybrids:
+        raise WeightsError(
+            f"{to} has no hybrid students; deitkit export writes formats that need no deitkit, such as onnx"
+        )
     destination.mkdir(parents=True, exist_ok=True)
     exported = ExportedModel(model=model, preprocessing=preprocessing, classes=tuple(classes), task=task)
     return FORMATS[to].write(exported, destination)

