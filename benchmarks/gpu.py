@@ -224,7 +224,7 @@ def decoded_by_device(images: int, size: int) -> float:
 def decode_on_device(files: list[Tensor], side: int) -> Tensor:
     """JPEG files, as bytes on the host, to (B, 3, side, side) uint8 on the device."""
     decoded = decode_jpeg(files, mode=ImageReadMode.RGB, device=DEVICE)
-    resized = [F.interpolate(d[None].float(), (side, side), mode="bilinear", antialias=True) for d in decoded]
+    resized = [F.interpolate(d[None].float(), (side, side), mode="bicubic", antialias=True) for d in decoded]
     return torch.cat(resized).round_().clamp_(0, 255).to(torch.uint8)
 
 
