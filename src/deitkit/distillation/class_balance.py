@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..data.sampler import SAMPLER_POWERS
@@ -36,6 +37,11 @@ class Adjustment:
 
     labels: Tensor | None = None
     distillation: Tensor | None = None
+
+    def to(self, device: torch.device) -> Adjustment:
+        return Adjustment(
+            *(part if part is None else part.to(device) for part in (self.labels, self.distillation))
+        )
 
 
 NO_ADJUSTMENT = Adjustment()
