@@ -26,6 +26,7 @@ from ..evaluation.metrics import (
     macro_f1,
     macro_f1_interval,
     score_and_interval,
+    uneven,
 )
 from ..evaluation.multilabel import per_label
 from ..evaluation.speed import describe_machine, images_per_s, rates_in_turns, speedup_of
@@ -154,8 +155,12 @@ def log_teacher(result: ModelResult, val: Split) -> None:
     score, reached = SCORES[task], result.scores[SCORES[task].key]
     assert reached is not None
     shares = 100 * val.images.counts() / n
+    balanced = result.scores.get("balanced_accuracy")
+    and_balanced = ""
+    if balanced is not None and uneven(val.images.counts().tolist()):
+        and_balanced = f", balanced accuracy {balanced:.1f} %"
     log.info(
-        f"teacher {result.name} ({result.how}): {score.say(reached)} on validation, "
+        f"teacher {result.name} ({result.how}): {score.say(reached)}{and_balanced} on validation, "
         f"{result.images_per_s:.0f} images/s with {result.backend}"
     )
     floor = float(shares.max() if task == "multiclass" else shares.mean())
