@@ -496,6 +496,7 @@ def main() -> None:
                 session = opened(options, ratio, seed, arm)
                 cached = options.cache / f"{options.name}-{ratio}-{seed}-{options.most}-{options.image_size}"
                 teacher = kept_teacher(cached, session.config.teacher, session.device, session.fit_teacher)
+                teacher = session.adjusted(teacher)  # another arm may have fitted it
                 with tempfile.TemporaryDirectory() as folder:
                     row = measure(session, teacher, Path(folder), arm)
                 named = {"data": options.name, "epochs": options.epochs}

@@ -164,7 +164,8 @@ def log_teacher(result: ModelResult, val: Split) -> None:
         f"{result.images_per_s:.0f} images/s with {result.backend}"
     )
     floor = float(shares.max() if task == "multiclass" else shares.mean())
-    knows_classes = task == "multiclass" and learned(result.balanced_interval, val.labels)
+    of_balanced = result.balanced_interval
+    knows_classes = of_balanced is not None and learned(of_balanced, val.labels)
     if reached <= floor and not knows_classes:
         what = "always naming the largest class" if task == "multiclass" else "a random order"
         log.warning(
