@@ -14,6 +14,8 @@ that each part can take, counted on paper.
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
 import os
 import statistics
@@ -22,30 +24,39 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.io import ImageReadMode, decode_jpeg
 
 import deitkit
 from cost_growth import write_images
 from deitkit import recipes
 from deitkit.config import ResolvedConfig
 from deitkit.data.cache import Decoder
-from deitkit.data.loader import TrainingViews, ViewBatch
+from deitkit.data.loader import ViewBatch
 from deitkit.data.sampler import Sampler
 from deitkit.distillation.objective import Objective
-from deitkit.evaluation.speed import wait_for_device
+from deitkit.evaluation.speed import images_per_s, kept_values, wait_for_device
 from deitkit.inference.backends import PyTorchBackend
 from deitkit.models.deit import create_model
+from deitkit.models.token_merging import TokenMerging
 from deitkit.preprocessing import Normalised, Preprocessing
 from deitkit.teachers.sources.timm_model import TimmBackbone
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
+from deitkit.training.trainer import _COMPILED_FROM as STEPS
 from deitkit.training.trainer import Trainer, TrainingData, Validation
 from provenance import provenance
 
@@ -66,15 +77,10 @@ class Scale:
     teachers: tuple[str, ...] = ("regnety_160", "tf_efficientnet_lite0")
     size: int = 224
     batch: int = 256
-    steps: int = 20
-    warm_up: int = 3
+    seconds: float = 2.0  # a step or forward pass is measured for so long
     loop_images: int = 16_384
-    inference: tuple[str, ...] = (
-        "--models=base,small,tiny",
-        "--batch=1,32,256,1024",
-        "--rounds=2",
-        "--seconds=0.5",
-    )
+    loop_epochs: int = 16  # enough steps for deitkit.train to compile
+    batches: tuple[int, ...] = (256, 1, 32, 1024)
     train_s: int = 60
     sizes: tuple[int, ...] = (128, 224)
     pretrain_s: int = 60
@@ -90,10 +96,10 @@ TRIAL = Scale(
     teachers=("test_efficientnet", "resnet10t"),
     size=32,
     batch=4,
-    steps=1,
-    warm_up=1,
+    seconds=0.01,
     loop_images=16,
-    inference=("--models=tiny", "--batch=1", "--rounds=1", "--seconds=0.02", "--merge=0"),
+    loop_epochs=2,
+    batches=(2,),
     train_s=4,
     sizes=(32,),
     pretrain_s=4,
@@ -115,35 +121,55 @@ def seconds(call: Callable[[], object], calls: int, warm_up: int = 3) -> float:
     return statistics.median(times)
 
 
+def compiled(call: Any, graphs: bool = False) -> Any:
+    """As deitkit compiles; traced only on a CPU, where a trial would take long. graphs: as CUDA graphs."""
+    if not ON_GPU:
+        return torch.compile(call, dynamic=False, backend="aot_eager")
+    return torch.compile(call, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
 class Clock:
-    """What a part may still take. Measurements that do not fit are named and left out."""
+    """What a part has found, and the time that it has left.
+
+    Each measurement is reported at once, so that a part which is ended by its limit keeps what it has.
+    Measurements that do not fit are named and left out. derive: what follows from what was found so far.
+    """
 
     def __init__(self, limit: float):
         self.end = time.monotonic() + 0.9 * limit
-        self.left_out: list[str] = []
+        self.found: dict[str, Any] = {}
+        self.derive: Callable[[], dict[str, Any]] = dict
 
-    def measure(self, found: dict[str, Any], name: str, measurement: Callable[[], Any]) -> None:
-        """found[name] = measurement(), or why there is none."""
+    def measure(self, where: dict[str, Any], name: str, measurement: Callable[[], Any]) -> None:
+        """where[name] = measurement(), or why there is none; `where` is `found` or within it."""
         if time.monotonic() > self.end:
-            self.left_out.append(name)
+            self.found.setdefault("left_out", []).append(name)
             return
         try:
-            found[name] = measurement()
+            where[name] = measurement()
         except Exception as error:  # out of memory, no kernel for this device: the others still count
-            found[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
-        print(f"  {name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+            where[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+        self.found |= self.derive()
+        print(f"  {name}: {json.dumps(where[name])}", file=sys.stderr, flush=True)
+        print(json.dumps(self.found), flush=True)
 
 
 # 1: limits
 
 
-def limits(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
-    """Rates of matrix products, of copies, and of decoding JPEGs on the host."""
-    found: dict[str, Any] = {}
+def limits(scale: Scale, clock: Clock, data: Path | None) -> None:
+    """Rates of matrix products, of copies, and of decoding JPEGs; milliseconds of attention."""
+    found = clock.found
     clock.measure(found, "matrix_tflops", lambda: matrix_tflops(scale.matrix))
     clock.measure(found, "copy_gb_per_s", lambda: copy_rates(scale.copied_mb))
-    clock.measure(found, "decoded_per_s", lambda: decoded_per_s(scale.decoded, scale.size))
-    return found
+    found["decoded_per_s"], found["attention_ms"] = {}, {}
+    for where, rate in (("host", decoded_by_host), ("device", decoded_by_device)):
+        clock.measure(found["decoded_per_s"], where, lambda r=rate: r(scale.decoded, scale.size))
+    for name in scale.students:
+        for kernel in KERNELS:
+            clock.measure(
+                found["attention_ms"], f"{name}, {kernel}", lambda n=name, k=kernel: attention_ms(n, k, scale)
+            )
 
 
 def matrix_tflops(side: int) -> float:
@@ -168,16 +194,19 @@ def copy_rates(megabytes: int) -> dict[str, float]:
     return rates
 
 
-def decoded_per_s(images: int, size: int) -> float:
-    """JPEGs of 500 x 375 pixels to training pixels, by as many threads as the host has cores."""
-    from concurrent.futures import ThreadPoolExecutor
+def example_jpeg() -> bytes:
+    """A smooth image of 500 x 375 pixels."""
+    pixels = np.random.RandomState(0).randint(0, 255, (24, 32, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((500, 375)).save(file, "jpeg", quality=90)
+    return file.getvalue()
 
-    from PIL import Image
 
+def decoded_by_host(images: int, size: int) -> float:
+    """JPEGs/s to training pixels, by as many threads as the host has cores."""
     with tempfile.TemporaryDirectory() as folder:
-        pixels = np.random.RandomState(0).randint(0, 255, (24, 32, 3), dtype=np.uint8)
         path = Path(folder) / "a.jpg"
-        Image.fromarray(pixels).resize((500, 375)).save(path, quality=90)
+        path.write_bytes(example_jpeg())
         decode = Decoder((size * 8 // 7, size * 8 // 7), "resize")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             started = time.perf_counter()
@@ -186,49 +215,105 @@ def decoded_per_s(images: int, size: int) -> float:
             return images / (time.perf_counter() - started)
 
 
+def decoded_by_device(images: int, size: int) -> float:
+    """The same by torchvision, on a GPU by nvJPEG, in batches of 256."""
+    batch = [torch.frombuffer(bytearray(example_jpeg()), dtype=torch.uint8)] * min(images, 256)
+    return len(batch) / seconds(lambda: decode_on_device(batch, size * 8 // 7), max(1, images // 256), 1)
+
+
+def decode_on_device(files: list[Tensor], side: int) -> Tensor:
+    """JPEG files, as bytes on the host, to (B, 3, side, side) uint8 on the device."""
+    decoded = decode_jpeg(files, mode=ImageReadMode.RGB, device=DEVICE)
+    resized = [F.interpolate(d[None].float(), (side, side), mode="bicubic", antialias=True) for d in decoded]
+    return torch.cat(resized).round_().clamp_(0, 255).to(torch.uint8)
+
+
+KERNELS = ("default", "flash", "efficient", "cudnn", "math") if ON_GPU else ("default", "flash", "math")
+
+
+def attention_ms(name: str, kernel: str, scale: Scale) -> dict[str, float | str]:
+    """Milliseconds of attention, forward and backward, with a kernel: at the student's tokens, at the next
+    multiple of 8, and padded to that with a mask. "default" is PyTorch's choice."""
+    student = create_model(name, num_classes=CLASSES, image_size=scale.size)
+    tokens, kind = student.pos_embed.shape[1], torch.bfloat16 if ON_GPU else torch.float32
+    found: dict[str, float | str] = {}
+    backends = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    for label, count, attention in (
+        (f"{tokens}", tokens, F.scaled_dot_product_attention),
+        (f"{tokens + -tokens % 8}", tokens + -tokens % 8, F.scaled_dot_product_attention),
+        (f"{tokens} padded", tokens, padded_attention),
+    ):
+        shape = (scale.batch, student.num_heads, count, student.embed_dim // student.num_heads)
+        q, k, v = (torch.randn(shape, device=DEVICE, dtype=kind, requires_grad=True) for _ in range(3))
+
+        def both(q: Tensor = q, k: Tensor = k, v: Tensor = v, attention: Any = attention) -> None:
+            with nullcontext() if kernel == "default" else sdpa_kernel(backends[kernel]):
+                attention(q, k, v).sum().backward()
+
+        try:
+            found[label] = 1000 * seconds(both, 10)
+        except RuntimeError as error:  # not every kernel takes every shape or mask
+            found[label] = str(error).splitlines()[0][:100]
+    return found
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention (B, h, N, d) with N padded to a multiple of 8 and the padding masked."""
+    tokens, extra = q.shape[2], -q.shape[2] % 8
+    mask = (torch.arange(tokens + extra, device=q.device) < tokens).view(1, 1, 1, -1)
+    q, k, v = (F.pad(each, (0, 0, 0, extra)) for each in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :tokens]
+
+
 # 2: training
 
 
-def training(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
+def training(scale: Scale, clock: Clock, data: Path | None) -> None:
     """Images/s of deitkit's training step and of timm's, on the same synthetic images."""
-    tflops = matrix_tflops(scale.matrix)
-    found: dict[str, Any] = {"matrix_tflops": tflops, "forward_gflops": {}, "teacher_images_per_s": {}}
-    speeds: dict[str, Any] = {}
-    for name in scale.students:
-        found["forward_gflops"][name] = forward_gflops(name, scale.size)
-    for teacher in scale.teachers:
+    found, speeds = clock.found, {}
+    found["matrix_tflops"] = matrix_tflops(scale.matrix)
+    found["forward_gflops"] = {name: forward_gflops(name, scale.size) for name in scale.students}
+    found["teacher_images_per_s"], found["steps"] = {}, speeds
+    clock.derive = lambda: {"share_of_matrix_rate": shares(found), "beside_timm": beside_timm(speeds)}
+
+    def deitkit_step(name: str, teacher: str | None = None, what: str = "", **changes: Any) -> None:
+        taught = f" {what or 'distilled'}, {teacher}" if teacher else f", {what}" if what else ""
         clock.measure(
-            found["teacher_images_per_s"], teacher, lambda t=teacher: scale.batch / teacher_seconds(t, scale)
+            speeds, f"deitkit {name}{taught}", lambda: step_of_deitkit(name, scale, teacher, **changes)
         )
+
+    def timm_step(name: str, teacher: str | None = None) -> None:
+        taught = f" distilled, {teacher}" if teacher else ""
+        clock.measure(speeds, f"timm {name}{taught}", lambda: step_of_timm(name, scale, teacher))
+
+    first, *others = scale.teachers
+    clock.measure(found["teacher_images_per_s"], first, lambda: teacher_rate(first, scale))
     for name in scale.students:
-        first = scale.teachers[0]
-        clock.measure(speeds, f"deitkit {name}", lambda n=name: step_of_deitkit(n, scale))
-        clock.measure(speeds, f"timm {name}", lambda n=name: step_of_timm(n, scale))
-        clock.measure(
-            speeds, f"deitkit {name} distilled, {first}", lambda n=name, t=first: step_of_deitkit(n, scale, t)
-        )
-        clock.measure(
-            speeds, f"timm {name} distilled, {first}", lambda n=name, t=first: step_of_timm(n, scale, t)
-        )
+        deitkit_step(name)
+        timm_step(name)
+        deitkit_step(name, first)
+    smallest = scale.students[-1]
+    deitkit_step(smallest, what="CUDA graphs", graphs=True)
+    deitkit_step(scale.students[0], first, "distilled in turn", ahead=False)
+    clock.measure(
+        found["teacher_images_per_s"], f"{first}, compiled", lambda: teacher_rate(first, scale, compiled=True)
+    )
+    for teacher in others:
+        clock.measure(found["teacher_images_per_s"], teacher, lambda t=teacher: teacher_rate(t, scale))
+        for name in scale.students:
+            deitkit_step(name, teacher)
+            deitkit_step(name, teacher, "guided", guided=True)
     for name in scale.students:
-        for teacher in scale.teachers[1:]:
-            clock.measure(
-                speeds,
-                f"deitkit {name} distilled, {teacher}",
-                lambda n=name, t=teacher: step_of_deitkit(n, scale, t),
-            )
-            clock.measure(
-                speeds,
-                f"deitkit {name} guided, {teacher}",
-                lambda n=name, t=teacher: step_of_deitkit(n, scale, t, guided=True),
-            )
+        timm_step(name, first)
         larger = replace(scale, batch=4 * scale.batch)
         clock.measure(
             speeds, f"deitkit {name}, batch {larger.batch}", lambda n=name, s=larger: step_of_deitkit(n, s)
         )
-    found["steps"] = speeds
-    found |= {"share_of_matrix_rate": shares(found), "beside_timm": beside_timm(speeds)}
-    return found
 
 
 def shares(found: dict[str, Any]) -> dict[str, float]:
@@ -269,20 +354,39 @@ def forward_gflops(name: str, size: int) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def measured(step: Callable[[], object], scale: Scale) -> dict[str, float]:
-    """Images/s of a step, seconds until the first is done, and the memory that it takes."""
+def measured(step: Callable[[], object], scale: Scale) -> dict[str, Any]:
+    """Images/s of a step, seconds until the first is done, the memory that it takes, its longest kernels.
+
+    Steps follow each other as in training: the device is waited for at the ends of rounds only.
+    """
     started = time.perf_counter()
     step()
     wait_for_device()
     first = time.perf_counter() - started
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
-    speed = scale.batch / seconds(step, scale.steps, scale.warm_up)
+    speed = images_per_s(step, scale.batch, scale.seconds)
     memory = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9} if ON_GPU else {}
-    return {"images_per_s": speed, "first_step_s": first, **memory}
+    return {"images_per_s": speed, "first_step_s": first, **memory, "kernels": longest_kernels(step)}
 
 
-def teacher_of(name: str) -> Teacher:
+def longest_kernels(step: Callable[[], object]) -> dict[str, float]:
+    """The eight operations of the device that take most of a step, with their shares of its busy time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA if ON_GPU else ProfilerActivity.CPU]) as found:
+        step()
+        wait_for_device()
+    times = {
+        each.key: each.self_device_time_total if ON_GPU else each.self_cpu_time_total
+        for each in found.key_averages()
+    }
+    whole = sum(times.values()) or 1.0
+    longest = sorted(times.items(), key=lambda item: -item[1])[:8]
+    return {name[:60]: round(spent / whole, 3) for name, spent in longest}
+
+
+def teacher_of(name: str, compiled: bool = False) -> Teacher:
     """A teacher with random weights: its time is the same."""
     torch.manual_seed(0)
     backbone = TimmBackbone(timm.create_model(name, num_classes=0))
@@ -290,7 +394,11 @@ def teacher_of(name: str) -> Teacher:
         pooled, *maps = backbone.eval()(torch.zeros(1, 3, 64, 64))
     precision = torch.bfloat16 if ON_GPU else torch.float32
     backend = PyTorchBackend(
-        Normalised(backbone, IMAGENET.mean, IMAGENET.std), DEVICE, precision=precision, channels_last=True
+        Normalised(backbone, IMAGENET.mean, IMAGENET.std),
+        DEVICE,
+        precision=precision,
+        channels_last=True,
+        compiled=compiled,
     )
     classes = tuple(map(str, range(CLASSES)))
     card = MemberCard(
@@ -310,10 +418,11 @@ def teacher_of(name: str) -> Teacher:
     return Teacher(TeacherCard(classes, (member.card,)), (member,))
 
 
-def teacher_seconds(name: str, scale: Scale) -> float:
-    teacher = teacher_of(name)
+def teacher_rate(name: str, scale: Scale, compiled: bool = False) -> float:
+    """Images/s of a teacher alone."""
+    teacher = teacher_of(name, compiled)
     images = torch.rand(scale.batch, 3, scale.size, scale.size, device=DEVICE)
-    return seconds(lambda: teacher(images), max(1, scale.steps // 2))
+    return images_per_s(lambda: teacher(images), scale.batch, scale.seconds / 2)
 
 
 def trainer_of(name: str, scale: Scale, teacher: Teacher | None, guided: bool, folder: Path) -> Trainer:
@@ -324,7 +433,7 @@ def trainer_of(name: str, scale: Scale, teacher: Teacher | None, guided: bool, f
         "student.patch_size": 16,
         "train.batch_size": scale.batch,
         "train.micro_batch_size": scale.batch,
-        "train.epochs": 10,
+        "train.epochs": 1,
         "train.loss": "cross-entropy",
         "train.balance": "none",
         "train.metric": "top1",
@@ -336,13 +445,14 @@ def trainer_of(name: str, scale: Scale, teacher: Teacher | None, guided: bool, f
         recipes.get("deit-distilled" if teacher is not None else "deit").override(changes)
     )
     student = create_model(name, num_classes=CLASSES, image_size=scale.size, drop_path_rate=0.1).to(DEVICE)
-    views = TrainingViews(
-        None, np.zeros(scale.batch, np.int64), CLASSES, config.augment, (scale.size,) * 2, DEVICE
-    )  # type: ignore[arg-type]
+    images, labels = synthetic(scale)
+    batch = ViewBatch(images, F.one_hot(labels, CLASSES).float(), np.arange(scale.batch))
+    views: Any = SimpleNamespace(device=DEVICE, make=lambda planned: batch)
+    shown = STEPS * scale.batch  # as many steps as a run has that is compiled
     return Trainer(
         student,
         Objective(config.distillation, config.train, teacher=teacher),
-        TrainingData(views, Sampler(scale.batch, batch_size=scale.batch, seed=0), 0, [""] * scale.batch),
+        TrainingData(views, Sampler(shown, batch_size=scale.batch, seed=0), 0, [""] * shown),
         Validation(lambda model: {"loss": 0.0}, num_images=0),
         train=config.train,
         optim=config.optim,
@@ -351,38 +461,55 @@ def trainer_of(name: str, scale: Scale, teacher: Teacher | None, guided: bool, f
 
 
 def step_of_deitkit(
-    name: str, scale: Scale, teacher: str | None = None, *, guided: bool = False
-) -> dict[str, float]:
-    """`Trainer.step` on views that are on the device, the teacher's outputs included."""
+    name: str,
+    scale: Scale,
+    teacher: str | None = None,
+    *,
+    guided: bool = False,
+    ahead: bool = True,
+    graphs: bool = False,
+) -> dict[str, Any]:
+    """`Trainer.update` on views that are on the device, the teacher's outputs included.
+
+    ahead: the teacher beside the step, as in training, or before it. graphs: recorded as CUDA graphs.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(name, scale, teacher_of(teacher) if teacher else None, guided, Path(folder))
-        images, labels = synthetic(scale)
-        targets = nn.functional.one_hot(labels, CLASSES).float()
-        batch = ViewBatch(images, targets, np.arange(scale.batch))
-        return measured(lambda: trainer.step(batch), scale)
+        if graphs or not ON_GPU:  # a trial shall see the compiled step
+            trainer._parts_of_loss = compiled(trainer._parts, graphs)
+        if not ahead:
+            batch = trainer.data.views.make(trainer.plan(0)[0])
+            return measured(lambda: trainer.update(batch), scale)
+        batches = itertools.chain.from_iterable(trainer.prepared(0) for _ in itertools.count())
+        return measured(lambda: trainer.update(*next(batches)), scale)
 
 
-def step_of_timm(name: str, scale: Scale, teacher: str | None = None) -> dict[str, float]:
-    """timm's model in its best conditions: bf16, compiled, fused AdamW; hard distillation as in DeiT."""
-    ours = create_model(name, num_classes=CLASSES, image_size=scale.size)
-    model: Any = timm.create_model(
+def timm_model(name: str, size: int) -> Any:
+    """timm's DeiT of the shape of deitkit's."""
+    ours = create_model(name, num_classes=CLASSES, image_size=size)
+    return timm.create_model(
         "deit_tiny_distilled_patch16_224",
         num_classes=CLASSES,
-        img_size=scale.size,
+        img_size=size,
         embed_dim=ours.embed_dim,
         depth=ours.depth,
         num_heads=ours.num_heads,
         drop_path_rate=0.1,
     )
+
+
+def step_of_timm(name: str, scale: Scale, teacher: str | None = None) -> dict[str, Any]:
+    """timm's model in its best conditions: bf16, compiled, fused AdamW; hard distillation as in DeiT."""
+    model = timm_model(name, scale.size)
     model.set_distilled_training(True)
     model = model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=True)
-    forward = torch.compile(model) if ON_GPU else model
+    forward = compiled(model)
     images, labels = synthetic(scale)
     network: Any = None
     if teacher is not None:
         network = timm.create_model(teacher).to(DEVICE, memory_format=torch.channels_last).eval()
-        network = torch.compile(network) if ON_GPU else network
+        network = compiled(network)
 
     def step() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=ON_GPU):
@@ -391,9 +518,7 @@ def step_of_timm(name: str, scale: Scale, teacher: str | None = None) -> dict[st
                 with torch.no_grad():
                     answers = network(images.to(memory_format=torch.channels_last)).argmax(1)
             first, second = forward(images)
-            loss = (
-                nn.functional.cross_entropy(first, labels) + nn.functional.cross_entropy(second, answers)
-            ) / 2
+            loss = (F.cross_entropy(first, labels) + F.cross_entropy(second, answers)) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -411,19 +536,24 @@ def synthetic(scale: Scale) -> tuple[Tensor, Tensor]:
 # 3: the whole loop
 
 
-def loop(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
+def loop(scale: Scale, clock: Clock, data: Path | None) -> None:
     """`deitkit.train` from JPEGs, without a teacher, beside the same step on synthetic images."""
-    name = scale.students[0]
-    found: dict[str, Any] = {"student": name}
+    name, found = scale.students[0], clock.found
+
+    def ratio() -> dict[str, float]:
+        epochs, step = found.get("epochs"), found.get("synthetic", {})
+        if not isinstance(epochs, list) or "images_per_s" not in step:
+            return {}
+        return {"ratio": epochs[-1]["images_per_s"] / step["images_per_s"]}
+
+    clock.derive = ratio
+    found["student"] = name
     clock.measure(found, "synthetic", lambda: step_of_deitkit(name, scale))
     clock.measure(found, "epochs", lambda: epochs_of(name, scale))
-    if "failed" not in found["epochs"][-1] and "images_per_s" in found["synthetic"]:
-        found["ratio"] = found["epochs"][-1]["images_per_s"] / found["synthetic"]["images_per_s"]
-    return found
 
 
 def epochs_of(name: str, scale: Scale) -> list[dict[str, float]]:
-    """Images/s and seconds of each of three epochs; the first is after decoding."""
+    """Images/s and seconds of each epoch, after decoding; the first compiles."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DEITKIT_CACHE"] = f"{folder}/cache"
         images = write_images(Path(folder) / "data", scale.loop_images, 8)
@@ -432,7 +562,7 @@ def epochs_of(name: str, scale: Scale) -> list[dict[str, float]]:
             images,
             Path(folder) / "run",
             recipe="deit",
-            train__epochs=3,
+            train__epochs=scale.loop_epochs,
             train__batch_size=scale.batch,
             student__name=name,
             student__image_size=scale.size,
@@ -450,38 +580,66 @@ def epochs_of(name: str, scale: Scale) -> list[dict[str, float]]:
 # 4: inference
 
 
-def inference(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
-    """benchmarks/inference.py, and the share of the matrix rate of each model's fastest forward passes."""
-    device = "cuda" if ON_GPU else "cpu"
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("inference.py")),
-        f"--device={device}",
-        *scale.inference,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"failed": done.stderr[-1000:]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    tflops = matrix_tflops(scale.matrix)
-    found["share_of_matrix_rate"] = {
-        f"{name}, batch {batch}": max(
-            row["images_per_s"] for row in model["rows"] if row["batch"] == batch and "deitkit" in row["side"]
-        )
-        * forward_gflops(name, 224)
-        / (1000 * tflops)
-        for name, model in found["models"].items()
-        for batch in sorted({row["batch"] for row in model["rows"]})
-    }
-    return found
+def inference(scale: Scale, clock: Clock, data: Path | None) -> None:
+    """Images/s of forward passes: as deitkit runs them, recorded as CUDA graphs, with weights in half
+    precision, with merged tokens, and timm's."""
+    found: dict[str, Any] = clock.found
+    found["matrix_tflops"], rates = matrix_tflops(scale.matrix), {}
+    found["images_per_s"] = rates
+
+    def derive() -> dict[str, Any]:
+        best: dict[str, float] = {}
+        for label, by_batch in rates.items():
+            for batch, rate in by_batch.items() if label.startswith("deitkit") else ():
+                name = f"{label.split()[1].rstrip(',')}, {batch}"
+                best[name] = (
+                    max(best.get(name, 0.0), rate) if isinstance(rate, float) else best.get(name, 0.0)
+                )
+        gflops = {name: forward_gflops(name, scale.size) for name in scale.students}
+        return {
+            "share_of_matrix_rate": {
+                name: rate * gflops[name.split(",")[0]] / (1000 * found["matrix_tflops"])
+                for name, rate in best.items()
+            }
+        }
+
+    clock.derive = derive
+    largest_first = sorted(scale.students, key=lambda name: -forward_gflops(name, scale.size))
+    for how in ("compiled", "CUDA graphs", "eager", "bf16 weights", "fp16 weights", "merged"):
+        for name in largest_first:
+            for who in ("deitkit", "timm") if how in ("compiled", "eager") else ("deitkit",):
+                clock.measure(
+                    rates, f"{who} {name}, {how}", lambda w=who, n=name, h=how: forward_rates(w, n, h, scale)
+                )
+
+
+def forward_rates(who: str, name: str, how: str, scale: Scale) -> dict[str, float]:
+    """Images/s for each batch size."""
+    network = (
+        timm_model(name, scale.size)
+        if who == "timm"
+        else create_model(name, num_classes=CLASSES, image_size=scale.size)
+    )
+    network = (TokenMerging(network, 13) if how == "merged" else network).to(DEVICE).eval()
+    kind = {"bf16 weights": torch.bfloat16, "fp16 weights": torch.float16}.get(how)
+    network = network if kind is None else network.to(kind)
+    mixed = torch.autocast(DEVICE.type, torch.bfloat16, enabled=ON_GPU and kind is None)
+    forward = network if how == "eager" else compiled(network, graphs=how == "CUDA graphs")
+
+    def rate(batch: int) -> float:
+        images = torch.rand(batch, 3, scale.size, scale.size, device=DEVICE, dtype=kind)
+        with torch.inference_mode(), mixed:
+            return images_per_s(lambda: forward(images), batch, scale.seconds / 4)
+
+    return {f"batch {batch}": rate(batch) for batch in scale.batches}
 
 
 # 5: real results
 
 
-def results(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
+def results(scale: Scale, clock: Clock, data: Path | None) -> None:
     """The default recipe on Imagenette, and CIFAR-10 from scratch: accuracy and seconds."""
-    found: dict[str, Any] = {}
+    found = clock.found
     with tempfile.TemporaryDirectory() as folder:
         where, small = Path(folder), None
         if scale is TRIAL:
@@ -510,7 +668,6 @@ def results(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
             found["cifar10 from scratch"] = {"skipped": "no cifar10 in --data"}
         else:
             clock.measure(found, "cifar10 from scratch", lambda: trained(images, where / "cifar10", settings))
-    return found
 
 
 def trained(images: Path, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -533,7 +690,7 @@ def named(data: Path | None, name: str) -> Path | None:
 # 6: a start
 
 
-def start(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
+def start(scale: Scale, clock: Clock, data: Path | None) -> None:
     """Pre-trains on photographs for what is left of the time; the weights stay under results/gpu/."""
     with tempfile.TemporaryDirectory() as folder:
         photos, out = named(data, "photos"), Path("results/gpu/start")
@@ -545,12 +702,13 @@ def start(scale: Scale, clock: Clock, data: Path | None) -> dict[str, Any]:
             settings |= {"teacher__spec": f"timm:test_efficientnet@{weights}", "student__image_size": 32}
             settings |= {"teacher__image_size": 32, "student__patch_size": 8}
         if photos is None:
-            return {"skipped": "no photos in --data"}
+            clock.found["skipped"] = "no photos in --data"
+            return
         began = time.perf_counter()
         run = deitkit.pretrain([photos], out, **settings)
         lines = (out / "metrics.jsonl").read_text().splitlines()
         last = json.loads(lines[-1])
-        return {
+        clock.found |= {
             "agreement_with_teacher": run.results["student"]["top1"],
             "epochs": len(lines),
             "images_per_s": last["images_per_s"],
@@ -621,10 +779,12 @@ def floor_table(scale: Scale) -> str:
     """
     rows = []
     for name in ("tiny", "small", "base"):
+        with torch.device("meta"):
+            student = create_model(name, num_classes=CLASSES, image_size=scale.size)
         flops, kept, parameters = (
             1e9 * forward_gflops(name, scale.size),
-            kept_bytes(name, scale.size),
-            count(name),
+            2 * kept_values(student),
+            student.num_params,
         )
         rows.append(
             (f"{name}, a training step", 3 * flops * scale.batch, 2 * kept * scale.batch + 44 * parameters)
@@ -653,46 +813,21 @@ def floor_table(scale: Scale) -> str:
     return "\n".join(lines)
 
 
-def count(name: str) -> int:
-    with torch.device("meta"):
-        return create_model(name, num_classes=CLASSES).num_params
-
-
-def kept_bytes(name: str, size: int) -> float:
-    """What autograd keeps of one image's forward pass, in bf16, without parameters and attention weights,
-    which a fused kernel does not keep."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        whole = tensor if tensor._base is None else tensor._base
-        attention = whole.ndim > 2 and whole.shape[-1] == whole.shape[-2]
-        if not (attention or isinstance(whole, nn.Parameter)):
-            kept[id(whole)] = whole
-        return tensor
-
-    with torch.device("meta"):
-        model = create_model(name, num_classes=CLASSES, image_size=size)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = model(torch.empty(1, 3, size, size))
-    assert output.class_logits.grad_fn is not None
-    return 2 * sum(tensor.numel() for tensor in kept.values())
-
-
 # The programme
 
 
 @dataclass(frozen=True)
 class Part:
-    measure: Callable[[Scale, Clock, Path | None], dict[str, Any]]
+    measure: Callable[[Scale, Clock, Path | None], None]
     limit_s: int
 
 
 PARTS = {
-    1: Part(limits, 30),
-    2: Part(training, 150),
-    3: Part(loop, 60),
-    4: Part(inference, 90),
-    5: Part(results, 150),
+    1: Part(limits, 40),
+    2: Part(training, 180),
+    3: Part(loop, 80),
+    4: Part(inference, 80),
+    5: Part(results, 220),
     6: Part(start, 120),
 }
 WHOLE_S = 480
@@ -704,14 +839,26 @@ def run_part(number: int, options: argparse.Namespace, limit: float) -> dict[str
     command = [sys.executable, __file__, "--part", str(number), "--inside", f"--limit={limit}"]
     command += ["--trial"] if options.trial else []
     command += [f"--data={options.data}"] if options.data is not None else []
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"ran longer than {limit:.0f} s"}
-    if done.returncode:
-        return {"failed": f"ended with status {done.returncode}"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said, _ = process.communicate(timeout=limit)
+            failed = f"ended with status {process.returncode}" if process.returncode else None
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            failed = f"ran longer than {limit:.0f} s"
+    found = last_report(said)
+    return found | ({"failed": failed} if failed else {})
+
+
+def last_report(said: str) -> dict[str, Any]:
+    """The last whole line of JSON of a part that may have been ended within one."""
+    for line in reversed(said.splitlines()):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+    return {}
 
 
 def main() -> None:
@@ -733,8 +880,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     if options.inside:
         part, clock = PARTS[options.part], Clock(options.limit)
-        found = part.measure(scale, clock, options.data)
-        print(json.dumps(found | ({"left_out": clock.left_out} if clock.left_out else {})))
+        part.measure(scale, clock, options.data)
+        print(json.dumps(clock.found), flush=True)
         return
     began, parts = time.monotonic(), {}
     for number, part in PARTS.items():

@@ -2,6 +2,8 @@
 
     python benchmarks/imbalance.py DATA --name NAME [--ratios 10 50] [--most 200] [--image-size 64]
         [--epochs 20] [--arms none loss ...] [--mode soft] [--seeds 0 1 2] [--out results/imbalance]
+    python benchmarks/imbalance.py DATA --features FILE.npz [--teacher-size 96]
+    python benchmarks/imbalance.py --candidates FILE.npz --name NAME [--ratios 10 50] [--most 200]
     python benchmarks/imbalance.py --probe FEATURES.npz --name NAME [--ratios 2 3 5 10 20 50] [--most 150]
     python benchmarks/imbalance.py --table results/imbalance/*.csv
 
@@ -23,17 +25,26 @@ sampler is the weights that it amounts to. Rows go to OUT/probe.csv. With --teac
 linear heads stand for a student's, one fitted to the labels and one, by --mode soft or hard, to a probe on
 the teacher's features: with no correction, with log pi in the loss on labels alone, and in both losses
 (the arm "loss"). Rows go to OUT/heads.csv.
+
+--candidates: the fitted teacher as a model to deploy: deitkit's own probe on the features of its centre crops
+and their mirror images, which --features writes once. Arms: "none"; "adjusted", as deitkit does it, log pi
+taken off the bias; "tau", tau log pi with the tau of TAUS that gives most balanced accuracy out of fold on
+the training images; "weights", the probe fitted with each image weighted by 1 / images of its class. Besides
+the scores, the negative log-likelihood and the calibration error (cross-fitted) at temperature 1 and at the
+fitted one, on the validation images and on those thinned like the training images. Rows go to
+OUT/candidates.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +55,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deitkit import recipes
-from deitkit.config import DataConfig
-from deitkit.data.dataset import find_splits
+from deitkit.config import Config, DataConfig
+from deitkit.data.cache import Decoder, open_pixels
+from deitkit.data.dataset import Split, find_splits
+from deitkit.data.image_set import ImageSet
 from deitkit.data.splits import Splits
 from deitkit.distillation import class_balance
 from deitkit.distillation.losses import hard_distillation, soft_distillation
-from deitkit.evaluation.evaluate import evaluate_student, teacher_logits
-from deitkit.models import joint_probabilities
+from deitkit.evaluation.evaluate import evaluate_student, teacher_logits, views_of
+from deitkit.evaluation.temperature import calibrate
+from deitkit.models import DeiTOutput, joint_probabilities
+from deitkit.teachers.fit import open_backbone
+from deitkit.teachers.probe import fit_probe, out_of_fold
 from deitkit.teachers.saved import kept_teacher
 from deitkit.teachers.teacher import Teacher
 from deitkit.training import student_training
@@ -68,6 +84,15 @@ FIELDS = (
     *("data", "ratio", "mode", "arm", "seed", "epochs", "images", "largest", "smallest", "weights"),
     *(f"{head}_{score}" for head in HEADS for score in SCORES),
     *("seconds", "machine", "versions", "date", "command"),
+)
+
+
+TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+CALIBRATED = ("nll_before", "nll", "ece_before", "ece")
+CANDIDATE_FIELDS = (
+    *("data", "ratio", "arm", "seed", "tau", "images", "largest", "smallest", *SCORES),
+    *(f"{w}_{name}" for w in ("even", "uneven") for name in ("images", "temperature", *CALIBRATED)),
+    *("machine", "versions", "date", "command"),
 )
 
 
@@ -169,7 +194,13 @@ def measure(session: Session, teacher: Teacher, folder: Path, arm: str) -> dict[
     return row
 
 
-def probe(features: Tensor, labels: Tensor, log_shares: Tensor | None, weights: Tensor) -> nn.Linear:
+def probe(
+    features: Tensor,
+    labels: Tensor,
+    log_shares: Tensor | None,
+    weights: Tensor,
+    penalty: float = _PENALTY,
+) -> nn.Linear:
     """Logistic regression on (N, F), with `log_shares` (K,) added to its logits or images weighted (N,)."""
     head = nn.Linear(features.shape[1], int(labels.max()) + 1)
     nn.init.zeros_(head.weight)
@@ -180,7 +211,7 @@ def probe(features: Tensor, labels: Tensor, log_shares: Tensor | None, weights: 
         optimizer.zero_grad()
         logits = head(features) if log_shares is None else head(features) + log_shares
         each = F.cross_entropy(logits, labels, reduction="none")
-        value = (each * weights).sum() / weights.sum() + _PENALTY * head.weight.square().sum()
+        value = (each * weights).sum() / weights.sum() + penalty * head.weight.square().sum()
         value.backward()
         return value
 
@@ -245,6 +276,89 @@ def standardised(saved: Any, kept: np.ndarray) -> tuple[Tensor, Tensor]:
     return (x - mean) / std, (torch.from_numpy(saved["v"]).float() - mean) / std
 
 
+def write_features(options: argparse.Namespace) -> None:
+    """FILE.npz for --candidates: what the heads of the teacher's candidates at a size are fitted to.
+
+    x (2, N, F) of the training images and their mirror images, v of the validation images; y, yv: labels.
+    """
+    config = Config()
+    splits = find_splits(options.data, config.data)
+    size, device = options.teacher_size, torch.device("cpu")
+    of_teacher = replace(config.teacher, image_size=size)
+    member = open_backbone(of_teacher, student_size=None, device=device)
+    decoder = Decoder((size, size), "center_crop", member.card.preprocessing.crop)
+
+    def features(images: ImageSet, mirrored: bool) -> Tensor:
+        split = Split(images, open_pixels(images, decoder, config.data, lambda _: None)[0])
+        batches = (batch.flip(-1) if mirrored else batch for batch, _ in views_of(split, device))
+        return torch.cat([member.features(batch)[0].float() for batch in batches])
+
+    np.savez(
+        options.features,
+        x=torch.stack([features(splits.train, mirrored) for mirrored in (False, True)]),
+        y=splits.train.labels,
+        v=features(splits.val, False),
+        yv=splits.val.labels,
+    )
+
+
+def measure_candidates(options: argparse.Namespace, made: dict[str, Any]) -> None:
+    """A row for each seed, ratio and arm of the teacher's candidate."""
+    saved = np.load(options.candidates)
+    labels, held_labels = saved["y"], saved["yv"]
+    K, held = int(labels.max()) + 1, torch.from_numpy(saved["v"])
+    members = [np.flatnonzero(labels == k) for k in range(K)]
+    of_held = [np.flatnonzero(held_labels == k) for k in range(K)]
+    file = options.out / "candidates.csv"
+    for seed, ratio in itertools.product(options.seeds, options.ratios):
+        if done(file, data=options.name, seed=seed, ratio=ratio):
+            continue
+        kept = thinned_indices(members, ratio, options.most, seed)
+        x, y = torch.from_numpy(saved["x"][:, kept]), torch.from_numpy(labels[kept])
+        counts = np.bincount(labels[kept], minlength=K)
+        as_uneven = thinned_indices(of_held, ratio, options.most, seed)  # the same order of classes
+        for arm, tau, head in _candidate_heads(x, y, counts, seed):
+            logits = head(held)
+            row = {"data": options.name, "ratio": ratio, "arm": arm, "seed": seed, "tau": tau}
+            row |= {"images": len(y), "largest": counts.max(), "smallest": counts.min()}
+            row |= scores(logits, torch.from_numpy(held_labels), counts)
+            for where, images in (("even", np.arange(len(held))), ("uneven", as_uneven)):
+                found = calibrate(DeiTOutput(logits[images], None), torch.from_numpy(held_labels[images]))
+                row[f"{where}_images"] = found.images
+                row[f"{where}_temperature"] = f"{found.temperature:.3f}"
+                row |= {f"{where}_{name}": f"{getattr(found, name):.3f}" for name in CALIBRATED}
+            append_row(file, CANDIDATE_FIELDS, row | made)
+            print(options.name, ratio, seed, arm, tau, row["balanced"], row["top1"], flush=True)
+
+
+def _candidate_heads(
+    x: Tensor, y: Tensor, counts: np.ndarray, seed: int
+) -> Iterator[tuple[str, float, nn.Linear]]:
+    """(arm, tau, head) fitted to features x (2, N, F) and labels y (N,)."""
+    K, log_shares = len(counts), class_balance.taken_off_teacher("loss", torch.from_numpy(counts))
+    assert log_shares is not None
+    found = fit_probe(x, y, K, seed)
+
+    def less(tau: float) -> nn.Linear:
+        head = copy.deepcopy(found.head)
+        head.bias -= tau * log_shares
+        return head
+
+    yield "none", 0.0, found.head
+    yield "adjusted", 1.0, less(1.0)
+    log_p = out_of_fold(x[0], y, K, torch.arange(len(y)), seed).log()
+    balanced = {tau: float(scores(log_p - tau * log_shares, y, counts)["balanced"]) for tau in TAUS}
+    best = max(TAUS, key=lambda tau: (balanced[tau], -abs(tau - 1)))
+    yield "tau", best, less(best)
+    views = x.flatten(0, 1)
+    mean, std = views.mean(0), views.std(0) + 1e-6
+    each = torch.from_numpy(counts).float()[y].repeat(len(x))
+    head = probe((views - mean) / std, y.repeat(len(x)), None, 1 / each, found.penalty)
+    head.bias -= (head.weight / std) @ mean
+    head.weight /= std
+    yield "weights", 0.0, head
+
+
 def measure_probes(options: argparse.Namespace, made: dict[str, Any]) -> None:
     """A row for each seed, ratio and arm."""
     saved = np.load(options.probe)
@@ -281,6 +395,8 @@ def table(files: Sequence[Path]) -> str:
     for file in files:
         with open(file, newline="", encoding="utf-8") as opened_file:
             rows += list(csv.DictReader(opened_file))
+    if "tau" in rows[0]:
+        return candidate_table(rows)
     lines = [
         "| data | ratio | arm | seeds | balanced | top-1 | rarest class |",
         "|---|---|---|---|---|---|---|",
@@ -297,6 +413,32 @@ def table(files: Sequence[Path]) -> str:
         name = arm if mode == "soft" else f"{arm} ({mode})"
         lines.append(f"| {data} | 1:{ratio} | {name} | {len(of)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def candidate_table(rows: Sequence[dict[str, str]]) -> str:
+    """Markdown, two tables: scores, and calibration, of every arm; mean and spread over the seeds."""
+    of_score = [
+        "| data | ratio | arm | seeds | balanced | top-1 | rarest class |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    at = "NLL at 1 | NLL at T | ECE at 1 | ECE at T"
+    of_calibration = [f"| data | ratio | arm | validation | {at} |", f"|{'---|' * 8}"]
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["ratio"], row["arm"]), []).append(row)
+    for (data, ratio, arm), of in groups.items():
+
+        def cell(name: str, digits: int, of: Sequence[dict[str, str]] = of) -> str:
+            values = [float(row[name]) for row in of]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            return f"{statistics.mean(values):.{digits}f}{spread}"
+
+        start = f"| {data} | 1:{ratio} | {arm} | "
+        of_score.append(f"{start}{len(of)} | {' | '.join(cell(name, 1) for name in SCORES)} |")
+        for where in ("even", "uneven"):
+            cells = [cell(f"{where}_{name}", 2 if "nll" in name else 1) for name in CALIBRATED]
+            of_calibration.append(f"{start}{where} | {' | '.join(cells)} |")
+    return "\n".join([*of_score, "", *of_calibration])
 
 
 def done(file: Path, **wanted: object) -> bool:
@@ -323,6 +465,8 @@ def main() -> None:
     parser.add_argument("--eval-fraction", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path("results/imbalance"))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "deitkit-imbalance")
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--candidates", type=Path)
     parser.add_argument("--probe", type=Path)
     parser.add_argument("--teacher-features", type=Path)
     parser.add_argument("--table", type=Path, nargs="+")
@@ -330,9 +474,15 @@ def main() -> None:
     if options.table:
         print(table(options.table))
         return
+    if options.features:
+        write_features(options)
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     made = provenance()
     made["versions"] = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    if options.candidates:
+        measure_candidates(options, made)
+        return
     if options.probe:
         (measure_heads if options.teacher_features else measure_probes)(options, made)
         return
@@ -346,6 +496,7 @@ def main() -> None:
                 session = opened(options, ratio, seed, arm)
                 cached = options.cache / f"{options.name}-{ratio}-{seed}-{options.most}-{options.image_size}"
                 teacher = kept_teacher(cached, session.config.teacher, session.device, session.fit_teacher)
+                teacher = session.adjusted(teacher)  # another arm may have fitted it
                 with tempfile.TemporaryDirectory() as folder:
                     row = measure(session, teacher, Path(folder), arm)
                 named = {"data": options.name, "epochs": options.epochs}

@@ -168,7 +168,11 @@ def test_eval_finds_the_threshold_of_a_precision(stage, tmp_path, capsys):
     ("option", "sentence"),
     [
         ("--threshold=2", "--threshold is a probability from 0 to 1, not 2"),
+        ("--threshold=-0.1", "--threshold is a probability from 0 to 1, not -0.1"),
+        ("--threshold=nan", "--threshold is a probability from 0 to 1, not nan"),
         ("--coverage=1.5", "--coverage is a share between 0 and 1, not 1.5"),
+        ("--coverage=0", "--coverage is a share between 0 and 1, not 0"),
+        ("--coverage=nan", "--coverage is a share between 0 and 1, not nan"),
         ("--coverage=0.999", "needs 999 validation images or more: the model has 70"),
     ],
 )
@@ -180,7 +184,7 @@ def test_contradictions_are_refused(stage, capsys):
     start = ("predict", stage / "run", stage / "others", "--device=cpu", "--coverage=0.9")
     assert "give one of them" in refused(capsys, *start, "--top=3")
     assert "give one of them" in refused(capsys, *start, "--threshold=0.5")
-    for precision in ("0", "1.1"):
+    for precision in ("0", "1.1", "nan"):
         evaluate = ("eval", stage / "run", stage / "images", f"--precision={precision}", "--device=cpu")
         assert "--precision is a share" in refused(capsys, *evaluate)
 

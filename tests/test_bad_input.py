@@ -394,6 +394,15 @@ def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
         (["--device", "abacus"], "there is no device"),
         (["--budget", "soon"], "give one of them"),
         (["--distillation", "medium"], "cannot be 'medium'"),
+        (["--metric", "accuracy"], "cannot be 'accuracy'"),
+        (["--metric", "map"], "train.metric map is for multilabel images"),
+        (["--set", "train.balance=weights"], "cannot be 'weights'"),
+        (["--set", "train.balance=loss", "--set", "train.loss=bce"], "adjusts the logits of a softmax"),
+        (["--group-by", "("], "is no regular expression"),
+        (["--group-by", "patient"], "no table with such a column"),
+        (["--relabel", "gone.csv"], "gone.csv cannot be read: there is no such file"),
+        (["--exclude", "gone.csv"], "gone.csv cannot be read: there is no such file"),
+        (["--relabel", ""], "the path of a CSV file, and one is empty"),
     ],
 )
 def test_wrong_settings(image_folder, tmp_path, capsys, more, word):

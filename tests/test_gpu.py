@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from deitkit.data.cache import Decoder
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -58,3 +62,41 @@ def test_the_floor_counts_the_papers_operations():
     least = [float(row[3]) for row in rows]
     bound = [max(1000 * float(row[1]) / 800, float(row[2]) / 3) for row in rows]
     assert least == pytest.approx(bound, rel=0.02)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("gpu")
+
+
+@pytest.mark.parametrize("tokens", [6, 8, 198])
+def test_padded_attention_is_attention(benchmark, tokens):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, tokens, 8) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(benchmark.padded_attention(q, k, v), expected)
+
+
+def test_the_device_decodes_what_the_host_decodes(benchmark, tmp_path):
+    jpeg = benchmark.example_jpeg()
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    expected, _ = Decoder((256, 256), "resize")(tmp_path / "a.jpg")
+    found = benchmark.decode_on_device([torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)], 256)
+    assert found.shape == (1, 3, 256, 256)
+    assert (found[0].int() - torch.from_numpy(expected.copy()).int()).abs().float().mean() < 0.5
+
+
+def test_a_part_that_is_ended_keeps_what_it_found(benchmark, capsys):
+    clock = benchmark.Clock(100)
+    clock.found["steps"] = {}
+    clock.derive = lambda: {"measured": len(clock.found["steps"])}
+    clock.measure(clock.found["steps"], "first", lambda: 1.0)
+    clock.measure(clock.found["steps"], "second", lambda: 1 / 0)
+    clock.end = 0
+    clock.measure(clock.found["steps"], "third", lambda: 3.0)
+    said = capsys.readouterr().out
+    found = benchmark.last_report(said + '{"steps": {"first"')
+    assert found == {"steps": {"first": 1.0, "second": found["steps"]["second"]}, "measured": 2}
+    assert "ZeroDivisionError" in found["steps"]["second"]["failed"]
+    assert clock.found["left_out"] == ["third"] and benchmark.last_report("") == {}

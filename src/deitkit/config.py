@@ -288,7 +288,9 @@ class TrainConfig(Section):
     epochs: int | Auto = setting(300, "Epochs; auto: by the number of images, 10 to 200.", at_least(1))
     budget_s: float | None = setting(None, "Seconds that the whole job may take; sets the epochs.", above(0))
     batch_size: int = setting(1024, "Global batch size: images per step.", at_least(1))
-    micro_batch_size: int | Auto = setting(AUTO, "Images per forward pass; auto: by device.", at_least(1))
+    micro_batch_size: int | Auto = setting(
+        AUTO, "Images per forward pass; auto: by device and its memory.", at_least(1)
+    )
     loss: Literal["auto", "cross-entropy", "bce"] = setting(
         "auto", "Label loss; auto: bce if multilabel, else cross-entropy."
     )

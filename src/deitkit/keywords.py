@@ -167,7 +167,7 @@ class Keywords(TypedDict, total=False):
     train__batch_size: int
     """Global batch size: images per step."""
     train__micro_batch_size: int | Auto
-    """Images per forward pass; auto: by device."""
+    """Images per forward pass; auto: by device and its memory."""
     train__loss: Literal["auto", "cross-entropy", "bce"]
     """Label loss; auto: bce if multilabel, else cross-entropy."""
     train__label_smoothing: float

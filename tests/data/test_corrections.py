@@ -80,7 +80,7 @@ def test_lists_without_rows_change_nothing(image_folder, tmp_path):
         ("path,label\ncat/0.png,cat;dog\n", None, "has 2 labels"),
         ("path,label\ncat/0.png,dog\ncat/0.png,cat\n", None, "is in lines 2 and 3"),
         ("path\ncat/0.png\n", None, "has no column 'label'"),
-        ("", None, "has no column 'path'"),
+        ("", None, "has no column 'path'; .*, and has nothing"),
         (None, "name\ncat/0.png\n", "has no column 'path'"),
         (None, "path\ncat/none.png\n", "holds no such file"),
         (None, "path\nnotes.txt\n", "names notes.txt, which is no image of a class"),
@@ -95,7 +95,9 @@ def test_lists_that_fit_nothing(image_folder, tmp_path, relabel, exclude, senten
 
 
 def test_a_list_that_is_not_there(image_folder, tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read: there is no such file"):
         load_splits(image_folder, DataConfig(exclude=str(tmp_path / "none.csv")))
     with pytest.raises(DataError, match="not a regular file"):
         load_splits(image_folder, DataConfig(exclude=str(tmp_path)))
+    with pytest.raises(DataError, match="the path of a CSV file, and one is empty"):
+        load_splits(image_folder, DataConfig(relabel=""))

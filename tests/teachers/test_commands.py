@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 
 import deitkit
 from deitkit import cli
 from deitkit.evaluation.teacher_evaluation import evaluate_teacher
+from deitkit.run_schema import ModelResult
 from deitkit.teachers.teacher import TeacherMember
+from deitkit.training import results
 from tests.conftest import write_images
 
 from .models import onnx_file, timm_file
@@ -276,3 +281,14 @@ def test_a_teacher_no_better_than_the_largest_class_draws_a_warning(tmp_path, im
     classes = f"--set=teacher.classes={tmp_path / 'map.csv'}"
     arguments = ["train", image_folder, "--out", tmp_path / "run", "--teacher", CALL, classes, *TRAIN]
     assert "warning: the teacher is no better than always" in run(capsys, *arguments, stream="err")
+
+
+@pytest.mark.parametrize(("interval", "warned"), [((60.0, 80.0), False), ((40.0, 60.0), True)])
+def test_an_adjusted_teacher_may_be_right_less_often_than_the_largest_class(interval, warned, caplog):
+    """Of 90 images of one class and 10 of another: balanced accuracy tells whether it knows them."""
+    images = MagicMock(task="multiclass", counts=lambda: np.array([90, 10]), __len__=lambda _: 100)
+    val = SimpleNamespace(images=images, labels=torch.tensor([0] * 90 + [1] * 10))
+    of = {"scores": {"top1": 75.0, "balanced_accuracy": 70.0}, "balanced_interval": interval}
+    results.log_teacher(ModelResult(name="lite0", params=1, images_per_s=1.0, **of), val)
+    assert "75.0 %, balanced accuracy 70.0 % on validation" in caplog.text
+    assert ("no better than always naming the largest class (90.0 %)" in caplog.text) == warned

@@ -72,6 +72,8 @@ def test_a_damaged_file_is_read_or_refused_with_a_sentence(teacher, name):
         ({"spec": "fitted:."}, r"members\[0\]\.spec is out of range"),
         ({"spec": "nothing"}, "cannot read the teacher 'nothing'"),
         ({"finetuned": False, "head": "own"}, "do not belong together"),
+        ({"adjustment": [0.1, 0.2]}, "do not belong together"),
+        ({"adjustment": [0.1, 0.2, None]}, r"members\[0\]\.adjustment\[2\] is null, not a number"),
         ({"extra": 1}, r"members\[0\] has an unknown entry 'extra'"),
     ],
 )

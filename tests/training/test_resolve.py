@@ -89,7 +89,8 @@ def test_impossible_start_sizes_are_refused(image_folder, settings, message):
         resolve(config, splits, CPU)
 
 
-def test_a_gpus_patch_follows_the_size_that_is_asked_for(image_folder):
+def test_a_gpus_patch_follows_the_size_that_is_asked_for(image_folder, monkeypatch):
+    monkeypatch.setattr(resolving, "memory_bytes", lambda device: None)
     config = Config().override({"student.image_size": 224})
     resolved = resolve(config, find_splits(image_folder, config.data), torch.device("cuda"))
     assert resolved.student.patch_size == (16, 16)
@@ -97,8 +98,13 @@ def test_a_gpus_patch_follows_the_size_that_is_asked_for(image_folder):
 
 def test_a_gpu_takes_a_large_batch_in_parts(monkeypatch):
     monkeypatch.setattr(resolving, "_median_side", lambda *_: 300)
-    for batch, micro in ((1024, 256), (64, 64)):
-        config = Config().override({"train.batch_size": batch})
+    # A micro-batch of base at 224 pixels keeps about 0.12 GB an image.
+    cases = [(1024, 85e9, 256), (64, 85e9, 64), (1024, 24e9, 64), (1024, 8e9, 16), (1024, 1e6, 1)]
+    for batch, memory, micro in cases:
+        monkeypatch.setattr(resolving, "memory_bytes", lambda device, memory=memory: memory)
+        config = Config().override(
+            {"train.batch_size": batch, "student.name": "base", "student.image_size": 224}
+        )
         resolved = resolve(config, splits_of(2000), torch.device("cuda"))
         assert (resolved.train.batch_size, resolved.train.micro_batch_size) == (batch, micro)
 

@@ -6,17 +6,18 @@ import itertools
 import json
 import os
 import time
-import traceback
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.optim.adam as adam
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deitkit.config import (
     AugmentConfig,
@@ -27,12 +28,14 @@ from deitkit.config import (
     StudentConfig,
 )
 from deitkit.data.cache import PixelStore
-from deitkit.data.loader import TrainingViews
+from deitkit.data.loader import SideStreams, TrainingViews, ViewBatch
 from deitkit.data.sampler import Sampler
+from deitkit.distillation.class_balance import NO_ADJUSTMENT, Adjustment
 from deitkit.distillation.objective import Objective
 from deitkit.errors import DeitkitError, Interrupted, TrainingError
 from deitkit.inference.device import be_deterministic
 from deitkit.models.deit import create_model
+from deitkit.preprocessing import normalise
 from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training import trainer as loop
 from deitkit.training.budget import Budget, plan
@@ -63,7 +66,8 @@ class MadeUpTeacher:
 
     def __call__(self, views: Tensor) -> TeacherOutput:
         self.sizes.append(tuple(views.shape[-2:]))
-        return TeacherOutput(views.mean((2, 3)), (views[..., ::4, ::4], views[..., ::8, ::8]))
+        with torch.inference_mode():  # as a backend
+            return TeacherOutput(views.mean((2, 3)), (views[..., ::4, ::4] + 0, views[..., ::8, ::8] + 0))
 
 
 class Steps:
@@ -87,6 +91,8 @@ def trainer(
     losses: list[float] | None = None,
     num_unlabeled: int = 0,
     deadline: float | None = None,
+    device: torch.device = CPU,
+    adjustment: Adjustment = NO_ADJUSTMENT,
 ) -> Trainer:
     """A new trainer. losses: of the averaged weights, one per evaluation; num_unlabeled: of 12 images."""
     folder.mkdir(exist_ok=True)
@@ -104,9 +110,9 @@ def trainer(
         patch_size=8,
         drop_path_rate=student.drop_path_rate,
         patch_drop_rate=student.patch_drop_rate,
-    )
+    ).to(device)
     store = PixelStore(np.ones(12, np.float32), lambda rows: PIXELS[rows], np.arange(12))
-    views = TrainingViews(store, np.arange(12) % 3, 3, AugmentConfig(), (32, 32), CPU)
+    views = TrainingViews(store, np.arange(12) % 3, 3, AugmentConfig(), (32, 32), device)
     measured = [0]
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
@@ -124,7 +130,7 @@ def trainer(
     )
     return Trainer(
         model,
-        Objective(config.distillation, config.train, teacher=MadeUpTeacher()),
+        Objective(config.distillation, config.train, teacher=MadeUpTeacher(), adjustment=adjustment),
         TrainingData(views, sampler, config.data.workers, [f"{i}.png" for i in range(12)]),
         Validation(evaluate, num_images=0),
         train=config.train,
@@ -362,34 +368,74 @@ def test_a_loss_that_is_read_late_is_refused_before_anything_is_saved(tmp_path, 
         assert all(value.isfinite().all() for value in load_file(path).values())
 
 
-class _Readings(TorchFunctionMode):
-    """Counts what waits for a device: a tensor's value read by Python."""
-
-    WAITS = ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__")
+class _Copies(TorchDispatchMode):
+    """Collects the operations between devices: on a GPU each of them waits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in self.WAITS:
-            self.found.append("".join(traceback.format_stack(limit=4)[:-1]))
-        return func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if len({each.device for each in (*args, out) if isinstance(each, Tensor)}) > 1:
+            self.found.append(str(func))
+        return out
 
 
-@pytest.mark.parametrize("settings", [{}, SAVING, {"optim.clip_grad": 1.0}])
-def test_a_step_reads_nothing_from_the_device(tmp_path, settings):
-    """Compiled, as on a GPU; eager stochastic depth draws one number on the CPU."""
-    run = trainer(tmp_path, settings | {"student.drop_path_rate": 0.0})
-    batch = run.data.views.make(run.plan(0)[0])
+@pytest.mark.parametrize(
+    "settings", [{}, SAVING, {"optim.clip_grad": 1.0}], ids=["plain", "saving", "clipped"]
+)
+def test_a_step_waits_for_nothing_on_the_device(tmp_path, monkeypatch, settings):
+    """On the device "meta", whose tensors have no values: reading one raises, whoever reads it."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # unknown on "meta", as is
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
+    meta, uneven = torch.device("meta"), Adjustment(torch.zeros(3), torch.ones(3))
+    run = trainer(tmp_path, settings, device=meta, adjustment=uneven)
+    batch = ViewBatch(torch.empty(4, 3, 32, 32, device=meta), torch.empty(4, 3, device=meta), np.arange(4))
     outputs = list(run.teacher_outputs(batch, 0))
     run.update(batch, outputs)  # the optimizer sets itself up
-    with _Readings() as readings:
+    with _Copies() as copies:
         losses = run.update(batch, outputs)
-    assert not readings.found, readings.found[0]
-    with _Readings() as readings:
+        assert not copies.found
+        batch.images.copy_(torch.zeros(()))
+        assert copies.found  # so that it collects at all
+    with pytest.raises(NotImplementedError, match="meta"):
         losses.read()
-    assert readings.found  # so that it counts at all
+
+
+class _Stream:
+    """In place of a GPU's stream; remembers what happened."""
+
+    def __init__(self, events: list[str]):
+        self.events = events
+        events.append("created")
+
+    def synchronize(self) -> None:
+        self.events.append("waited")
+
+
+def test_work_beside_the_step_is_done_before_it_is_used_and_streams_are_used_again(monkeypatch):
+    events: list[str] = []
+
+    @contextmanager
+    def on(stream: _Stream):
+        events.append("enter")
+        yield
+        events.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: _Stream(events))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "default")
+    monkeypatch.setattr(
+        Tensor, "record_stream", lambda tensor, stream: events.append(f"{len(tensor)} {stream}")
+    )
+    made = [TeacherOutput(torch.zeros(1), (torch.zeros(2), torch.zeros(3))), None]
+    streams = SideStreams()
+    for _ in range(2):
+        assert streams.run(torch.device("cuda"), lambda: made) is made
+    once = ["enter", "leave", "waited", "1 default", "2 default", "3 default"]
+    assert events == ["created", *once, *once]
+    assert streams.run(CPU, lambda: made) is made and len(events) == 13
 
 
 @pytest.mark.parametrize("settings", [{}, SAVING])
@@ -399,9 +445,24 @@ def test_student_and_losses_are_one_graph(tmp_path, settings):
     [first, *_], micro = list(run.teacher_outputs(batch, 0)), run.train.micro_batch_size
     run.student.train()
     torch._dynamo.reset()
-    given = (batch.images[:micro], batch.targets[:micro], first, run.phase(0), 1.0, None)
+    given = (normalise(batch.images[:micro]), batch.targets[:micro], first, run.phase(0), 1.0, None)
     found = torch._dynamo.explain(run._parts)(*given)
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.slow  # traces six graphs
+def test_each_size_and_phase_is_compiled_once(tmp_path):
+    run, counter, asked = trainer(tmp_path, SAVING), CompileCounter(), set()
+    torch._dynamo.reset()
+    compiled = torch.compile(run._parts, dynamic=False, backend=counter)
+
+    def parts(images, targets, teacher, phase, labelled, rows):
+        asked.add((images.shape, phase))
+        return compiled(images, targets, teacher, phase, labelled, rows)
+
+    run._parts_of_loss = parts
+    run.run([])
+    assert counter.frame_count == len(asked) == 6
 
 
 def curve(run: Trainer, steps: int = 50) -> list[float]:

@@ -110,6 +110,7 @@ def _scores(found: Evaluation) -> Table:
 
     from ..evaluation.metrics import MulticlassMetrics, uneven
     from ..evaluation.run_evaluation import HEAD_NAMES
+    from ..report.tables import interval_text
     from ..tasks import SCORES
 
     score, metrics = SCORES[found.task], found.metrics.to_dict()
@@ -119,7 +120,7 @@ def _scores(found: Evaluation) -> Table:
         table.add_row(
             HEAD_NAMES[head] if len(found.intervals) > 1 else "the model",
             f"{metrics[key]:.1f}",
-            _interval(interval),
+            interval_text(interval),
         )
     if isinstance(found.metrics, MulticlassMetrics):
         if uneven([row.images for row in found.per_class]):
@@ -127,7 +128,7 @@ def _scores(found: Evaluation) -> Table:
                 ("balanced accuracy", found.metrics.balanced_accuracy, found.balanced_interval),
                 ("macro-F1", found.metrics.macro_f1, found.macro_f1_interval),
             ):
-                table.add_row(name, _percent(value), "" if of is None else _interval(of))
+                table.add_row(name, _percent(value), interval_text(of))
     else:
         table.add_row("micro F1 at 50 %", f"{found.metrics.f1_micro:.1f}", "")
         table.add_row("macro F1 at 50 %", f"{found.metrics.f1_macro:.1f}", "")
@@ -157,13 +158,14 @@ def _per_class(found: Evaluation) -> Table:
 
     from ..evaluation.metrics import wilson_interval
     from ..evaluation.multilabel import LabelMetrics
+    from ..report.tables import interval_text
 
     multilabel = found.task == "multilabel"
     extra = ("average precision, %",) if multilabel else ()
     columns = ("images", *extra, "recall, %", "95 % interval", "precision, %", "F1, %")
     table = Table("label" if multilabel else "class", *map(_right, columns))
     for name, row in zip(found.classes, found.per_class, strict=True):
-        interval = "" if row.recall is None else _interval(wilson_interval(row.recall / 100, row.images))
+        interval = "" if row.recall is None else interval_text(wilson_interval(row.recall / 100, row.images))
         average = [_percent(row.ap)] if isinstance(row, LabelMetrics) else []
         scores = (_percent(row.recall), interval, _percent(row.precision), _percent(row.f1))
         table.add_row(escape(name), str(row.images), *average, *scores)
@@ -172,6 +174,8 @@ def _per_class(found: Evaluation) -> Table:
 
 def _threshold(point: OperatingPoint) -> list[str]:
     """What to give `predict --threshold`, and what comes of it on these images."""
+    from ..report.tables import interval_text
+
     if point.threshold is None or point.all.interval is None:
         return [
             f"No threshold reaches a precision of {point.target:.4g} % on these images; "
@@ -182,7 +186,7 @@ def _threshold(point: OperatingPoint) -> list[str]:
     return [
         f"For a precision of {point.target:.4g} %: --threshold {shown:.6f} answers {point.all.share:.1f} % "
         f"of the images, {point.all.precision:.2f} % of them right (95 % interval "
-        f"{_interval(point.all.interval)}). Images that were not used to find it tell how well it holds."
+        f"{interval_text(point.all.interval)}). Images that were not used to find it tell how well it holds."
     ]
 
 
@@ -191,11 +195,13 @@ def _answered(point: OperatingPoint, classes: tuple[str, ...]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from ..report.tables import interval_text
+
     columns = ("images", "answered, %", "precision, %", "95 % interval")
     table = Table("predicted class", *map(_right, columns))
     for name, row in zip(classes, point.per_class, strict=True):
-        interval = "" if row.interval is None else _interval(row.interval)
-        table.add_row(escape(name), str(row.images), _percent(row.share), _percent(row.precision), interval)
+        scores = (_percent(row.share), _percent(row.precision), interval_text(row.interval))
+        table.add_row(escape(name), str(row.images), *scores)
     return table
 
 
@@ -217,7 +223,3 @@ def _right(heading: str) -> Column:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1f} to {interval[1]:.1f}"

@@ -59,6 +59,7 @@ def _print_table(found: RunComparison) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from ..report.tables import interval_text
     from ..tasks import SCORES
 
     score = SCORES[found.task]
@@ -71,7 +72,7 @@ def _print_table(found: RunComparison) -> None:
             escape(run.name),
             escape(run.model_name),
             "" if value is None else f"{value:.1f}",
-            "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}",
+            interval_text(interval),
             paired,
             f"{run.model.images_per_s:.0f}",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,11 @@ from .. import log
 from . import options as flags
 from .interrupts import resumable
 from .options import parse_length, renamed_flag, settings_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..run_schema import RunResults
 
 
 def train(
@@ -114,33 +119,43 @@ def train(
 def _print_summary(run: Path) -> None:
     """The models of a run as a table, and its verdict."""
     from rich.console import Console
-    from rich.table import Table
 
-    from ..report.tables import is_uneven, model_rows, test_scores
+    from ..report.tables import test_scores
     from ..run_folder import REPORT, read_results
-    from ..run_schema import role_name
-    from ..tasks import SCORES
 
     results = read_results(run)
-    balanced = ("balanced", "macro-F1") if is_uneven(results) else ()
-    table = Table("", SCORES[results.task].column, *balanced, "parameters", "images/s")
-    for row in model_rows(results):
-        chosen = row.role is not None and row.role == results.recommended
-        scores = [row.score]
-        if balanced:
-            of = row.result.scores if row.result else {}
-            scores += [of.get("balanced_accuracy"), of.get("macro_f1")]
-        cost = ["", ""]
-        if row.result is not None:
-            cost = [f"{row.result.params / 1e6:.1f} M", f"{row.result.images_per_s:.0f}"]
-        # The models' names are in the report.
-        name = role_name(row.role).capitalize() if row.role else f"  {row.name}"
-        cells = ["" if value is None else f"{value:.1f}" for value in scores]
-        table.add_row(name, *cells, *cost, style="bold" if chosen else None)
     console = Console()
-    console.print(table)
+    console.print(_models_table(results))
     console.print(results.verdict, markup=False)
     on_test = ", ".join(f"{name} {score:.1f} %" for name, score in test_scores(results))
     if on_test:
         console.print(f"on the test split: {on_test}", markup=False)
     console.print(f"report: {run / REPORT}", markup=False, soft_wrap=True)
+
+
+def _models_table(results: RunResults) -> Table:
+    """The models with their scores and 95 % intervals, in 80 columns: of three scores, below each."""
+    from rich.table import Table
+
+    from ..report.tables import interval_text, is_uneven, model_rows
+    from ..run_schema import role_name
+    from ..tasks import SCORES
+
+    column, three = SCORES[results.task].column, is_uneven(results)
+    scores = (column, "balanced", "macro-F1", "params") if three else (column, "95 % interval", "parameters")
+    table = Table("", *scores, "images/s")
+    for row in model_rows(results):
+        chosen, of = row.role is not None and row.role == results.recommended, row.result
+        found = [(row.score, of.interval if of else None)]
+        cost = [f"{of.params / 1e6:.1f} M", f"{of.images_per_s:.0f}"] if of else []
+        if three and of:
+            found.append((of.scores.get("balanced_accuracy"), of.balanced_interval))
+            found.append((of.scores.get("macro_f1"), of.macro_f1_interval))
+        cells = []
+        for value, interval in found:
+            shown, between = "" if value is None else f"{value:.1f}", interval_text(interval)
+            cells += [f"{shown}\n{between.replace(' to ', '–')}".strip()] if three else [shown, between]
+        # The models' names are in the report.
+        name = role_name(row.role).capitalize() if row.role else f"  {row.name}"
+        table.add_row(name, *cells, *cost, style="bold" if chosen else None)
+    return table

@@ -92,6 +92,8 @@ def _rows(file: str | None, root: Path | None, columns: tuple[str, ...]) -> list
     """(where, *cells) of each row; `where` names line and file in messages. root: of paths that are files."""
     if file is None:
         return []
+    if not file:
+        raise DataError("--relabel and --exclude take the path of a CSV file, and one is empty; leave it out")
     rows: list[tuple[str, ...]] = []
     lines: dict[str, int] = {}
     for number, (path, *cells) in read_columns(Path(file), columns):

@@ -2,7 +2,7 @@
 
 Threads, not processes: decoding and tensor operations release the interpreter's lock. A batch is a pure
 function of its plan, so the number of workers changes only the speed. On a GPU, pixels that fit are kept
-there, and views are made on streams of their own, beside the training step.
+there, and views are made beside the training step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +28,44 @@ from .sampler import Batch
 
 Planned = TypeVar("Planned")
 Made = TypeVar("Made")
+
+
+class SideStreams:
+    """Streams of a GPU on which work goes on beside the training step; elsewhere work is just done.
+
+    On the default stream each copy of a few numbers from the host would wait for the step. Streams are used
+    again, because PyTorch keeps freed memory for each of them.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[torch.cuda.Stream] = []
+
+    def run(self, device: torch.device, make: Callable[[], Made]) -> Made:
+        """`make()`, done: its tensors can be used on the default stream, and freed there."""
+        if device.type != "cuda":
+            return make()
+        stream = self._free.pop() if self._free else torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            made = make()
+        stream.synchronize()
+        self._free.append(stream)
+        for tensor in _tensors(made):
+            tensor.record_stream(torch.cuda.default_stream(device))
+        return made
+
+
+def _tensors(made: object) -> Iterator[Tensor]:
+    """Every tensor in nested sequences and dataclasses."""
+    if isinstance(made, Tensor):
+        yield made
+    elif isinstance(made, (list, tuple)):
+        for part in made:
+            yield from _tensors(part)
+    elif is_dataclass(made):
+        yield from _tensors([getattr(made, field.name) for field in fields(made)])
+
+
+_STREAMS = SideStreams()
 
 
 @dataclass(frozen=True)
@@ -73,16 +111,7 @@ class TrainingViews:
 
         The rows begin with an even one, since mixing pairs neighbours.
         """
-        if self.device.type != "cuda":
-            return self._make(batch)
-        # On the default stream each copy of a few numbers from the host would wait for the training step.
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
-            made = self._make(batch)
-        stream.synchronize()
-        for tensor in (made.images, made.targets):
-            tensor.record_stream(torch.cuda.default_stream(self.device))
-        return made
+        return _STREAMS.run(self.device, lambda: self._make(batch))
 
     def _make(self, batch: Batch) -> ViewBatch:
         indices, keys, size = batch.indices, batch.keys, batch.image_size or self.image_size

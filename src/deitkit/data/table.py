@@ -213,6 +213,8 @@ def read_columns(file: Path, wanted: Sequence[str]) -> list[tuple[int, list[str]
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{file} cannot be read: there is no such file; give the path of a CSV file")
     return DataError(f"{file} cannot be read ({error}); save it as a CSV in UTF-8")
 
 

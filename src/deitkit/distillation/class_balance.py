@@ -16,12 +16,16 @@ mean of a balanced and an unbalanced posterior would be neither. So log pi is ad
 
 A pretrained head knows nothing of these shares: its logits are learnt as they are. A sampler by square roots
 leaves half of each log pi.
+
+A fitted teacher that is deployed instead of the student gives that same answer: what its logits know of the
+shares is taken off them (`Teacher.adjusted`), and the student still learns from the logits as fitted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..data.sampler import SAMPLER_POWERS
@@ -37,6 +41,11 @@ class Adjustment:
     labels: Tensor | None = None
     distillation: Tensor | None = None
 
+    def to(self, device: torch.device) -> Adjustment:
+        return Adjustment(
+            *(part if part is None else part.to(device) for part in (self.labels, self.distillation))
+        )
+
 
 NO_ADJUSTMENT = Adjustment()
 
@@ -46,13 +55,27 @@ def adjustment(balance: str, images_per_class: Tensor, mode: str, *, fitted_teac
 
     fitted_teacher: whether the teacher's head was fitted to these images.
     """
-    if balance == "none":
+    taken_off = taken_off_teacher(balance, images_per_class)
+    if taken_off is None:
         return NO_ADJUSTMENT
-    counts = images_per_class.double().clamp(min=1)
-    log_shares = (counts / counts.sum()).log().float()
-    labels = log_shares if balance == "loss" else None
+    labels = _log_shares(images_per_class) if balance == "loss" else None
     if mode == "hard":
         return Adjustment(labels, labels)
+    return Adjustment(labels, taken_off if fitted_teacher else None)
+
+
+def taken_off_teacher(balance: str, images_per_class: Tensor) -> Tensor | None:
+    """(K,) what a fitted teacher's logits know of the classes' shares, and should not; None for nothing.
+
+    balance: `train.balance`, resolved. images_per_class: (K,), of training.
+    """
+    if balance == "none":
+        return None
     # What the student's own labels still say of the classes' shares.
     left = SAMPLER_POWERS.get(balance, 0.0)
-    return Adjustment(labels, (1 - left) * log_shares if fitted_teacher else None)
+    return (1 - left) * _log_shares(images_per_class)
+
+
+def _log_shares(images_per_class: Tensor) -> Tensor:
+    counts = images_per_class.double().clamp(min=1)
+    return (counts / counts.sum()).log().float()

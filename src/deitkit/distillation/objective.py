@@ -61,7 +61,9 @@ class Objective:
         self.features: FeatureDistillation | None = None
 
     def build(self, student: Student, device: torch.device) -> FeatureDistillation | None:
-        """Creates the projections of feature distillation, if used; they are trained with the student."""
+        """Moves what it needs to the device, and creates the projections of feature distillation, if used;
+        they are trained with the student."""
+        self.adjustment = self.adjustment.to(device)
         if self.teacher is not None and self.config.feature_weight > 0:
             torch.manual_seed(self.train.seed + 1)
             self.features = FeatureDistillation(student, self.teacher.card.map_channels).to(device)
@@ -155,4 +157,4 @@ class Objective:
 
 
 def _plus(logits: Tensor, adjustment: Tensor | None) -> Tensor:
-    return logits if adjustment is None else logits.float() + adjustment.to(logits.device)
+    return logits if adjustment is None else logits.float() + adjustment

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -144,6 +145,28 @@ def multiply_adds(model: DeiT) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         functional_call(model, shapes, (images,), {"tokens_after": (model.depth - 1,)})
     return int(counter.get_total_flops() // 2)
+
+
+def kept_values(model: DeiT) -> int:
+    """Numbers that autograd keeps of one image's forward pass until the backward pass.
+
+    Without parameters, and without attention weights, which a fused kernel does not keep. model: on the
+    device "meta", so that this takes neither time nor memory.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        whole = tensor if tensor._base is None else tensor._base
+        attention = whole.ndim > 2 and whole.shape[-1] == whole.shape[-2]
+        if not (attention or isinstance(whole, nn.Parameter)):
+            kept[id(whole)] = whole
+        return tensor
+
+    images = torch.empty(1, model.patch_embed.proj.in_channels, *model.image_size, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(images)
+    assert output.class_logits.grad_fn is not None
+    return sum(tensor.numel() for tensor in kept.values())
 
 
 def describe_machine() -> str:

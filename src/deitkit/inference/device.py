@@ -46,6 +46,13 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def memory_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU; None for a device whose memory is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return torch.mps.recommended_max_memory() if device.type == "mps" else None
+
+
 def be_deterministic() -> None:
     """From now on operations on a GPU give the same bits in every run of this process. A CPU's do anyway."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for

@@ -43,6 +43,11 @@ class ClassRow:
         return None if self.recall is None else wilson_interval(self.recall / 100, self.images)
 
 
+def interval_text(interval: Interval | None) -> str:
+    """A 95 % interval in percent; nothing for None."""
+    return "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
 def model_rows(results: RunResults) -> list[ModelRow]:
     """The teacher, at each size, the student with each of its heads, and the baseline."""
     key, rows = SCORES[results.task].key, []

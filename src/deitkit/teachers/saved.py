@@ -36,7 +36,7 @@ def save_teacher(folder: Path, teacher: Teacher) -> None:
     state: dict[str, Tensor] = {}
     for i, member in enumerate(teacher.members):
         if member.card.head == "linear":
-            state |= {f"{i}.head.{key}": value for key, value in member.head.state_dict().items()}
+            state |= {f"{i}.head.{key}": value for key, value in member.fitted_head.state_dict().items()}
         if member.card.finetuned:
             assert member.finetuned is not None
             state |= {f"{i}.body.{key}": value for key, value in member.finetuned.state_dict().items()}
@@ -116,6 +116,8 @@ def _card_to_file(card: TeacherCard) -> dict[str, Any]:
     saved["several"] = saved.pop("multilabel")
     for member in saved["members"]:
         member["head"] = "own" if member["head"] == "pretrained" else member["head"]
+        if member["adjustment"] is None:
+            del member["adjustment"]
     return saved
 
 
@@ -147,6 +149,7 @@ def _rules(member: MemberCard, num_classes: int) -> dict[str, bool]:
         "params": member.params >= 0,
         "columns": columns is None
         or (len(set(columns)) == len(columns) == num_classes and min(columns) >= 0),
+        "adjustment": member.adjustment is None or member.head == "linear",
         "map_channels": len(member.map_channels) in (0, 2) and all(c > 0 for c in member.map_channels),
         "preprocessing.image_size": all(0 < side <= _LARGEST_SIDE for side in view.image_size),
         "preprocessing.mean": len(view.mean) == 3,
@@ -193,6 +196,8 @@ def _head(i: int, card: MemberCard, folder: Path, state: dict[str, Tensor], mode
     fitted = _with_prefix(state, f"{i}.head.")
     try:
         num_outputs, width = fitted["weight"].shape
+        if card.adjustment is not None and len(card.adjustment) != num_outputs:
+            raise ValueError
         head = nn.Linear(width, num_outputs)
         head.load_state_dict(fitted)
     except (KeyError, ValueError, RuntimeError):

@@ -1,6 +1,12 @@
 """A teacher: one frozen model or an ensemble, with heads for the data's classes.
 
 It is not part of the student's module tree, so no optimizer can train it by accident.
+
+A head that was fitted to uneven classes may be adjusted for them (logit adjustment, Menon et al., arXiv
+2007.07314, equation 9): log pi is taken off its logits, so that it answers as if the classes were equally
+frequent. Adding log pi to the logits while a linear probe is fitted gives the same head, since the probe's
+bias is not penalised. The fitted head stays as it is, and a student learns from it (`Teacher.unadjusted`):
+see `distillation.class_balance`.
 """
 
 from __future__ import annotations
@@ -38,7 +44,8 @@ class MemberCard:
 
     head: the checkpoint's own ("pretrained"), or one fitted to the data ("linear"). columns: the outputs of
     the pretrained head that are the classes, in order; None if all of them are. backend: the one that was
-    chosen, so that a resumed run uses it again.
+    chosen, so that a resumed run uses it again. adjustment: what is taken off the logits of a fitted head,
+    one number per output, where the teacher answers for itself; None for nothing.
     """
 
     spec: str  # as `spec.parse_member` reads it
@@ -52,6 +59,7 @@ class MemberCard:
     map_channels: tuple[int, ...]
     finetuned: bool
     backend: str
+    adjustment: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ class TeacherCard:
     @property
     def how(self) -> str:
         """How the head was made, as one phrase; for an ensemble the members' different phrases."""
-        return "; ".join(dict.fromkeys(m.how for m in self.members))
+        adjusted = ", adjusted for uneven classes" if any(m.adjustment for m in self.members) else ""
+        return "; ".join(dict.fromkeys(m.how for m in self.members)) + adjusted
 
     @property
     def fitted(self) -> bool:
@@ -97,6 +106,7 @@ class TeacherCard:
 class TeacherMember:
     """A member of a teacher: its backbone on a backend, and its head.
 
+    head: as it was fitted; the attribute `head` is the one that answers, adjusted if the card says so.
     finetuned: the fine-tuned backbone, which is saved; None if the backbone is the pretrained one. backbone:
     the backbone if it was asked for and is a PyTorch network, such as for an export.
     """
@@ -110,13 +120,28 @@ class TeacherMember:
         backbone: nn.Module | None = None,
     ):
         self.card, self.backend, self.finetuned, self.backbone = card, backend, finetuned, backbone
-        self.head = head.eval().requires_grad_(False)
+        self.fitted_head = head.eval().requires_grad_(False)
+        self.head = self.fitted_head
+        if card.adjustment is not None:
+            self.head = _adjusted(self.fitted_head, torch.tensor(card.adjustment))
         self.on_cpu = backend.name in CONVERTED
 
     def with_card(self, **changes: Any) -> TeacherMember:
         """A copy with other values on its card."""
         card = dataclasses.replace(self.card, **changes)
-        return TeacherMember(card, self.backend, self.head, self.finetuned, self.backbone)
+        return TeacherMember(card, self.backend, self.fitted_head, self.finetuned, self.backbone)
+
+    def adjusted(self, log_shares: Tensor | None) -> TeacherMember:
+        """With `log_shares` (K,) of the classes taken off the logits of a fitted head; None for nothing.
+
+        A pretrained head knows nothing of the shares and stays as it is.
+        """
+        if log_shares is None or self.card.head != "linear":
+            return self.with_card(adjustment=None)
+        assert isinstance(self.fitted_head, nn.Linear)
+        taken_off = torch.zeros(self.fitted_head.out_features)
+        taken_off[slice(None) if self.card.columns is None else list(self.card.columns)] = log_shares
+        return self.with_card(adjustment=tuple(taken_off.tolist()))
 
     def features(self, views: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) float views in [0, 1] -> pooled features (B, F) and maps, on the views' device."""
@@ -176,6 +201,17 @@ class Teacher:
         for member in self.members:
             columns = member.card.columns or tuple(range(len(self.card.classes)))
             members.append(member.with_card(columns=tuple(columns[i] for i in indices)))
+        return self._with(members, classes)
+
+    def adjusted(self, log_shares: Tensor | None) -> Teacher:
+        """The teacher as it answers for itself: `log_shares` (K,) taken off the logits of fitted heads."""
+        return self._with([member.adjusted(log_shares) for member in self.members], self.card.classes)
+
+    def unadjusted(self) -> Teacher:
+        """The teacher as a student learns from it."""
+        return self.adjusted(None)
+
+    def _with(self, members: Sequence[TeacherMember], classes: tuple[str, ...]) -> Teacher:
         return Teacher(TeacherCard(classes, tuple(m.card for m in members), self.card.multilabel), members)
 
     def __call__(self, views: Tensor) -> TeacherOutput:
@@ -192,6 +228,14 @@ class Teacher:
         """The ensemble's logits (B, K) from those of each member, in the order of `members`."""
         weights = [m.weight for m in self.card.members]
         return mean_of_probabilities(logits, weights, multilabel=self.card.multilabel)
+
+
+def _adjusted(head: nn.Module, taken_off: Tensor) -> nn.Linear:
+    """The linear `head` with `taken_off` (K,) subtracted from its bias."""
+    assert isinstance(head, nn.Linear)
+    adjusted = nn.Linear(head.in_features, head.out_features)
+    adjusted.load_state_dict({"weight": head.weight, "bias": head.bias.cpu() - taken_off})
+    return adjusted.eval().requires_grad_(False)
 
 
 def joined_embedding(pooled: Sequence[Tensor]) -> Tensor:

@@ -72,7 +72,7 @@ def label(
             store, teacher = _prepare(out, kept, session)
             claims.free(_PREPARING)
         _refuse_full_disk(store, epochs)
-        _label_missing(store, epochs, claims, make, teacher, session.config.data.workers)
+        _label_missing(store, epochs, claims, make, teacher.unadjusted(), session.config.data.workers)
     distributed.barrier()
     return store
 

@@ -91,7 +91,7 @@ def pretrain(
                 None,
                 student_size=session.config.view_size,
                 device=session.device,
-            ),
+            ).unadjusted(),
         )
     dataset, measured = _labelled_by(teacher, session.dataset, session.device), None
     if distributed.is_main():

@@ -29,12 +29,16 @@ from ..data.splits import Splits
 from ..data.stored import ImageFile
 from ..errors import SettingError
 from ..evaluation.metrics import uneven
+from ..evaluation.speed import kept_values
+from ..inference.device import memory_bytes
 from ..models import VARIANTS, DeiT, create_model
 from ..models.conv_stem import STRIDE
 from ..settings import AUTO, Auto, raise_all
 from ..weights import find_initial, load_into, read, stem_weights
 
 _EXAMPLES = 120_000  # training images seen in a run whose length is "auto": minutes on a CPU
+_LARGEST_MICRO_BATCH = 256  # on a GPU, which is busy with it
+_ACTIVATIONS = 0.4  # of a GPU's memory
 _DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey levels in 8 bits
 
 # Ratio of the largest to the smallest class from which something is done: benchmarks/imbalance.py.
@@ -96,7 +100,14 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
     micro = config.train.micro_batch_size
     if micro == AUTO:
-        micro = min(32 if on_cpu else 256, batch)
+        micro = 32
+        if not on_cpu:
+            with torch.device("meta"):
+                student = create_model(
+                    name, num_classes=len(images.classes) or 1, image_size=image_size, patch_size=patch_size
+                )
+            micro = _fitting_micro_batch(student, device)
+        micro = min(micro, batch)
     workers = config.data.workers
     if workers == AUTO:  # on a CPU the model's own threads use every core
         workers = 0 if on_cpu else 4
@@ -119,6 +130,15 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
         ),
         reasons,
     )
+
+
+def _fitting_micro_batch(student: DeiT, device: torch.device) -> int:
+    """The images, 256 at most, whose forward pass takes two fifths of a GPU's memory; about half of it may be
+    the pixels'. Counted in float32, though most of what is kept is bfloat16, and so with some room."""
+    memory, micro, per_image = memory_bytes(device), _LARGEST_MICRO_BATCH, 4 * kept_values(student)
+    while memory is not None and micro > 1 and micro * per_image > _ACTIVATIONS * memory:
+        micro //= 2
+    return micro
 
 
 def resolve_initial_weights(config: ResolvedConfig, saved: Config | None) -> ResolvedConfig:

@@ -26,6 +26,7 @@ from ..evaluation.metrics import (
     macro_f1,
     macro_f1_interval,
     score_and_interval,
+    uneven,
 )
 from ..evaluation.multilabel import per_label
 from ..evaluation.speed import describe_machine, images_per_s, rates_in_turns, speedup_of
@@ -147,18 +148,25 @@ def stored_teacher(soft_labels: SoftLabelStore) -> Measured:
 def log_teacher(result: ModelResult, val: Split) -> None:
     """Logs what `measure_teacher` found, and warns if the teacher is no better than chance.
 
-    Chance is always naming the largest class, or for a multilabel task a random order.
+    Chance is always naming the largest class, or for a multilabel task a random order. A teacher that is
+    adjusted for uneven classes may be right less often than that, and still know them.
     """
     task, n = val.images.task, len(val.images)
     score, reached = SCORES[task], result.scores[SCORES[task].key]
     assert reached is not None
     shares = 100 * val.images.counts() / n
+    balanced = result.scores.get("balanced_accuracy")
+    and_balanced = ""
+    if balanced is not None and uneven(val.images.counts().tolist()):
+        and_balanced = f", balanced accuracy {balanced:.1f} %"
     log.info(
-        f"teacher {result.name} ({result.how}): {score.say(reached)} on validation, "
+        f"teacher {result.name} ({result.how}): {score.say(reached)}{and_balanced} on validation, "
         f"{result.images_per_s:.0f} images/s with {result.backend}"
     )
     floor = float(shares.max() if task == "multiclass" else shares.mean())
-    if reached <= floor:
+    of_balanced = result.balanced_interval
+    knows_classes = of_balanced is not None and learned(of_balanced, val.labels)
+    if reached <= floor and not knows_classes:
         what = "always naming the largest class" if task == "multiclass" else "a random order"
         log.warning(
             f"the teacher is no better than {what} ({score.say(floor)}); "

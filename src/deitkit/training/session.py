@@ -23,6 +23,7 @@ from ..data.dataset import Dataset, open_dataset, use_share
 from ..data.loader import TrainingViews
 from ..data.splits import Splits
 from ..data.survey import FEW
+from ..distillation.class_balance import taken_off_teacher
 from ..errors import ResumeError, RunFolderError, SettingError
 from ..inference.device import be_deterministic, resolve_device
 from ..io import create_folder, refuse_occupied, write_json
@@ -92,8 +93,8 @@ class Session:
         return teacher
 
     def fit_teacher(self) -> Teacher:
-        """A teacher fitted to the dataset, on views as the student will see them."""
-        return fit_to_dataset(
+        """A teacher fitted to the dataset, on views as the student will see them; adjusted as it is used."""
+        teacher = fit_to_dataset(
             self.config.teacher,
             self.dataset,
             augment=self.config.augment,
@@ -102,6 +103,12 @@ class Session:
             device=self.device,
             seconds=None if self.budget is None else _PROBE_SHARE * self.budget.left,
         )
+        return self.adjusted(teacher)
+
+    def adjusted(self, teacher: Teacher) -> Teacher:
+        """A fitted teacher as a model of its own, after `train.balance`."""
+        counts = torch.from_numpy(self.dataset.train.images.counts())
+        return teacher.adjusted(taken_off_teacher(self.config.train.balance, counts))
 
 
 def open_session(

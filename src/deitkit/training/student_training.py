@@ -63,8 +63,9 @@ class StudentTraining:
         teacher: Teacher | None,
         soft_labels: SoftLabelStore | None = None,
     ) -> StudentTraining:
-        """The session's student, distilled from a live `teacher` or from `soft_labels`."""
+        """The session's student, distilled from a live `teacher`, unadjusted, or from `soft_labels`."""
         config = session.config
+        teacher = None if teacher is None else teacher.unadjusted()
         if teacher is None and soft_labels is None:
             config = _without_teacher(config)
         elif teacher is not None and config.distillation.feature_weight > 0 and not teacher.card.map_channels:

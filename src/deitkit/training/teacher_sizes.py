@@ -132,12 +132,13 @@ def _fit(session: Session, size: int, crop: float) -> Teacher:
                 advance(len(batch))
 
         fit = config.teacher.fit if config.teacher.fit in ("auto", "head") else "probe"
-        return fit_teacher(
+        teacher = fit_teacher(
             replace(config.teacher, image_size=size, fit=fit, probe_views=num_views),
             FitData(views, train.labels, session.dataset.classes, None, config.train.seed),
             student_size=(size, size),
             device=session.device,
         )
+        return session.adjusted(teacher)
 
 
 def _split(session: Session, split: Split, size: int, crop: float) -> Split:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .. import distributed
 from ..config import OptimConfig, ResolvedTrain
-from ..data.loader import TrainingViews, ViewBatch, prefetch
+from ..data.loader import SideStreams, TrainingViews, ViewBatch, prefetch
 from ..data.sampler import Batch, Sampler
 from ..distillation.objective import PARTS, Objective, Phase
 from ..errors import Interrupted, ResumeError, TrainingError
@@ -179,6 +179,7 @@ class Trainer:
         self._reads_late = self.device.type != "cpu"
         self._mixed_precision = self.device.type == "cuda"
         self._unread: StepLosses | None = None
+        self._streams = SideStreams()
         # In one graph: student, losses and the projections of feature distillation.
         compiled = self.device.type == "cuda" and self.total_steps >= _COMPILED_FROM
         self._parts_of_loss = torch.compile(self._parts, dynamic=False) if compiled else self._parts
@@ -400,7 +401,9 @@ class Trainer:
         rows: BatchRows | None,
     ) -> dict[str, Tensor]:
         """Adds the gradients of a micro-batch, weighted by its share of the batch; returns its losses."""
-        parts = self._parts_of_loss(images, targets, teacher, self.phase(self.state.step), labelled, rows)
+        # Compiled, the constants of `normalise` would be copied to the device in every step.
+        given = (self._seen(images), targets, teacher, self.phase(self.state.step), labelled, rows)
+        parts = self._parts_of_loss(*given)
         (parts["loss"] * share).backward()
         return {name: part.detach() for name, part in parts.items()}
 
@@ -413,10 +416,10 @@ class Trainer:
         labelled: float,
         rows: BatchRows | None,
     ) -> dict[str, Tensor]:
-        """The forward pass of a micro-batch: the parts of its loss."""
+        """The forward pass of a micro-batch of normalised images: the parts of its loss."""
         blocks = self.objective.features.blocks if phase.features and self.objective.features else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed_precision):
-            output = self.student(self._seen(images), blocks, rows)
+            output = self.student(images, blocks, rows)
             return self.objective(output, targets, teacher, phase, labelled_share=labelled)
 
     def _seen(self, views: Tensor) -> Tensor:
@@ -428,15 +431,22 @@ class Trainer:
     def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, TeacherOutputs]]:
         """The batches of an epoch after the first `done`, each with the teacher's outputs.
 
-        On a CPU a thread runs the teacher on the next batch while the student learns from this one: two small
-        networks side by side use the cores better than one after the other (docs/speed.md).
+        A thread runs the teacher on the next batch while the student learns from this one. On a CPU two small
+        networks side by side use the cores better than one after the other (docs/speed.md); on a GPU the
+        teacher, or the copy of stored soft labels, has a stream of its own, and neither waits for the other.
         """
-        ahead = self.objective.teacher is not None and self.device.type == "cpu"
+        stored_ahead = self.objective.soft_labels is not None and self.device.type == "cuda"
+        ahead = self.objective.teacher is not None or stored_ahead
         workers = max(1, self.data.workers) if ahead else self.data.workers
         first = epoch * self.steps_per_epoch + done
         views = enumerate(prefetch(self.data.views.make, self.plan(epoch)[done:], workers), first)
+
+        def with_outputs(at: tuple[int, ViewBatch]) -> tuple[ViewBatch, TeacherOutputs]:
+            step, batch = at
+            return batch, self._streams.run(self.device, lambda: list(self.teacher_outputs(batch, step)))
+
         if ahead:
-            yield from prefetch(lambda at: (at[1], list(self.teacher_outputs(at[1], at[0]))), views, 1)
+            yield from prefetch(with_outputs, views, 1)
         else:
             yield from ((batch, self.teacher_outputs(batch, step)) for step, batch in views)
 
