@@ -136,8 +136,7 @@ class AugmentConfig(Section):
 
     view_size: tuple[int, int] | Auto = setting(
         AUTO,
-        "Height and width of a view, which student and teacher each resize; auto: the student's, "
-        "a hybrid's teacher sees more.",
+        "Height and width of a view before student and teacher resize it; auto: by the student.",
         at_least(1),
     )
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "Area of a random crop, as a share.", above(0))

@@ -65,7 +65,7 @@ class Keywords(TypedDict, total=False):
     data__workers: int | Auto
     """Threads that decode and augment batches ahead; auto: by device."""
     augment__view_size: int | tuple[int, int] | Auto
-    """Height and width of a view, which student and teacher each resize; auto: the student's, a hybrid's teacher sees more."""
+    """Height and width of a view before student and teacher resize it; auto: by the student."""
     augment__crop_scale: float | tuple[float, float]
     """Area of a random crop, as a share."""
     augment__crop_ratio: float | tuple[float, float]

@@ -9,7 +9,6 @@ import torch
 
 import deitkit
 from deitkit.errors import DeitkitError, SettingError, WeightsError
-from deitkit.models.conv_stem import ConvStem
 from deitkit.run_folder import read_student
 from deitkit.weights import read, sources, stem_weights
 from deitkit.weights.conversion import convert

@@ -25,6 +25,7 @@ class Published:
 # From the official repository's table of models; distilled ones first.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "nano": (),
+    "nano-hybrid": (),
     "tiny": (
         Published(
             "deit_tiny_distilled_patch16_224.fb_in1k", "facebook/deit-tiny-distilled-patch16-224", 74.5
@@ -67,6 +68,8 @@ def find_initial(student: str) -> tuple[str, str]:
     """
     if shipped_file(student).is_file():
         return f"{SHIPPED}{student}", f"initial weights: {SHIPPED}{student}, which comes with deitkit"
+    if student.endswith("-hybrid"):
+        return "none", "initial weights: EfficientNet-Lite0's first stages; the blocks start afresh"
     if not PUBLISHED.get(student):
         return "none", f"there are no published weights for {student}: {_COST}"
     first = PUBLISHED[student][0]
