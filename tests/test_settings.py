@@ -227,6 +227,7 @@ CHOSEN = {
     "student.name": "nano",
     "student.image_size": 32,
     "student.patch_size": 8,
+    "augment.view_size": 32,
     "data.workers": 0,
     "train.epochs": 3,
     "train.micro_batch_size": 8,
@@ -248,7 +249,12 @@ def test_a_resolved_config_has_no_auto_left():
     assert all(key in settled_later or key.startswith("teacher.") for key in left)
 
 
-@pytest.mark.parametrize("key", sorted(CHOSEN))
+def test_views_have_the_students_size_if_nothing_is_chosen():
+    resolved = ResolvedConfig.of(Config().override(CHOSEN | {"augment.view_size": "auto"}))
+    assert resolved.view_size == resolved.student.image_size == (32, 32)
+
+
+@pytest.mark.parametrize("key", sorted(CHOSEN.keys() - {"augment.view_size"}))
 def test_a_resolved_config_refuses_auto(key):
     with pytest.raises(SettingError, match=rf"{key} is auto"):
         ResolvedConfig.of(Config().override(CHOSEN | {key: "auto"}))

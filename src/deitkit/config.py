@@ -220,9 +220,12 @@ class DistillationConfig(Section):
         "batch", "Of soft distillation; batch_and_classes divides by the classes too, as the published code."
     )
     smoothing: float = setting(0.0, "Label smoothing of the teacher's hard labels.", share(one=False))
-    feature_weight: float = setting(
-        0.0, "Weight of feature distillation (arXiv 2207.10026); 0 disables it.", at_least(0)
+    features: Literal["maps", "embedding"] = setting(
+        "maps",
+        "What feature distillation imitates: maps by patch tokens (arXiv 2207.10026), "
+        "or what the teacher's head reads by what the student's heads read.",
     )
+    feature_weight: float = setting(0.0, "Weight of feature distillation; 0 disables it.", at_least(0))
     feature_until: float = setting(1.0, "Share of training after which feature distillation stops.", share())
 
     def distilled_epochs(self, epochs: int) -> int:
@@ -455,8 +458,8 @@ class ResolvedConfig(Config):
     @property
     def view_size(self) -> tuple[int, int]:
         """Height and width of a training view."""
-        size = self.augment.view_size
-        return self.student.image_size if size == AUTO else size
+        assert self.augment.view_size != AUTO
+        return self.augment.view_size
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> ResolvedConfig:
@@ -474,6 +477,8 @@ class ResolvedConfig(Config):
             open_ones = [name for name in kind.__annotations__ if fields[name] == AUTO]
             raise_all(f"{section}.{name} is auto and has to be chosen here" for name in open_ones)
             values[section] = kind(**fields)
+        if config.augment.view_size == AUTO:
+            values["augment"] = replace(config.augment, view_size=values["student"].image_size)
         return cls(**values)
 
 

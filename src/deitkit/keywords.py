@@ -132,8 +132,10 @@ class Keywords(TypedDict, total=False):
     """Of soft distillation; batch_and_classes divides by the classes too, as the published code."""
     distillation__smoothing: float
     """Label smoothing of the teacher's hard labels."""
+    distillation__features: Literal["maps", "embedding"]
+    """What feature distillation imitates: maps by patch tokens (arXiv 2207.10026), or what the teacher's head reads by what the student's heads read."""
     distillation__feature_weight: float
-    """Weight of feature distillation (arXiv 2207.10026); 0 disables it."""
+    """Weight of feature distillation; 0 disables it."""
     distillation__feature_until: float
     """Share of training after which feature distillation stops."""
     optim__name: str

@@ -49,7 +49,9 @@ def hybrid() -> Config:
         recipe="hybrid",
         student=replace(light.student, name="nano-hybrid"),
         data=replace(light.data, eval_crop=0.875),
-        distillation=replace(light.distillation, distill_until=1.0, feature_weight=0.0),
+        distillation=replace(
+            light.distillation, distill_until=1.0, features="embedding", feature_weight=0.5, feature_until=1.0
+        ),
         optim=replace(light.optim, lr=5e-4, clip_grad=1.0),
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from deitkit.distillation import losses
-from deitkit.distillation.feature_distillation import FeatureDistillation
+from deitkit.distillation.feature_distillation import EmbeddingDistillation, MapDistillation
 from deitkit.models.deit import DeiTOutput, create_model
 from deitkit.teachers.teacher import TeacherOutput
 
@@ -14,7 +14,7 @@ from deitkit.teachers.teacher import TeacherOutput
 def test_the_fitted_projections_are_those_of_least_squares():
     """Against NumPy, over two batches of unlike size; the small ridge is what is left between them."""
     student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
-    distillation = FeatureDistillation(student, (5, 3))
+    distillation = MapDistillation(student, (5, 3))
     g = torch.Generator().manual_seed(0)
     seen = []
     for images in (40, 56):
@@ -38,7 +38,7 @@ def test_the_fitted_projections_are_those_of_least_squares():
 
 def test_tokens_that_hold_the_map_are_read_without_error_at_once():
     student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
-    distillation = FeatureDistillation(student, (6, 6))
+    distillation = MapDistillation(student, (6, 6))
     features = torch.randn(64, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     mixed = torch.nn.Linear(6, student.embed_dim)
     target = losses.feature_target(features, (4, 4))
@@ -49,3 +49,20 @@ def test_tokens_that_hold_the_map_are_read_without_error_at_once():
     assert distillation(output, teacher) > 1
     distillation.fit([(output, teacher)])
     assert distillation(output, teacher) < 0.05
+
+
+def test_an_embedding_that_holds_the_teachers_is_read_without_error_at_once():
+    student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
+    distillation = EmbeddingDistillation(student, 6)
+    assert distillation.blocks == () and distillation.projections[0].in_features == 2 * student.embed_dim
+    embedding = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    mixed = torch.nn.Linear(6, student.embedding_size)
+    with torch.no_grad():
+        own = mixed(torch.nn.functional.layer_norm(embedding, (6,)))
+    output = DeiTOutput(torch.zeros(64, 2), None, embedding=own)
+    teacher = TeacherOutput(torch.zeros(64, 2), (), embedding)
+    assert distillation(output, teacher) > 0.5
+    distillation.fit([(output, teacher)])
+    assert distillation(output, teacher) < 0.01
+    distillation(output, teacher).backward()
+    assert distillation.projections[0].weight.grad is not None

@@ -91,7 +91,7 @@ def test_an_image_size_that_the_patches_do_not_divide_is_refused():
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
-    with pytest.raises(DeitkitError, match=r"unknown student 'huge'.*nano, tiny, small, base"):
+    with pytest.raises(DeitkitError, match=r"unknown student 'huge'.*nano, nano-hybrid, tiny, small, base"):
         create_model("huge", num_classes=10)
 
 

@@ -9,7 +9,7 @@ import torch
 
 import deitkit
 from deitkit.errors import DeitkitError, SettingError, WeightsError
-from deitkit.run_folder import read_student
+from deitkit.run_folder import read_metrics, read_student
 from deitkit.weights import read, sources, stem_weights
 from deitkit.weights.conversion import convert
 
@@ -108,3 +108,14 @@ def test_views_may_be_larger_than_the_student(lite0, image_folder, tmp_path):
         trained(image_folder, tmp_path / "small", augment__view_size=(16, 16))
     with pytest.raises(DeitkitError, match="patches of 32x32"):
         trained(image_folder, tmp_path / "patches", student__patch_size=(16, 16))
+
+
+def test_the_recipe_learns_the_teachers_embedding(lite0, image_folder, tmp_path):
+    teacher = f"timm:tf_efficientnet_lite0@{lite0}"
+    settings = {"student__image_size": (32, 32), "train__epochs": 1, "train__device": "cpu"}
+    deitkit.train(
+        image_folder, tmp_path / "run", recipe="hybrid", teacher__spec=teacher, teacher__image_size=32,
+        teacher__deploy_sizes=None, **settings,
+    )  # fmt: skip
+    [line] = read_metrics(tmp_path / "run")
+    assert line.train["features"] > 0

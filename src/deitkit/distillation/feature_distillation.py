@@ -1,4 +1,4 @@
-"""Feature distillation: patch tokens of the student imitate feature maps of the teacher."""
+"""Feature distillation: the student imitates the teacher's feature maps, or its embedding."""
 
 from __future__ import annotations
 
@@ -18,13 +18,48 @@ _RIDGE = 1e-3  # relative to the tokens' mean square
 
 
 class FeatureDistillation(nn.Module):
-    """Projects patch tokens after two middle blocks to the teacher's two feature maps.
+    """Projects what the student has to what the teacher has.
 
-    Locality Guidance (Li et al., ECCV 2022, arXiv 2207.10026). The projections are trained with the student
-    and are not part of it.
+    The projections are trained with the student and are not part of it. blocks: of the student whose patch
+    tokens are needed.
     """
 
     projections: nn.ModuleList
+    blocks: tuple[int, ...] = ()
+
+    def forward(self, output: DeiTOutput, teacher: TeacherOutput) -> Tensor:
+        """The loss of a micro-batch."""
+        raise NotImplementedError
+
+    def pairs(self, output: DeiTOutput, teacher: TeacherOutput) -> list[tuple[Tensor, Tensor]]:
+        """For each projection its inputs (B, N, D) and its targets (B, N, C)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def fit(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> None:
+        """Initialises the projections by ridge regression on `outputs`.
+
+        Random projections would first pull a pretrained student's tokens in random directions; on few
+        images that undid its initial weights (docs/small-data.md).
+        """
+        sums: list[_TokenSums] = []
+        for output, teacher in outputs:
+            pairs = self.pairs(output, teacher)
+            sums = sums or [_TokenSums(tokens.shape[-1], target.shape[-1]) for tokens, target in pairs]
+            for each, (tokens, target) in zip(sums, pairs, strict=True):
+                each.add(tokens, target)
+        projections: Any = self.projections
+        for project, each in zip(projections, sums, strict=True):
+            weight, bias = each.solution()
+            project.weight.copy_(weight)
+            project.bias.copy_(bias)
+
+
+class MapDistillation(FeatureDistillation):
+    """Projects patch tokens after two middle blocks to the teacher's two feature maps.
+
+    Locality Guidance (Li et al., ECCV 2022, arXiv 2207.10026).
+    """
 
     def __init__(self, student: Student, map_channels: tuple[int, ...]):
         super().__init__()
@@ -42,31 +77,32 @@ class FeatureDistillation(nn.Module):
         ]
         return torch.stack(terms).sum()
 
-    @torch.no_grad()
-    def fit(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> None:
-        """Initialises the projections by ridge regression on `outputs`.
+    def pairs(self, output: DeiTOutput, teacher: TeacherOutput) -> list[tuple[Tensor, Tensor]]:
+        assert output.grid_size is not None
+        targets = [feature_target(m, output.grid_size, output.kept_patches) for m in teacher.feature_maps]
+        return list(zip(output.patch_tokens, targets, strict=True))
 
-        Random projections would first pull a pretrained student's tokens in random directions; on few
-        images that undid its initial weights (docs/small-data.md).
-        """
-        sums: list[_TokenSums] = []
-        for output, teacher in outputs:
-            assert output.grid_size is not None
-            targets = [
-                feature_target(features, output.grid_size, output.kept_patches)
-                for features in teacher.feature_maps
-            ]
-            sums = sums or [
-                _TokenSums(tokens.shape[-1], target.shape[-1])
-                for tokens, target in zip(output.patch_tokens, targets, strict=True)
-            ]
-            for each, tokens, target in zip(sums, output.patch_tokens, targets, strict=True):
-                each.add(tokens, target)
-        projections: Any = self.projections
-        for project, each in zip(projections, sums, strict=True):
-            weight, bias = each.solution()
-            project.weight.copy_(weight)
-            project.bias.copy_(bias)
+
+class EmbeddingDistillation(FeatureDistillation):
+    """Projects what the student's heads read to what the teacher's head reads.
+
+    As the token loss of Proteus (Zhang et al., arXiv 2407.10366, section 3.2), with a projection, since the
+    sizes differ.
+    """
+
+    def __init__(self, student: Student, size: int):
+        super().__init__()
+        self.projections = nn.ModuleList([nn.Linear(student.embedding_size, size)])
+
+    def forward(self, output: DeiTOutput, teacher: TeacherOutput) -> Tensor:
+        """The mean squared error to the layer-normalised embedding."""
+        [(embedding, target)] = self.pairs(output, teacher)
+        return F.mse_loss(self.projections[0](embedding).float(), target)
+
+    def pairs(self, output: DeiTOutput, teacher: TeacherOutput) -> list[tuple[Tensor, Tensor]]:
+        assert output.embedding is not None and teacher.embedding is not None
+        target = F.layer_norm(teacher.embedding.float(), teacher.embedding.shape[-1:])
+        return [(output.embedding[:, None], target[:, None])]
 
 
 class _TokenSums:

@@ -24,7 +24,7 @@ from ..soft_labels.store import SoftLabelStore
 from ..tasks import Task
 from ..teachers.teacher import Teacher, TeacherOutput
 from .class_balance import NO_ADJUSTMENT, Adjustment
-from .feature_distillation import FeatureDistillation
+from .feature_distillation import EmbeddingDistillation, FeatureDistillation, MapDistillation
 from .losses import DISTILLATION_LOSSES, label_loss
 
 PARTS = ("loss", "class", "distill", "features")  # of the loss, as far as a step has them
@@ -66,7 +66,11 @@ class Objective:
         self.adjustment = self.adjustment.to(device)
         if self.teacher is not None and self.config.feature_weight > 0:
             torch.manual_seed(self.train.seed + 1)
-            self.features = FeatureDistillation(student, self.teacher.card.map_channels).to(device)
+            if self.config.features == "embedding":
+                self.features = EmbeddingDistillation(student, self.teacher.embedding_size)
+            else:
+                self.features = MapDistillation(student, self.teacher.card.map_channels)
+            self.features.to(device)
         return self.features
 
     @property

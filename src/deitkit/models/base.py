@@ -74,6 +74,11 @@ class Student(nn.Module):
         return 0
 
     @property
+    def embedding_size(self) -> int:
+        """Numbers in `DeiTOutput.embedding` for an image; 0 without one."""
+        return 0
+
+    @property
     def distilled(self) -> bool:
         """Whether the model has a distillation token and its head."""
         return False

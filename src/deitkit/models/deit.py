@@ -169,6 +169,11 @@ class DeiT(Student):
         return len(self.blocks)
 
     @property
+    def embedding_size(self) -> int:
+        """Width of all prefix tokens together."""
+        return self.num_prefix_tokens * self.embed_dim
+
+    @property
     def distilled(self) -> bool:
         """Whether the model has a distillation token and its head."""
         return self.dist_token is not None

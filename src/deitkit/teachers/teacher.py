@@ -183,6 +183,12 @@ class Teacher:
         """The names of the backends in use, such as "openvino"."""
         return " + ".join(dict.fromkeys(m.backend.name for m in self.members))
 
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in `TeacherOutput.embedding` for an image; 0 if they are not known."""
+        sizes = [getattr(member.fitted_head, "in_features", 0) for member in self.members]
+        return sum(sizes) if all(sizes) else 0
+
     def for_classes(self, classes: tuple[str, ...]) -> Teacher:
         """The same teacher for `classes`, which are all or some of its own, in any order.
 

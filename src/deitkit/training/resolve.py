@@ -33,7 +33,7 @@ from ..evaluation.speed import kept_values
 from ..inference.device import memory_bytes
 from ..models import VARIANTS, DeiT, create_model
 from ..models.conv_stem import STRIDE
-from ..settings import AUTO, Auto, raise_all
+from ..settings import AUTO, raise_all
 from ..weights import find_initial, load_into, read, stem_weights
 
 _EXAMPLES = 120_000  # training images seen in a run whose length is "auto": minutes on a CPU
@@ -195,17 +195,18 @@ def _image_size(student: StudentConfig, side: int, on_cpu: bool, hybrid: bool) -
     return chosen, chosen
 
 
-def _view_size(config: Config, image_size: Size, side: int, hybrid: bool) -> Size | Auto:
+def _view_size(config: Config, image_size: Size, side: int, hybrid: bool) -> Size:
     """The asked size of views; a hybrid's teacher sees the pixels that it was trained with, if there are any.
 
     A hybrid's stem sees as a convnet does, so that its teacher's answer to a sharper view is within its
     reach; see docs/hybrid.md.
     """
     asked = config.augment.view_size
-    if asked == AUTO and hybrid and config.has_live_teacher and side > max(image_size):
-        asked = _SHARP, _SHARP
-    if asked in (AUTO, image_size):
-        return AUTO
+    if asked == AUTO:
+        sharp = hybrid and config.has_live_teacher and side > max(image_size)
+        asked = (max(_SHARP, image_size[0]), max(_SHARP, image_size[1])) if sharp else image_size
+    if asked == image_size:
+        return asked
     if asked[0] < image_size[0] or asked[1] < image_size[1] or config.train.start_size is not None:
         raise SettingError(
             f"augment.view_size {asked[0]}x{asked[1]} must be at least the student's "

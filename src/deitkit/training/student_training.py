@@ -68,9 +68,12 @@ class StudentTraining:
         teacher = None if teacher is None else teacher.unadjusted()
         if teacher is None and soft_labels is None:
             config = _without_teacher(config)
-        elif teacher is not None and config.distillation.feature_weight > 0 and not teacher.card.map_channels:
-            log.info(f"feature distillation is off: the teacher {teacher.card.name} has no feature maps")
-            config = config.override({"distillation.feature_weight": 0.0})
+        elif teacher is not None and config.distillation.feature_weight > 0:
+            by_maps = config.distillation.features == "maps"
+            if not (teacher.card.map_channels if by_maps else teacher.embedding_size):
+                what = "feature maps" if by_maps else "embedding"
+                log.info(f"feature distillation is off: the teacher {teacher.card.name} has no {what}")
+                config = config.override({"distillation.feature_weight": 0.0})
         identity = {"data": dataset.fingerprint, "settings": config.affects_results()}
         if soft_labels is not None:
             identity["labels"] = soft_labels.id
