@@ -222,8 +222,7 @@ class DistillationConfig(Section):
     smoothing: float = setting(0.0, "Label smoothing of the teacher's hard labels.", share(one=False))
     features: Literal["maps", "embedding"] = setting(
         "maps",
-        "What feature distillation imitates: maps by patch tokens (arXiv 2207.10026), "
-        "or what the teacher's head reads by what the student's heads read.",
+        "What feature distillation imitates: maps (arXiv 2207.10026), or what the teacher's head reads.",
     )
     feature_weight: float = setting(0.0, "Weight of feature distillation; 0 disables it.", at_least(0))
     feature_until: float = setting(1.0, "Share of training after which feature distillation stops.", share())

@@ -133,7 +133,7 @@ class Keywords(TypedDict, total=False):
     distillation__smoothing: float
     """Label smoothing of the teacher's hard labels."""
     distillation__features: Literal["maps", "embedding"]
-    """What feature distillation imitates: maps by patch tokens (arXiv 2207.10026), or what the teacher's head reads by what the student's heads read."""
+    """What feature distillation imitates: maps (arXiv 2207.10026), or what the teacher's head reads."""
     distillation__feature_weight: float
     """Weight of feature distillation; 0 disables it."""
     distillation__feature_until: float
