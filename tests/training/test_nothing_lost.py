@@ -15,7 +15,7 @@ from deitkit import train
 from deitkit.config import OptimConfig
 from deitkit.errors import Interrupted, RunFolderError, TrainingError
 from deitkit.io import digest, write_tensors
-from deitkit.training.optim import create_optimizer
+from deitkit.training.optim import OPTIMIZERS, parameter_groups
 from deitkit.training.state import EMA, TrainingState, load_checkpoint, save_checkpoint
 from deitkit.training.trainer import Trainer
 from tests.conftest import write_images
@@ -34,7 +34,9 @@ SETTINGS = {
 def new_state(value: float = 0.0) -> TrainingState:
     model = torch.nn.Linear(3, 2)
     torch.nn.init.constant_(model.weight, value)
-    return TrainingState(model, None, EMA(model, 0.9), create_optimizer(model, None, OptimConfig()))
+    return TrainingState(
+        model, None, EMA(model, 0.9), OPTIMIZERS["adamw"](parameter_groups([model], 0.05), OptimConfig())
+    )
 
 
 @pytest.fixture
