@@ -139,11 +139,13 @@ def _checkpoint_state() -> Any:
     import torch
 
     from deitkit.config import OptimConfig
-    from deitkit.training.optim import create_optimizer
+    from deitkit.training.optim import OPTIMIZERS, parameter_groups
     from deitkit.training.state import EMA, TrainingState
 
     model = torch.nn.Linear(3, 2)
-    return TrainingState(model, None, EMA(model, 0.9), create_optimizer([model], OptimConfig()))
+    return TrainingState(
+        model, None, EMA(model, 0.9), OPTIMIZERS["adamw"](parameter_groups([model], 0.05), OptimConfig())
+    )
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -227,7 +227,6 @@ CHOSEN = {
     "student.name": "nano",
     "student.image_size": 32,
     "student.patch_size": 8,
-    "augment.view_size": 32,
     "data.workers": 0,
     "train.epochs": 3,
     "train.micro_batch_size": 8,
@@ -250,11 +249,13 @@ def test_a_resolved_config_has_no_auto_left():
 
 
 def test_views_have_the_students_size_if_nothing_is_chosen():
-    resolved = ResolvedConfig.of(Config().override(CHOSEN | {"augment.view_size": "auto"}))
+    resolved = ResolvedConfig.of(Config().override(CHOSEN))
     assert resolved.view_size == resolved.student.image_size == (32, 32)
+    larger = ResolvedConfig.of(Config().override(CHOSEN | {"augment.view_size": (16, 48)}))
+    assert larger.view_size == (32, 48)
 
 
-@pytest.mark.parametrize("key", sorted(CHOSEN.keys() - {"augment.view_size"}))
+@pytest.mark.parametrize("key", sorted(CHOSEN))
 def test_a_resolved_config_refuses_auto(key):
     with pytest.raises(SettingError, match=rf"{key} is auto"):
         ResolvedConfig.of(Config().override(CHOSEN | {key: "auto"}))

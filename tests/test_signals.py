@@ -18,7 +18,7 @@ from deitkit.training import session
 name, *command = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def stopped(*_):
+def stopped(*_, **__):
     os.kill(os.getpid(), getattr(signal, name))
     time.sleep(10)  # another thread may get the signal first
 

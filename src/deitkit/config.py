@@ -134,9 +134,9 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Augmentation of training views."""
 
-    view_size: tuple[int, int] | Auto = setting(
-        AUTO,
-        "Height and width of a view before student and teacher resize it; auto: by the student.",
+    view_size: tuple[int, int] | None = setting(
+        None,
+        "Height and width of a view before a larger teacher and the student resize it; none: the student's.",
         at_least(1),
     )
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "Area of a random crop, as a share.", above(0))
@@ -456,9 +456,9 @@ class ResolvedConfig(Config):
 
     @property
     def view_size(self) -> tuple[int, int]:
-        """Height and width of a training view."""
-        assert self.augment.view_size != AUTO
-        return self.augment.view_size
+        """Height and width of a training view, at least those of the student."""
+        (H, W), (h, w) = self.student.image_size, self.augment.view_size or (1, 1)
+        return max(H, h), max(W, w)
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> ResolvedConfig:
@@ -476,8 +476,6 @@ class ResolvedConfig(Config):
             open_ones = [name for name in kind.__annotations__ if fields[name] == AUTO]
             raise_all(f"{section}.{name} is auto and has to be chosen here" for name in open_ones)
             values[section] = kind(**fields)
-        if config.augment.view_size == AUTO:
-            values["augment"] = replace(config.augment, view_size=values["student"].image_size)
         return cls(**values)
 
 

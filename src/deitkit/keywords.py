@@ -64,8 +64,8 @@ class Keywords(TypedDict, total=False):
     """Decoded pixels are cached on disk up to this size."""
     data__workers: int | Auto
     """Threads that decode and augment batches ahead; auto: by device."""
-    augment__view_size: int | tuple[int, int] | Auto
-    """Height and width of a view before student and teacher resize it; auto: by the student."""
+    augment__view_size: int | tuple[int, int] | None
+    """Height and width of a view before a larger teacher and the student resize it; none: the student's."""
     augment__crop_scale: float | tuple[float, float]
     """Area of a random crop, as a share."""
     augment__crop_ratio: float | tuple[float, float]

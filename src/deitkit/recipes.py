@@ -49,6 +49,7 @@ def hybrid() -> Config:
         recipe="hybrid",
         student=replace(light.student, name="nano-hybrid"),
         data=replace(light.data, eval_crop=0.875),
+        augment=replace(light.augment, view_size=(224, 224)),
         distillation=replace(
             light.distillation, distill_until=1.0, features="embedding", feature_weight=0.5, feature_until=1.0
         ),

@@ -107,7 +107,7 @@ def test_settings_that_a_study_varies(large, key, said):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("student.name", "auto", "no student 'auto'; choose nano, tiny"),
+        ("student.name", "auto", "no student 'auto'; choose nano, nano-hybrid, tiny"),
         ("student.name", "tinny", "no student 'tinny'"),
         ("student.image_size", "auto", "give student.image_size in pixels"),
         ("student.patch_size", None, "give student.patch_size in pixels"),

@@ -104,8 +104,8 @@ def test_it_is_exported(lite0, image_folder, tmp_path):
 def test_views_may_be_larger_than_the_student(lite0, image_folder, tmp_path):
     run = trained(image_folder, tmp_path / "run", augment__view_size=(48, 48), train__epochs=1)
     assert read_student(run)[0].image_size == (32, 32)
-    with pytest.raises(SettingError, match="at least the student's"):
-        trained(image_folder, tmp_path / "small", augment__view_size=(16, 16))
+    with pytest.raises(SettingError, match="both set the size of views"):
+        trained(image_folder, tmp_path / "start", augment__view_size=(48, 48), train__start_size=(16, 16))
     with pytest.raises(DeitkitError, match="patches of 32x32"):
         trained(image_folder, tmp_path / "patches", student__patch_size=(16, 16))
 

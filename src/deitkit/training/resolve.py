@@ -44,8 +44,6 @@ _DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey lev
 # Ratio of the largest to the smallest class from which something is done: benchmarks/imbalance.py.
 _MOST_UNEVEN = 5
 
-_SHARP = 224  # pixels a side of views for a hybrid's teacher: what ImageNet's convnets were trained with
-
 Size = tuple[int, int]
 
 
@@ -70,8 +68,7 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     hybrid = VARIANTS[name].hybrid
     image_size = _image_size(config.student, side, on_cpu, hybrid)
     patch_size = _patch_size(config.student, image_size, on_cpu, hybrid)
-    _refuse_start_size(config.train, image_size, patch_size)
-    view_size = _view_size(config, image_size, side, hybrid)
+    _refuse_start_size(config, image_size, patch_size)
     reasons = (
         f"student {name} at {image_size[0]}x{image_size[1]} in patches of {patch_size[0]}x{patch_size[1]}: "
         f"{len(images)} training images of about {side} pixels, on {device.type}"
@@ -116,7 +113,6 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
         replace(
             config,
             student=replace(config.student, name=name, image_size=image_size, patch_size=patch_size),
-            augment=replace(config.augment, view_size=view_size),
             data=replace(config.data, workers=workers),
             train=replace(
                 config.train,
@@ -195,26 +191,6 @@ def _image_size(student: StudentConfig, side: int, on_cpu: bool, hybrid: bool) -
     return chosen, chosen
 
 
-def _view_size(config: Config, image_size: Size, side: int, hybrid: bool) -> Size:
-    """The asked size of views; a hybrid's teacher sees the pixels that it was trained with, if there are any.
-
-    A hybrid's stem sees as a convnet does, so that its teacher's answer to a sharper view is within its
-    reach; see docs/hybrid.md.
-    """
-    asked = config.augment.view_size
-    if asked == AUTO:
-        sharp = hybrid and config.has_live_teacher and side > max(image_size)
-        asked = (max(_SHARP, image_size[0]), max(_SHARP, image_size[1])) if sharp else image_size
-    if asked == image_size:
-        return asked
-    if asked[0] < image_size[0] or asked[1] < image_size[1] or config.train.start_size is not None:
-        raise SettingError(
-            f"augment.view_size {asked[0]}x{asked[1]} must be at least the student's "
-            f"{image_size[0]}x{image_size[1]}, without train.start_size; leave one out"
-        )
-    return asked
-
-
 def _patch_size(student: StudentConfig, image_size: Size, on_cpu: bool, hybrid: bool) -> Size:
     """The asked size, or about 64 patches on a CPU and 14 x 14 on a GPU; it divides the image size."""
     patch = student.patch_size
@@ -231,11 +207,13 @@ def _patch_size(student: StudentConfig, image_size: Size, on_cpu: bool, hybrid: 
     return patch
 
 
-def _refuse_start_size(train: TrainConfig, full: Size, patch: Size) -> None:
+def _refuse_start_size(config: Config, full: Size, patch: Size) -> None:
     """Raises SettingError if the student cannot start at `train.start_size`."""
-    start = train.start_size
+    train, start = config.train, config.train.start_size
     if start is None:
         return
+    if config.augment.view_size is not None:
+        raise SettingError("train.start_size and augment.view_size both set the size of views; leave one out")
     if not 0 < train.start_share < 1:
         raise SettingError(
             f"train.start_share is {train.start_share:g}; give a share above 0 and below 1, "
