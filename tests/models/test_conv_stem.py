@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from deitkit.errors import DeitkitError
+from deitkit.evaluation.speed import kept_values
 from deitkit.models import DeiT, create_model
 from deitkit.models.conv_stem import STAGES, ConvStem
 
@@ -85,3 +86,14 @@ def test_its_description_makes_the_same_model():
 def test_other_patches_are_refused():
     with pytest.raises(DeitkitError, match="patches of 32x32"):
         create_model("nano-hybrid", num_classes=5, image_size=64, patch_size=16)
+
+
+def test_what_autograd_keeps_of_it_is_counted():
+    """By which the micro-batch on a GPU is chosen."""
+    with torch.device("meta"):
+        hybrid = create_model("nano-hybrid", num_classes=5, image_size=64)
+        plain = create_model("nano", num_classes=5, image_size=64, patch_size=32)
+    trained = kept_values(hybrid)
+    hybrid.stem.requires_grad_(False)
+    frozen = kept_values(hybrid)
+    assert trained > 5 * frozen and 0 < frozen < 2 * kept_values(plain)

@@ -141,7 +141,7 @@ def multiply_adds(model: DeiT) -> int:
     tensors, so a large model takes neither time nor memory.
     """
     shapes = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
-    images = torch.empty(1, model.patch_embed.in_channels, *model.image_size, device="meta")
+    images = _meta_image(model)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         functional_call(model, shapes, (images,), {"tokens_after": (model.depth - 1,)})
     return int(counter.get_total_flops() // 2)
@@ -154,19 +154,25 @@ def kept_values(model: DeiT) -> int:
     device "meta", so that this takes neither time nor memory.
     """
     kept: dict[int, Tensor] = {}
+    tokens = model.pos_embed.shape[1]
 
     def keep(tensor: Tensor) -> Tensor:
         whole = tensor if tensor._base is None else tensor._base
-        attention = whole.ndim > 2 and whole.shape[-1] == whole.shape[-2]
+        attention = tuple(whole.shape[-2:]) == (tokens, tokens)
         if not (attention or isinstance(whole, nn.Parameter)):
             kept[id(whole)] = whole
         return tensor
 
-    images = torch.empty(1, model.patch_embed.proj.in_channels, *model.image_size, device="meta")
+    images = _meta_image(model)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(images)
     assert output.class_logits.grad_fn is not None
     return sum(tensor.numel() for tensor in kept.values())
+
+
+def _meta_image(model: DeiT) -> Tensor:
+    """A batch of one image at the model's size, without values."""
+    return torch.empty(1, model.patch_embed.in_channels, *model.image_size, device="meta")
 
 
 def describe_machine() -> str:

@@ -75,7 +75,7 @@ class ConvStem(nn.Module):
     """Normalised images (B, 3, H, W) -> (B, 192, H / 32, W / 32).
 
     Batch norms are folded into the convolutions before them, so that an image's output does not depend on
-    the others in its batch, and nothing has to be frozen.
+    the others in its batch, in training as in evaluation.
     """
 
     channels = STAGES[-1].channels

@@ -103,6 +103,7 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
                 student = create_model(
                     name, num_classes=len(images.classes) or 1, image_size=image_size, patch_size=patch_size
                 )
+            _freeze_stem(student, config)
             micro = _fitting_micro_batch(student, device)
         micro = min(micro, batch)
     workers = config.data.workers
@@ -167,8 +168,7 @@ def create_student(config: ResolvedConfig, num_classes: int) -> tuple[DeiT, list
         layer_scale=student.layer_scale,
         patch_drop_rate=student.patch_drop_rate,
     )
-    if model.stem is not None and config.optim.stem_lr == 0:
-        model.stem.requires_grad_(False)
+    _freeze_stem(model, config)
     if student.init_scheme == "structured":
         model.init_structured()
     if student.initial_weights == "none":
@@ -176,6 +176,12 @@ def create_student(config: ResolvedConfig, num_classes: int) -> tuple[DeiT, list
             model.stem.load_state_dict(stem_weights())
         return model, []
     return model, load_into(model, read(student.initial_weights), antialias=student.init_antialias)
+
+
+def _freeze_stem(model: DeiT, config: Config) -> None:
+    """A hybrid's stem is trained only at a learning rate of its own."""
+    if model.stem is not None and config.optim.stem_lr == 0:
+        model.stem.requires_grad_(False)
 
 
 def _image_size(student: StudentConfig, side: int, on_cpu: bool, hybrid: bool) -> Size:

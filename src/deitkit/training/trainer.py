@@ -370,7 +370,7 @@ class Trainer:
     @torch.no_grad()
     def _draw(self, images: Tensor, rows: BatchRows | None) -> None:
         """Passes over the random numbers of a micro-batch that others compute, as one process draws them."""
-        self.student(images, rows=rows)
+        self.student(self._seen(images), rows=rows)
 
     def _sum_over_processes(self, own: StepLosses) -> StepLosses:
         """Sums the gradients of all processes, and the parts of the loss. Waits for the device.

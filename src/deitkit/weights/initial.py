@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..models import VARIANTS
+
 SHIPPED = "deitkit:"  # before a student's name: weights that come with the package
 _ANSWER_SECONDS = 6.0  # the hub counts as unreachable if it does not answer within this time
 
@@ -61,14 +63,15 @@ def find_initial(student: str) -> tuple[str, str]:
     student: a key of `VARIANTS`. The order:
 
     1. weights that come with deitkit;
-    2. the published distilled weights in the local cache;
-    3. those on the hub, which is given a few seconds to answer.
+    2. for a hybrid none: its stem comes from EfficientNet-Lite0, see `stem_weights`;
+    3. the published distilled weights in the local cache;
+    4. those on the hub, which is given a few seconds to answer.
 
     Does not raise without a network.
     """
     if shipped_file(student).is_file():
         return f"{SHIPPED}{student}", f"initial weights: {SHIPPED}{student}, which comes with deitkit"
-    if student.endswith("-hybrid"):
+    if VARIANTS[student].hybrid:
         return "none", "initial weights: EfficientNet-Lite0's first stages; the blocks start afresh"
     if not PUBLISHED.get(student):
         return "none", f"there are no published weights for {student}: {_COST}"

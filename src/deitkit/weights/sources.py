@@ -24,7 +24,7 @@ from .hub import cause, hub_access
 from .initial import SHIPPED, shipped_file
 from .packaged import LITE0, packaged_file
 
-STEM = "patch_embed.stem."
+_STEM = "patch_embed.stem."
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
 _NOT_THE_MODEL = re.compile(r"^(pooler|pre_logits|mask_token|decoder)\b")
@@ -42,7 +42,7 @@ class Weights(dict[str, Tensor]):
     @property
     def hybrid(self) -> bool:
         """Whether a convnet's stages stand in place of the patch projection."""
-        return any(key.startswith(STEM) for key in self)
+        return any(key.startswith(_STEM) for key in self)
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -81,8 +81,6 @@ def read(source: str | Path) -> Weights:
         raise WeightsError(
             f"{source} holds no DeiT: it lacks {lacking[0]!r}; give the weights of a DeiT or ViT"
         )
-    if text.startswith(SHIPPED) and text.endswith("-hybrid"):
-        weights |= {f"{STEM}{key}": tensor for key, tensor in stem_weights().items()}
     if info.image_size is not None:
         (H, W), (p, q) = info.image_size, weights.patch_size
         weights.grid_size = H // p, W // q
