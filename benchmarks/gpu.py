@@ -29,7 +29,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -770,45 +770,118 @@ def against_goals(found: dict[str, Any]) -> list[dict[str, Any]]:
 FLOOR_TFLOPS, FLOOR_TB_PER_S = 800.0, 3.0  # of an H100: dense bf16 products, memory
 
 
-def floor_table(scale: Scale) -> str:
-    """Markdown: operations and bytes of each step, and the least seconds that they take.
+class Work(NamedTuple):
+    """What a step does at least: floating-point operations and bytes of the device's memory."""
 
-    A training step is three forward passes. Its bytes: what autograd keeps for the backward pass, written and
-    read once in bf16, and per parameter 44: weights in bf16 twice, the gradient written and read, and
-    weights, both moments and the average read and written in fp32.
+    part: str
+    what: str
+    images: int  # 0 for work that is not done per image
+    flops: float
+    size: float
+
+    @property
+    def bounds_s(self) -> dict[str, float]:
+        return {
+            "products": self.flops / (1e12 * FLOOR_TFLOPS),
+            "memory": self.size / (1e12 * FLOOR_TB_PER_S),
+        }
+
+
+def student_step(name: str, size: int, patch: int, batch: int) -> tuple[float, float]:
+    """Operations and bytes of a training step without its teacher.
+
+    Three forward passes. Bytes: what autograd keeps for the backward pass, written and read once in bf16, and
+    per parameter 44: weights in bf16 twice, the gradient written and read, and weights, both moments and the
+    average read and written in fp32.
     """
-    rows = []
+    with torch.device("meta"):
+        student = create_model(name, num_classes=CLASSES, image_size=size, patch_size=patch)
+        with FlopCounterMode(display=False) as counter:
+            student(torch.empty(1, 3, size, size))
+    kept = 2 * kept_values(student)
+    return 3.0 * counter.get_total_flops() * batch, 2.0 * kept * batch + 44.0 * student.num_params
+
+
+def teacher_pass(name: str, size: int, batch: int) -> tuple[float, float]:
+    """Operations and bytes of a teacher's forward pass: weights and views read once, in bf16."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = timm.create_model(name).eval()
+        model(torch.empty(1, 3, size, size))
+    parameters = sum(p.numel() for p in model.parameters())
+    return counter.get_total_flops() * batch, 2 * parameters + 6 * size**2 * batch
+
+
+def views(size: int, batch: int, passes: int) -> tuple[float, float]:
+    """Pixels gathered as uint8, and `passes` operations on views in fp32, each read and written."""
+    return 0.0, batch * (3 * (size * 8 // 7) ** 2 + passes * 2 * 4 * 3 * size**2)
+
+
+def attention_step(name: str, size: int, batch: int) -> tuple[float, float]:
+    """Attention of one block, forward and backward: two products, then five, since the backward pass makes
+    the scores again (arXiv 2205.14135). Queries, keys, values, output and their gradients move in bf16: four
+    tensors forward, eight backward.
+    """
+    with torch.device("meta"):
+        student = create_model(name, num_classes=CLASSES, image_size=size)
+    tokens, width = student.pos_embed.shape[1], student.embed_dim
+    return 7 * 2.0 * batch * tokens**2 * width, (4 + 8) * 2.0 * batch * tokens * width
+
+
+def together(*works: tuple[float, float]) -> tuple[float, float]:
+    return sum(flops for flops, _ in works), sum(size for _, size in works)
+
+
+def least_work(scale: Scale) -> list[Work]:
+    """Every kind of step of the programme, by its parts."""
+    B, size, small_teacher = scale.batch, scale.size, scale.teachers[-1]
+    side, copied = scale.matrix, scale.copied_mb * 2**20
+    rows = [
+        Work("1", f"a product of {side} x {side} matrices", 0, 2.0 * side**3, 3 * 2.0 * side**2),
+        Work("1", f"a copy of {scale.copied_mb} MiB within the device", 0, 0.0, 2.0 * copied),
+    ]
     for name in ("tiny", "small", "base"):
         with torch.device("meta"):
-            student = create_model(name, num_classes=CLASSES, image_size=scale.size)
-        flops, kept, parameters = (
-            1e9 * forward_gflops(name, scale.size),
-            2 * kept_values(student),
-            student.num_params,
-        )
-        rows.append(
-            (f"{name}, a training step", 3 * flops * scale.batch, 2 * kept * scale.batch + 44 * parameters)
-        )
-        for batch in (1, scale.batch):
-            image = 2 * 3 * scale.size**2
-            rows.append((f"{name}, a forward pass of {batch}", flops * batch, 2 * parameters + image * batch))
+            parameters = create_model(name, num_classes=CLASSES, image_size=size).num_params
+        rows += [
+            Work("1", f"{name}, attention of a block", B, *attention_step(name, size, B)),
+            Work("2", f"{name}, a training step", B, *student_step(name, size, 16, B)),
+        ]
+        for batch in (1, B):
+            work = 1e9 * forward_gflops(name, size) * batch, 2 * parameters + 6 * size**2 * batch
+            rows.append(Work("4", f"{name}, a forward pass of {batch}", batch, *work))
     for name in scale.teachers:
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            model = timm.create_model(name).eval()
-            model(torch.empty(1, 3, scale.size, scale.size))
-        size = sum(p.numel() for p in model.parameters())
-        flops = counter.get_total_flops() * scale.batch
-        rows.append(
-            (f"{name}, a forward pass of {scale.batch}", flops, 2 * size + 6 * scale.size**2 * scale.batch)
+        rows.append(Work("2", f"{name}, a forward pass of {B}", B, *teacher_pass(name, size, B)))
+    # The recipe deit: crop, flip, two operations of RandAugment, erasing, mixing.
+    made = together(student_step("small", size, 16, B), views(size, B, 6))
+    rows.append(Work("3", "small, views and a training step", B, *made))
+    # What `auto` chooses on a GPU, 32 images a step; crop, flip and jitter; the default recipe's teacher sees
+    # the student's view.
+    for side, patch in ((128, 8), (224, 16)):
+        made = together(
+            student_step("tiny", side, patch, 32), teacher_pass(small_teacher, side, 32), views(side, 32, 3)
         )
-    lines = ["| | TFLOP | GB | least ms | bound by | images/s at most |", "|---|---|---|---|---|---|"]
-    for what, flops, size in rows:
-        products, memory = flops / (1e12 * FLOOR_TFLOPS), size / (1e12 * FLOOR_TB_PER_S)
-        least, bound = max((products, "products"), (memory, "memory"))
-        images = 1 if what.endswith(" of 1") else scale.batch
+        rows.append(Work("5", f"tiny at {side} px, views, teacher and a training step", 32, *made))
+    made = together(student_step("small", 32, 4, 32), views(32, 32, 3))
+    rows.append(Work("5", "small at 32 px, views and a training step", 32, *made))
+    made = together(
+        student_step("tiny", 224, 16, 64), teacher_pass(small_teacher, 224, 64), views(224, 64, 3)
+    )
+    rows.append(Work("6", "tiny, views, teacher and a pre-training step", 64, *made))
+    return sorted(rows, key=lambda work: work.part)
+
+
+def floor_table(scale: Scale) -> str:
+    """Markdown: operations and bytes of each step, and the least time that they take."""
+    lines = [
+        "| part | | TFLOP | GB | least ms | bound by | images/s at most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for work in least_work(scale):
+        bound, least = max(work.bounds_s.items(), key=lambda item: item[1])
+        speed = f"{float(f'{work.images / least:.2g}'):,.0f}" if work.images else ""
         lines.append(
-            f"| {what} | {flops / 1e12:.3g} | {size / 1e9:.3g} | {1000 * least:.3g} | {bound} "
-            f"| {float(f'{images / least:.2g}'):,.0f} |"
+            f"| {work.part} | {work.what} | {work.flops / 1e12:.3g} | {work.size / 1e9:.3g} "
+            f"| {1000 * least:.3g} | {bound} | {speed} |"
         )
     return "\n".join(lines)
 

@@ -51,6 +51,9 @@ def test_every_part_runs_with_tiny_numbers(number, tmp_path):
 
 def test_the_floor_counts_the_papers_operations():
     rows = [line.split("|")[1:-1] for line in programme("--floor").splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == sorted(row[0].strip() for row in rows)
+    assert {row[0].strip() for row in rows} == set("123456")  # every part has a floor
+    rows = [row[1:] for row in rows]
     tflop = {row[0].strip(): float(row[1]) for row in rows}
     # arXiv 2012.12877, table 5: DeiT-Ti 1.3, S 4.6 and B 17.6 billion multiply-adds; the last block has less
     # to do here.
@@ -59,6 +62,8 @@ def test_the_floor_counts_the_papers_operations():
         assert tflop[f"{name}, a training step"] == pytest.approx(
             3 * tflop[f"{name}, a forward pass of 256"], rel=0.01
         )
+    # Linear in the batch, and the views cost no products.
+    assert tflop["small, views and a training step"] == tflop["small, a training step"]
     least = [float(row[3]) for row in rows]
     bound = [max(1000 * float(row[1]) / 800, float(row[2]) / 3) for row in rows]
     assert least == pytest.approx(bound, rel=0.02)
