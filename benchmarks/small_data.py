@@ -2,8 +2,9 @@
 
     python benchmarks/small_data.py ARM [ARM ...] --data FOLDER --name NAME [--epochs N] [--split blocks]
         [--fraction 0.05] [--eval-fraction 1] [--seeds 0 1 2] [--inside] [--unlabeled FOLDER]
+        [--recipe hybrid]
 
-An ARM is one of those below; section.key=value, joined by commas, over the recipe small-data; or
+An ARM is one of those below; section.key=value, joined by commas, over the recipe (small-data); or
 "unlabeled", the recipe with FOLDER as unlabelled images. The split is the same for all seeds and arms. To
 choose a setting, use --inside: it sets aside the images that are reported on, splits the rest again and
 compares arms there. Rows are appended to results/small-data/NAME.csv (or NAME-inside.csv); an arm and
@@ -129,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--recipe", default="small-data")
     parser.add_argument("--epochs", default="auto")
     parser.add_argument("--split", default="stratified")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training images")
@@ -150,6 +152,7 @@ def main() -> None:
         "data.split_seed": 0,
         "data.train_fraction": options.fraction,
         "data.eval_fraction": options.eval_fraction,
+        "teacher.deploy_sizes": "none",  # this is about students
     }
     with tempfile.TemporaryDirectory() as scratch:
         data = options.data
@@ -161,9 +164,13 @@ def main() -> None:
                     continue
                 settings = held | {"train.seed": seed} | settings_of(arm, options.unlabeled)
                 out = Path(scratch) / f"{len(rows)}"
-                rows.append(row_of(name, arm, seed, deitkit.train(data, out, **settings).results))
+                rows.append(row_of(name, arm, seed, trained(data, out, options.recipe, settings)))
                 append_row(table, FIELDS, rows[-1])
     print(json.dumps({arm: summary([r for r in rows if r["arm"] == arm]) for arm in options.arms}))
+
+
+def trained(data: Path, out: Path, recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return deitkit.train(data, out, recipe=recipe, **settings).results
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
