@@ -3,8 +3,9 @@
     deitkit pretrain FOLDER [FOLDER ...] --out RUN
     python examples/pack_weights.py RUN
 
-Writes the weights in half precision, and a JSON card that says how they were trained, with the card of the
-packed weights that the run itself started from. docs/pretraining.md is the model card.
+Writes the weights in half precision, without a hybrid's stem, which comes with a package of its own, and a
+JSON card that says how they were trained, with the card of the packed weights that the run itself started
+from. docs/pretraining.md is the model card.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def main() -> None:
         raise SystemExit(f"{options.run} is no run of deitkit pretrain; give the --out folder of one")
     file = weights.shipped_file(info.student.name)
     file.parent.mkdir(exist_ok=True)
-    write_tensors(file, {key: tensor.half() for key, tensor in weights.read(options.run).items()})
+    kept = {k: v.half() for k, v in weights.read(options.run).items() if not k.startswith(weights.STEM)}
+    write_tensors(file, kept)
     card = {
         "student": asdict(info.student),
         "teacher": asdict(info.teacher),

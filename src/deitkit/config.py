@@ -207,7 +207,7 @@ class DistillationConfig(Section):
         "Distillation loss, or none.",
         Registered(".distillation.losses", "DISTILLATION_LOSSES", also=("none",)),
     )
-    token: Literal["distill", "class"] = setting(
+    token: Literal["distill", "class", "both"] = setting(
         "distill", "Token that learns from the teacher; class: a plain ViT with one head."
     )
     alpha: float = setting(0.5, "Weight of the distillation loss; the label loss weighs 1 - alpha.", share())

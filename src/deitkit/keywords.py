@@ -118,7 +118,7 @@ class Keywords(TypedDict, total=False):
     """Run code that comes with a model of a hub; never read from a file."""
     distillation__mode: str
     """Distillation loss, or none."""
-    distillation__token: Literal["distill", "class"]
+    distillation__token: Literal["distill", "class", "both"]
     """Token that learns from the teacher; class: a plain ViT with one head."""
     distillation__alpha: float
     """Weight of the distillation loss; the label loss weighs 1 - alpha."""

@@ -51,18 +51,41 @@ def test_tokens_that_hold_the_map_are_read_without_error_at_once():
     assert distillation(output, teacher) < 0.05
 
 
+def seen_embedding(student: torch.nn.Module, embedding: torch.Tensor) -> tuple[DeiTOutput, TeacherOutput]:
+    """A student whose embedding holds the teacher's."""
+    torch.manual_seed(0)
+    mixed = torch.nn.Linear(embedding.shape[1], student.embedding_size)
+    with torch.no_grad():
+        own = mixed(embedding)
+    count = len(embedding)
+    return DeiTOutput(torch.zeros(count, 2), None, embedding=own), TeacherOutput(
+        torch.zeros(count, 2), (), embedding
+    )
+
+
 def test_an_embedding_that_holds_the_teachers_is_read_without_error_at_once():
     student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
     distillation = EmbeddingDistillation(student, 6)
     assert distillation.blocks == () and distillation.projections[0].in_features == 2 * student.embed_dim
-    embedding = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
-    mixed = torch.nn.Linear(6, student.embedding_size)
-    with torch.no_grad():
-        own = mixed(torch.nn.functional.layer_norm(embedding, (6,)))
-    output = DeiTOutput(torch.zeros(64, 2), None, embedding=own)
-    teacher = TeacherOutput(torch.zeros(64, 2), (), embedding)
-    assert distillation(output, teacher) > 0.5
+    output, teacher = seen_embedding(student, torch.randn(64, 6, generator=torch.Generator().manual_seed(0)))
+    assert distillation(output, teacher) > 0.3
     distillation.fit([(output, teacher)])
     assert distillation(output, teacher) < 0.01
     distillation(output, teacher).backward()
     assert distillation.projections[0].weight.grad is not None
+
+
+def test_each_number_of_the_embedding_counts_alike_but_for_constant_ones():
+    """Whatever its scale; one without a pattern, which would be all noise, is not enlarged."""
+    student = create_model("nano", num_classes=2, image_size=32, patch_size=8)
+    distillation = EmbeddingDistillation(student, 3)
+    scale, shift = torch.tensor([100.0, 1.0, 1e-6]), torch.tensor([5.0, -2.0, 7.0])
+    embedding = torch.randn(512, 3, generator=torch.Generator().manual_seed(0)) * scale + shift
+    output, teacher = seen_embedding(student, embedding)
+    distillation.fit([(output, teacher)])
+    [(_, target)] = distillation.pairs(output, teacher)
+    torch.testing.assert_close(target[:, 0].mean(0), torch.zeros(3), atol=1e-3, rtol=0)
+    std = embedding.std(0, correction=0)
+    expected = std / std.clamp(min=0.1 * float(std.mean()))
+    torch.testing.assert_close(target[:, 0].std(0, correction=0), expected, atol=1e-3, rtol=1e-3)
+    assert expected[2] < 1e-5

@@ -59,6 +59,21 @@ def test_the_distillation_loss_is_the_configured_one(batch, name, token):
     torch.testing.assert_close(parts["loss"], 0.7 * base + 0.3 * expected(student, teacher.logits))
 
 
+def test_both_tokens_may_learn_from_the_teacher(batch):
+    output, targets, teacher = batch
+    config = DistillationConfig(mode="soft", token="both", alpha=0.6, temperature=2.0)
+    parts = Objective(config, PLAIN)(output, targets, teacher)
+    of_class, of_distill = (
+        losses.soft_distillation(logits, teacher.logits, 2.0)
+        for logits in (output.class_logits, output.distill_logits)
+    )
+    torch.testing.assert_close(parts["distill"], (of_class + of_distill) / 2)
+    torch.testing.assert_close(parts["loss"], 0.4 * parts["class"] + 0.6 * parts["distill"])
+    later = Objective(config, PLAIN)(output, targets, None, Phase(distill=False))
+    by_labels = losses.soft_target_cross_entropy(output.distill_logits, targets)
+    torch.testing.assert_close(later["distill"], (later["class"] + by_labels) / 2)
+
+
 @pytest.mark.parametrize("mode", ["none", "soft", "hard", "dist"])
 def test_without_a_teacher_only_the_labels_count(batch, mode):
     output, targets, teacher = batch

@@ -9,8 +9,9 @@ import torch
 
 import deitkit
 from deitkit.errors import DeitkitError, SettingError, WeightsError
+from deitkit.io import write_tensors
 from deitkit.run_folder import read_metrics, read_student
-from deitkit.weights import read, sources, stem_weights
+from deitkit.weights import STEM, read, sources, stem_weights
 from deitkit.weights.conversion import convert
 
 
@@ -119,3 +120,16 @@ def test_the_recipe_learns_the_teachers_embedding(lite0, image_folder, tmp_path)
     )  # fmt: skip
     [line] = read_metrics(tmp_path / "run")
     assert line.train["features"] > 0
+
+
+def test_only_its_blocks_come_with_deitkit(lite0, image_folder, tmp_path, monkeypatch):
+    """Packed without the stem, which is read from its own package."""
+    run = trained(image_folder, tmp_path / "run", train__epochs=1)
+    state = {k: v for k, v in read(run).items() if not k.startswith(STEM)}
+    packed = tmp_path / "nano-hybrid.safetensors"
+    write_tensors(packed, state)
+    monkeypatch.setattr(sources, "shipped_file", lambda student: packed)
+    found = read("deitkit:nano-hybrid")
+    assert found.hybrid and found.patch_size == (32, 32)
+    for key, tensor in read(run).items():
+        assert torch.equal(found[key], tensor), key

@@ -15,17 +15,20 @@ from ..teachers.teacher import TeacherOutput
 from .losses import feature_loss, feature_target
 
 _RIDGE = 1e-3  # relative to the tokens' mean square
+_HUBER_DELTA = 2.0  # standard deviations; an embedding after a ReLU has a long tail
+_LEAST_STD = 0.1  # as a share of the mean one
 
 
 class FeatureDistillation(nn.Module):
     """Projects what the student has to what the teacher has.
 
     The projections are trained with the student and are not part of it. blocks: of the student whose patch
-    tokens are needed.
+    tokens are needed. fit_from_scratch: whether a student with random weights is fitted too.
     """
 
     projections: nn.ModuleList
     blocks: tuple[int, ...] = ()
+    fit_from_scratch = False
 
     def forward(self, output: DeiTOutput, teacher: TeacherOutput) -> Tensor:
         """The loss of a micro-batch."""
@@ -42,6 +45,10 @@ class FeatureDistillation(nn.Module):
         Random projections would first pull a pretrained student's tokens in random directions; on few
         images that undid its initial weights (docs/small-data.md).
         """
+        self._solve(outputs)
+
+    def _solve(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> list[_TokenSums]:
+        """Sets the projections; returns the sums that they were solved from."""
         sums: list[_TokenSums] = []
         for output, teacher in outputs:
             pairs = self.pairs(output, teacher)
@@ -53,6 +60,7 @@ class FeatureDistillation(nn.Module):
             weight, bias = each.solution()
             project.weight.copy_(weight)
             project.bias.copy_(bias)
+        return sums
 
 
 class MapDistillation(FeatureDistillation):
@@ -87,22 +95,43 @@ class EmbeddingDistillation(FeatureDistillation):
     """Projects what the student's heads read to what the teacher's head reads.
 
     As the token loss of Proteus (Zhang et al., arXiv 2407.10366, section 3.2), with a projection, since the
-    sizes differ.
+    sizes differ, and on each number of the embedding standardised: a linear probe can read the rare ones too.
     """
+
+    fit_from_scratch = True  # the standardisation is fitted as well
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, student: Student, size: int):
         super().__init__()
         self.projections = nn.ModuleList([nn.Linear(student.embedding_size, size)])
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
 
     def forward(self, output: DeiTOutput, teacher: TeacherOutput) -> Tensor:
-        """The mean squared error to the layer-normalised embedding."""
+        """The Huber loss to the standardised embedding."""
         [(embedding, target)] = self.pairs(output, teacher)
-        return F.mse_loss(self.projections[0](embedding).float(), target)
+        found = self.projections[0](embedding).float()
+        return F.huber_loss(found, target, delta=_HUBER_DELTA)
 
     def pairs(self, output: DeiTOutput, teacher: TeacherOutput) -> list[tuple[Tensor, Tensor]]:
         assert output.embedding is not None and teacher.embedding is not None
-        target = F.layer_norm(teacher.embedding.float(), teacher.embedding.shape[-1:])
+        target = (teacher.embedding.float() - self.mean) / self.std
         return [(output.embedding[:, None], target[:, None])]
+
+    @torch.no_grad()
+    def fit(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> None:
+        """As the base class, and fits the standardisation."""
+        sums = self._solve(outputs)
+        if not sums:  # the deadline came first
+            return
+        mean, std = sums[0].target_moments()
+        self.mean.copy_(mean)
+        # A number that was nearly constant on these views would outweigh the others.
+        self.std.copy_(std.clamp(min=_LEAST_STD * float(std.mean())))
+        project: Any = self.projections[0]
+        project.bias.sub_(self.mean).div_(self.std)
+        project.weight.div_(self.std[:, None])
 
 
 class _TokenSums:
@@ -114,12 +143,14 @@ class _TokenSums:
     def __init__(self, width: int, channels: int):
         self.inner = torch.zeros(width + 1, width + 1, dtype=torch.float64)
         self.cross = torch.zeros(width + 1, channels, dtype=torch.float64)
+        self.squares = torch.zeros(channels, dtype=torch.float64)
 
     def add(self, tokens: Tensor, targets: Tensor) -> None:
         """tokens: (B, N, D). targets: (B, N, C)."""
         x = F.pad(tokens.flatten(0, 1).float(), (0, 1), value=1.0)
         self.inner += (x.T @ x).cpu()
         self.cross += (x.T @ targets.flatten(0, 1)).cpu()
+        self.squares += targets.flatten(0, 1).square().sum(0).cpu()
 
     def solution(self) -> tuple[Tensor, Tensor]:
         """Weight (C, D) and bias (C,)."""
@@ -128,3 +159,8 @@ class _TokenSums:
         penalty[-1] = 0.0  # the intercept is not penalised
         solved = torch.linalg.solve(self.inner + penalty.diag(), self.cross).T
         return solved[:, :-1], solved[:, -1]
+
+    def target_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the targets, (C,) each."""
+        count, mean = self.inner[-1, -1], self.cross[-1] / self.inner[-1, -1]
+        return mean, (self.squares / count - mean**2).clamp(min=0).sqrt()

@@ -5,8 +5,9 @@
 
 arXiv 2012.12877, equations 2 and 3; feature distillation is Locality Guidance, arXiv 2207.10026.
 
-The label loss is taken on the class token. The distillation loss is taken on the distillation token, or on
-the class token if `distillation.token` says so; from `distill_until` on, that head learns from labels too.
+The label loss is taken on the class token. The distillation loss is taken on the distillation token; by
+`distillation.token`, on the class token instead, or as the mean over both. From `distill_until` on, those
+heads learn from labels too.
 What uneven classes change: see `class_balance`.
 """
 
@@ -129,19 +130,29 @@ class Objective:
         parts = {"class": self._label_loss(output.class_logits, targets, labelled_share)}
         if self.config.mode == "none" or (phase.distill and teacher is None):
             return {"loss": parts["class"], **parts}
-        logits = output.distill_logits if self.config.token == "distill" else output.class_logits
-        assert logits is not None, "the distillation token needs a distilled student"
-        if phase.distill:
-            assert teacher is not None
-            parts["distill"] = self._distillation_loss(logits, teacher.logits)
-        else:
-            parts["distill"] = self._label_loss(logits, targets, labelled_share)
+        terms = []
+        for logits in self._taught(output):
+            if phase.distill:
+                assert teacher is not None
+                terms.append(self._distillation_loss(logits, teacher.logits))
+            else:
+                terms.append(self._label_loss(logits, targets, labelled_share))
+        parts["distill"] = terms[0] if len(terms) == 1 else torch.stack(terms).mean()
         total = (1 - self.config.alpha) * parts["class"] + self.config.alpha * parts["distill"]
         if phase.features and self.features is not None:
             assert teacher is not None
             parts["features"] = self.features(output, teacher)
             total = total + self.config.feature_weight * parts["features"]
         return {"loss": total, **parts}
+
+    def _taught(self, output: DeiTOutput) -> list[Tensor]:
+        """The logits, (B, K) each, that learn from the teacher."""
+        if self.config.token == "class":
+            return [output.class_logits]
+        assert output.distill_logits is not None, "the distillation token needs a distilled student"
+        if self.config.token == "distill":
+            return [output.distill_logits]
+        return [output.class_logits, output.distill_logits]
 
     def _label_loss(self, logits: Tensor, targets: Tensor, labelled_share: float) -> Tensor:
         loss = label_loss(

@@ -164,7 +164,7 @@ def create_student(config: ResolvedConfig, num_classes: int) -> tuple[DeiT, list
         image_size=student.image_size,
         patch_size=student.patch_size,
         drop_path_rate=student.drop_path_rate,
-        distilled=distillation.mode != "none" and distillation.token == "distill",
+        distilled=distillation.mode != "none" and distillation.token != "class",
         layer_scale=student.layer_scale,
         patch_drop_rate=student.patch_drop_rate,
     )

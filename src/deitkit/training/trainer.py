@@ -459,11 +459,13 @@ class Trainer:
     def init_feature_projections(self) -> None:
         """Initialises the projections of feature distillation by ridge regression on the first views.
 
-        Only for a student with trained initial weights: tokens that mean nothing yet learn better from
-        random projections (docs/small-data.md).
+        For maps only with trained initial weights: tokens that mean nothing yet learn better from random
+        projections (docs/small-data.md).
         """
         features = self.objective.features
-        if features is None or not self.init_features or not self.phase(0).features:
+        if features is None or not self.phase(0).features:
+            return
+        if not (self.init_features or features.fit_from_scratch):
             return
         blocks = features.blocks
         self.student.train()  # patches are dropped and views are small, as in the steps to come

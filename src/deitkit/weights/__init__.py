@@ -10,7 +10,7 @@ from .fitting import load_into
 from .format import FORMATS, CheckpointInfo, WeightsFormat, export
 from .formats.transformers import transformers_keys
 from .initial import PUBLISHED, SHIPPED, Published, find_initial, shipped_file
-from .sources import Weights, published_keys, read, read_state, stem_weights
+from .sources import STEM, Weights, published_keys, read, read_state, stem_weights
 
 del _formats
 
@@ -18,6 +18,7 @@ __all__ = [
     "FORMATS",
     "PUBLISHED",
     "SHIPPED",
+    "STEM",
     "CheckpointInfo",
     "Published",
     "Weights",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DeitkitError, WeightsError
+from ..models import VARIANTS
 from ..models.conv_stem import STRIDE, ConvStem
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ..run_folder import holds_teacher
@@ -24,7 +25,7 @@ from .hub import cause, hub_access
 from .initial import SHIPPED, shipped_file
 from .packaged import LITE0, packaged_file
 
-_STEM = "patch_embed.stem."
+STEM = "patch_embed.stem."  # before the keys of a hybrid's stem
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth")
 _NOT_THE_MODEL = re.compile(r"^(pooler|pre_logits|mask_token|decoder)\b")
@@ -42,7 +43,7 @@ class Weights(dict[str, Tensor]):
     @property
     def hybrid(self) -> bool:
         """Whether a convnet's stages stand in place of the patch projection."""
-        return any(key.startswith(_STEM) for key in self)
+        return any(key.startswith(STEM) for key in self)
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -74,6 +75,9 @@ def read(source: str | Path) -> Weights:
     else:
         path = _located(text)
         state, info = read_state(path), info_beside(path)
+    if text.startswith(SHIPPED) and VARIANTS[text[len(SHIPPED) :]].hybrid:
+        # Only a hybrid's blocks come with deitkit.
+        state = state | {f"{STEM}{key}": tensor for key, tensor in stem_weights().items()}
     weights = Weights(published_keys(state))
     weights.info = info
     lacking = [k for k in ("cls_token", "pos_embed", "patch_embed.proj.weight") if k not in weights]
