@@ -64,7 +64,7 @@ def test_file_for_a_folder(tmp_path, capsys):
 
 def test_empty_folder(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "nothing to train on" in train(capsys, tmp_path / "empty", tmp_path / "run")
+    assert "no class folders" in train(capsys, tmp_path / "empty", tmp_path / "run")
 
 
 def test_images_without_classes(tmp_path, capsys):
@@ -438,9 +438,34 @@ def test_images_of_every_kind(finished, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
-def test_a_folder_where_there_can_be_none(tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_a_folder_where_there_can_be_none(tmp_path, capsys, verb):
     write_images(tmp_path / "images")
+    more = TINY if verb == "train" else []
     with pytest.raises(SystemExit) as ended:
-        command_line(["train", str(tmp_path / "images"), "--out", "/proc/nope", *TINY])
+        command_line([verb, str(tmp_path / "images"), "--out", "/proc/nope", *more])
     assert ended.value.code == 2
     assert "the folder /proc/nope cannot be created" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--csv", "--html"])
+def test_a_file_where_there_can_be_none(finished, tmp_path, capsys, option):
+    """Found out before the measuring, and nothing is left behind."""
+    write_images(tmp_path / "images")
+
+    def refused(file: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            command_line(["eval", str(finished), str(tmp_path / "images"), option, file])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert "is a folder; give the name of a file" in refused(str(tmp_path))
+    if Path("/proc/self").exists():
+        assert "/proc/nope.csv cannot be created" in refused("/proc/nope.csv")
+    (tmp_path / "images" / "a-file").write_text("")
+    assert refused(str(tmp_path / "images" / "a-file" / "x.csv"))
+    with pytest.raises(SystemExit):
+        command_line(
+            ["eval", str(tmp_path / "missing"), str(tmp_path / "images"), option, str(tmp_path / "new")]
+        )
+    assert not (tmp_path / "new").exists()

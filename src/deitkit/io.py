@@ -192,13 +192,32 @@ def _inside(at: str, name: str) -> str:
 
 
 def create_folder(folder: Path) -> None:
-    """Creates `folder` and its parents. Raises RunFolderError where there can be none, such as in /proc."""
+    """Creates `folder` and its parents. Raises RunFolderError where there can be none, as in a file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # a file system without folders of its own
+    except (FileNotFoundError, FileExistsError) as error:
         raise RunFolderError(
             f"the folder {folder} cannot be created ({error.strerror}); choose another --out"
         ) from None
+
+
+def claim_file(path: Path) -> None:
+    """Creates the folder of `path`. Raises RunFolderError if no file can be written there.
+
+    A mistake then ends a job before its work rather than after it.
+    """
+    if path.is_dir():
+        raise RunFolderError(f"{path} is a folder; give the name of a file")
+    create_folder(path.parent)
+    there = path.exists()
+    try:
+        path.open("ab").close()
+    except FileNotFoundError as error:  # a file system without files of its own
+        raise RunFolderError(
+            f"the file {path} cannot be created ({error.strerror}); choose another one"
+        ) from None
+    if not there:
+        path.unlink()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -69,7 +69,7 @@ def pretrain_hybrid() -> Config:
     Not the paper's recipe: both tokens learn the teacher's probabilities over 1000 classes and its embedding.
     The teacher sees views of 160 pixels, since most collections of many photographs hold no more.
 
-    Command: deitkit pretrain FOLDER [FOLDER ...] --out RUN --recipe pretrain-hybrid, then
+    Command: deitkit pretrain FOLDER [FOLDER ...] --out RUN --student nano-hybrid, then
       deitkit train DATA --recipe hybrid --init RUN
     Cost: about 50 views a second on a CPU core.
     """

@@ -58,11 +58,12 @@ def check(
 
         from ..data.splits import refuse_out_among_classes
         from ..evaluation.data_check import check_data
-        from ..io import refuse_occupied
+        from ..io import create_folder, refuse_occupied
 
     if out is not None:
         refuse_out_among_classes(data, out)
         refuse_occupied(out, own=_FILES)
+        create_folder(out)
     found = check_data(data, labels=labels, device=device or "auto", **settings)
     if out is not None:
         _write(out, found)

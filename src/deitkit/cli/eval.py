@@ -53,7 +53,11 @@ def evaluate(
 
     with log.activity("starting"):
         from ..evaluation.run_evaluation import evaluate_folder
+        from ..io import claim_file
 
+    for file in (csv_, html):
+        if file is not None:
+            claim_file(file)
     found = evaluate_folder(
         run,
         data,

@@ -42,8 +42,11 @@ def report(
 
     with log.activity("comparing"):
         from ..evaluation.run_comparison import compare_runs
+        from ..io import claim_file
         from ..report.compare_page import write_comparison
 
+        if out is not None:
+            claim_file(out)
         found = compare_runs(runs, model)
         if out is not None:
             write_comparison(out, found)

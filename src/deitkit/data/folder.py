@@ -104,7 +104,7 @@ def _refuse_classes(
     if not classes:
         if any(_is_image(e.name) for e in _entries(folder) if e.is_file()):
             raise DataError(f"{folder} holds images but no class folders; make one sub-folder per class")
-        what = "nothing to train on"
+        what = "no class folders"
         if empty:
             what = f"no images (its folders hold only other files: {empty[0]!r})"
         raise DataError(f"{folder} holds {what}; give a folder with one sub-folder of images per class")

@@ -29,7 +29,7 @@ from ..evaluation.run_images import (
 )
 from ..inference.backends import PyTorchBackend
 from ..inference.selection import STUDENT_TOLERANCE, agrees
-from ..io import refuse_occupied
+from ..io import create_folder, refuse_occupied
 from ..run_schema import Difference
 from ..tasks import SCORES, THRESHOLD
 from .export_format import PRECISIONS, ExportFormat, ExportJob, Precision, check_options
@@ -317,5 +317,5 @@ def _int8_cost(found: dict[str, Reopened], labels: Tensor, classifier: Classifie
 
 
 def _folder(out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(out.parent)
     return out.parent

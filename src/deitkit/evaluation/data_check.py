@@ -28,7 +28,7 @@ from ..data.splits import load_splits
 from ..data.survey import FEW, Survey, survey
 from ..errors import DataError
 from ..inference.device import resolve_device
-from ..io import write_json, write_text
+from ..io import create_folder, write_json, write_text
 from ..run_schema import DuplicateCounts
 from ..teachers.fit import open_backbone
 from ..teachers.spec import check_spec
@@ -273,7 +273,7 @@ def features_of(images: ImageSet, teacher: TeacherConfig, config: DataConfig, de
 
 def write_lists(out: Path, check: DataCheck) -> list[Path]:
     """Writes `check.json` and a CSV file of each list; returns their paths."""
-    out.mkdir(parents=True, exist_ok=True)
+    create_folder(out)
     write_json(out / "check.json", check.to_dict())
     lists = {"duplicates.csv": check.duplicate_rows()}
     if check.wrong_labels is not None:

@@ -8,7 +8,7 @@ Shapes in comments: B batch, C channels, H/W image, N patches, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -126,7 +126,10 @@ class ConvStem(nn.Module):
 
 
 class StemPatches(nn.Module):
-    """A convnet's stages in place of the patch projection: (B, 3, H, W) -> (B, N, D)."""
+    """A convnet's stages in place of the patch projection: (B, 3, H, W) -> (B, N, D).
+
+    run_stem: how a frozen stem is run instead of by PyTorch, for a while; None otherwise.
+    """
 
     patch_size = (STRIDE, STRIDE)
     in_channels = 3
@@ -135,7 +138,8 @@ class StemPatches(nn.Module):
         super().__init__()
         self.stem = ConvStem()
         self.proj = nn.Conv2d(self.stem.channels, embed_dim, 1)
+        self.run_stem: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        projected: Tensor = self.proj(self.stem(images))
+        projected: Tensor = self.proj((self.run_stem or self.stem)(images))
         return projected.flatten(2).transpose(1, 2)

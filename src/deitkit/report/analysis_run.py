@@ -28,7 +28,7 @@ from ..evaluation import analysis
 from ..evaluation.analysis import AnalysedModels
 from ..evaluation.run_images import labelled_images, without_training_images
 from ..evaluation.speed import describe_machine
-from ..io import write_json
+from ..io import create_folder, write_json
 from ..run_folder import (
     TEACHER_FOLDER,
     WEIGHTS,
@@ -113,7 +113,7 @@ def _claimed(out: Path) -> Path:
     """`out` as a folder that exists: a mistake there fails now rather than after all the measuring."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; choose an empty or a new folder for --out")
-    out.mkdir(parents=True, exist_ok=True)
+    create_folder(out)
     return out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..evaluation.run_comparison import METRIC_NAMES, RunComparison
-from ..io import write_text
+from ..io import create_folder, write_text
 from ..tasks import SCORES
 from . import page
 
@@ -26,7 +26,7 @@ def write_comparison(path: Path, found: RunComparison) -> None:
         accuracy=page.svg(_accuracy_curves(found)),
         loss=page.svg(_loss_curves(found)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     write_text(path, content)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..evaluation.metrics import MulticlassMetrics, uneven, wilson_interval
 from ..evaluation.multilabel import LabelMetrics
 from ..evaluation.run_evaluation import HEAD_NAMES, Evaluation
-from ..io import write_text
+from ..io import create_folder, write_text
 from ..tasks import SCORES
 from . import page
 from .figures import confusion_figure, reliability_figure, risk_coverage_figure, thumbnail
@@ -35,7 +35,7 @@ def write_evaluation(path: Path, found: Evaluation, *, run: str, data: Path) -> 
         risk_coverage=page.svg(risk_coverage_figure(found.risk_coverage)) if found.risk_coverage else None,
         mistakes=[(m, thumbnail(m.file)) for m in found.mistakes[:_WORST]],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     write_text(path, content)
 
 

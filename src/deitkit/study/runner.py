@@ -12,7 +12,7 @@ from .. import distributed, log
 from ..data.source import location
 from ..data.splits import refuse_out_among_classes
 from ..errors import DeitkitError, RunFolderError, SettingError
-from ..io import read_json, refuse_occupied, write_json
+from ..io import create_folder, read_json, refuse_occupied, write_json
 from ..preprocessing import InputSize
 from ..run_folder import CHECKPOINTS
 from ..soft_labels.manifest import FILE as MANIFEST
@@ -134,7 +134,7 @@ def _claim_folder(job: StudyJob) -> None:
     path = job.out / "study.json"
     if not path.exists():
         refuse_occupied(job.out, without="study")
-        job.out.mkdir(parents=True, exist_ok=True)
+        create_folder(job.out)
         write_json(path, facts)
         return
     try:

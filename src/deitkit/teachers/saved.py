@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import TeacherConfig
 from ..errors import DeitkitError, WeightsError
 from ..inference.backends import Backend
-from ..io import parse_json, read_json, write_json, write_tensors
+from ..io import create_folder, parse_json, read_json, write_json, write_tensors
 from ..preprocessing import INTERPOLATIONS, InputSize
 from ..run_folder import TEACHER_CARD, holds_teacher
 from .pretrained import CHOICE_BATCH, Pretrained, backend_builders, choose_backend
@@ -32,7 +32,7 @@ _LARGEST_SIDE = 4096  # pixels
 
 def save_teacher(folder: Path, teacher: Teacher) -> None:
     """Writes the fitted heads and the fine-tuned backbones, and then the card."""
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     state: dict[str, Tensor] = {}
     for i, member in enumerate(teacher.members):
         if member.card.head == "linear":

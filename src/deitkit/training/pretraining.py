@@ -21,6 +21,7 @@ from ..errors import SettingError
 from ..evaluation.evaluate import teacher_logits
 from ..io import read_json, write_json
 from ..keywords import Keywords
+from ..models import VARIANTS
 from ..run_folder import RESULTS, TEACHER_FOLDER, results_to_json
 from ..run_schema import RunResults
 from ..teachers.fit import pretrained_head_teacher
@@ -61,20 +62,22 @@ def pretrain(
     folders: Sequence[str | Path],
     out: str | Path,
     *,
-    recipe: str = "pretrain",
+    recipe: str | None = None,
     resume: bool = False,
     **settings: Unpack[Keywords],
 ) -> Run:
     """Trains a student on all images under `folders`, at any depth, without their labels.
 
-    The student learns the teacher's outputs over ImageNet's classes and its feature maps;
+    The student learns the teacher's outputs over ImageNet's classes, and its feature maps or its embedding;
     `student.initial_weights` of other runs takes `out`. 2 % of the images, at most 1000, are held out; top-1
-    is the share of them for which student and teacher predict the same class. settings: as for
+    is the share of them for which student and teacher predict the same class.
+
+    recipe: None for `pretrain`, or `pretrain-hybrid` if the student is a hybrid. settings: as for
     `deitkit.train`. Raises a DeitkitError for anything the caller can fix, Interrupted if a signal stopped
     training after its state was saved.
     """
     out, changes, resume = Path(out), dotted(settings), resume or distributed.restarted()
-    config = recipes.get(recipe).override(changes)
+    config = recipes.get(recipe or _recipe_for(changes)).override(changes)
     _refuse_unused(changes)
     if not config.has_live_teacher:
         raise SettingError("unlabelled images need a teacher to label them; give a --teacher")
@@ -109,6 +112,11 @@ def pretrain(
         write_json(out / RESULTS, results_to_json(_judged(found, out, dataset)))
     distributed.barrier()
     return Run(out, read_json(out / RESULTS))
+
+
+def _recipe_for(changes: Mapping[str, Any]) -> str:
+    student = VARIANTS.get(changes.get("student.name", ""))
+    return "pretrain-hybrid" if student is not None and student.hybrid else "pretrain"
 
 
 def _judged(found: RunResults, out: Path, dataset: Dataset) -> RunResults:

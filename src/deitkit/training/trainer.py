@@ -43,6 +43,7 @@ from ..preprocessing import normalise
 from ..run_folder import METRICS
 from ..teachers.teacher import TeacherOutput
 from .callbacks import Callback, stop_requests
+from .frozen_stem import fast_frozen_stem
 from .optim import create_optimizer
 from .schedule import Schedule
 from .state import EMA, BestWeights, TrainingState, load_checkpoint, save_checkpoint
@@ -265,7 +266,7 @@ class Trainer:
         not finite or the device is out of memory.
         """
         self._saved_at = time.monotonic()
-        with stop_requests() as stop, self.memory_explained():
+        with stop_requests() as stop, self.memory_explained(), fast_frozen_stem(self.student, self.device):
             if self.state.step == 0:
                 if distributed.is_main():
                     self.init_feature_projections()

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..io import read_json
+from ..io import create_folder, read_json
 from ..models import DeiT
 from ..preprocessing import Preprocessing
 from ..run_schema import CalibrationInfo
@@ -153,7 +153,7 @@ def export(
         raise WeightsError(
             f"{to} has no hybrid students; deitkit export writes formats that need no deitkit, such as onnx"
         )
-    destination.mkdir(parents=True, exist_ok=True)
+    create_folder(destination)
     exported = ExportedModel(model=model, preprocessing=preprocessing, classes=tuple(classes), task=task)
     return FORMATS[to].write(exported, destination)
 
