@@ -51,7 +51,7 @@ def arms(start_size: str) -> dict[str, dict[str, Any]]:
 def train(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The results of a run, which is trained or resumed unless it is finished."""
     if not (folder / "results.json").exists():
-        deitkit.train(data, folder, resume=True, **settings)
+        deitkit.train(data, folder, recipe="small-data", resume=True, **settings)
     return json.loads((folder / "results.json").read_text())
 
 

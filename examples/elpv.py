@@ -46,6 +46,7 @@ def main() -> None:
     from deitkit.cli import main as deitkit
 
     arguments = ["train", str(data), "--out", str(options.out), "--budget", options.budget, "--baseline"]
+    arguments += ["--recipe", "small-data"]  # a plain DeiT, as in the paper
     deitkit(arguments + (["--resume"] if (options.out / "settings.json").exists() else []))
 
 

@@ -14,12 +14,12 @@ from deitkit import cli, recipes
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_each_says_how_to_run_it_and_what_it_costs(name):
     page = recipes.RECIPES[name].__doc__ or ""
-    verb = "pretrain" if name == "pretrain" else "train"
+    verb = "pretrain" if name.startswith("pretrain") else "train"
     assert f"Command: deitkit {verb}" in page and "Cost: " in page
     assert recipes.get(name).recipe == name
     if "Paper:" in page:
         assert "Published" in page and "arXiv" in page
-    if name not in ("small-data", "pretrain"):  # which are the verbs' defaults
+    if name not in ("small-data", "pretrain", "pretrain-hybrid"):  # which are the verbs' defaults
         assert f"--recipe {name}" in page
 
 

@@ -56,6 +56,50 @@ def test_a_cpus_student_has_64_patches_at_any_size(side, image, patch, monkeypat
     assert f"nano at {image}x{image}" in config.reasons and f"about {side} pixels" in config.reasons
 
 
+@pytest.fixture
+def start(tmp_path, monkeypatch) -> Path:
+    """A hybrid's weights, and those of its stem, wherever they are looked for."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"")
+    monkeypatch.setattr(resolving, "packaged_file", lambda package: file)
+    monkeypatch.setattr(resolving, "shipped_file", lambda student: file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "recipe"),
+    [
+        (81, {}, "hybrid"),
+        (300, {"train.epochs": 3, "data.split": "blocks", "teacher.fit": "probe"}, "hybrid"),
+        (80, {}, "small-data"),
+        (300, {"student.name": "nano"}, "small-data"),
+        (300, {"student.initial_weights": "none"}, "small-data"),
+        (300, {"teacher.spec": "none"}, "small-data"),
+        (300, {"distillation.mode": "hard"}, "small-data"),
+        (300, {"optim.lr": 1e-3}, "small-data"),
+    ],
+)
+def test_the_recipe_suits_the_images(side, changes, recipe, start, monkeypatch):
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: side)
+    assert resolving.recipe_for(changes, splits_of(20), CPU) == recipe
+    assert resolving.recipe_for(changes, splits_of(20), torch.device("cuda")) == "small-data"
+
+
+def test_without_its_weights_there_is_no_hybrid(start, monkeypatch):
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: 300)
+    start.unlink()
+    assert resolving.recipe_for({}, splits_of(20), CPU) == "small-data"
+    monkeypatch.setattr(resolving, "packaged_file", lambda package: None)
+    assert resolving.recipe_for({}, splits_of(20), CPU) == "small-data"
+
+
+def test_a_hybrid_needs_fewer_epochs(monkeypatch):
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: 300)
+    config = resolve(recipes.get("hybrid"), splits_of(2000), CPU)
+    assert config.train.epochs == 20
+    assert config.student.image_size == (128, 128) and config.student.patch_size == (32, 32)
+
+
 def test_a_share_of_the_training_images_leaves_validation_alone(image_folder):
     whole = find_splits(image_folder, DataConfig())
     fewer = find_splits(image_folder, DataConfig(train_fraction=0.5))

@@ -148,6 +148,17 @@ def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_resumed_run_keeps_the_recipe_that_was_chosen_for_it(tmp_path, monkeypatch):
+    data = write_images(tmp_path / "images")
+    with monkeypatch.context() as patch:
+        patch.setattr("deitkit.training.run.recipe_for", lambda *_: "finetune")
+        train = whole_and_stopped(data, tmp_path, monkeypatch, "--init=none")
+    assert train("stopped", "--resume") == 0
+    first, second = (tmp_path / name for name in ("whole", "stopped"))
+    assert json.loads((second / "settings.json").read_text())["recipe"] == "finetune"
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
 def test_a_script_that_calls_main_is_told_mains_arguments(capsys, monkeypatch):
     def stop(*_, **settings):
         raise Interrupted

@@ -63,7 +63,7 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A name from deitkit recipes; small-data or the soft labels' own by default."),
+        typer.Option(help="A name from deitkit recipes; by the images, or the soft labels' own, by default."),
     ] = None,
     set_: flags.Settings = None,
     batch_size: flags.BatchSize = None,

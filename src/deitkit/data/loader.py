@@ -123,7 +123,10 @@ class TrainingViews:
             images = torch.zeros(0, 3, *size, device=self.device)
             targets = torch.zeros(0, self.num_classes, device=self.device)
             return ViewBatch(images, targets, batch.indices, labelled_share, batch.rows)
-        pixels = self.store.fetch(indices).to(self.device)
+        pixels = self.store.fetch(indices)
+        if self.device.type == "cuda" and pixels.device.type == "cpu":
+            pixels = pixels.pin_memory()  # a copy from pageable memory takes longer
+        pixels = pixels.to(self.device, non_blocking=True)
         if size != self.image_size:
             pixels = self._downscaled(pixels, size)
         maker = ViewMaker(self.augment, size)

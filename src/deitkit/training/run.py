@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import distributed, log, recipes
@@ -16,7 +17,7 @@ from ..config import Config, dotted
 from ..data.dataset import find_splits
 from ..data.image_set import ImageSet
 from ..data.near_duplicates import duplicates_of
-from ..data.splits import refuse_out_among_classes
+from ..data.splits import Splits, refuse_out_among_classes
 from ..data.survey import effect_sentence, leak_warning, survey, with_effect
 from ..errors import SettingError
 from ..io import read_json, write_json
@@ -38,6 +39,7 @@ from ..soft_labels.student_config import student_settings
 from ..teachers.teacher import Teacher
 from . import results
 from .budget import plan
+from .resolve import recipe_for
 from .run_files import write_calibrated, write_validation
 from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
@@ -70,32 +72,47 @@ def train(
 ) -> Run:
     """Trains a student on the images in `data` and writes the run folder `out`.
 
-    recipe: a name; None is small-data, or the recipe of `teacher.soft_labels`. settings: "section.key",
-    written section__key as in `train__epochs=30`, to value; they override the recipe. Raises a DeitkitError
-    for anything the caller can fix, Interrupted if a signal stopped training after its state was saved.
+    recipe: a name; None is the recipe of `teacher.soft_labels`, or else the one that suits the images, see
+    `recipe_for`. settings: "section.key", written section__key as in `train__epochs=30`, to value; they
+    override the recipe. Raises a DeitkitError for anything the caller can fix, Interrupted if a signal
+    stopped training after its state was saved.
     """
     out, changes, resume = Path(out), dotted(settings), resume or distributed.restarted()
-    config = distributed.from_main(lambda: _config(out, recipe, resume, changes))
-    return train_config(Path(data), out, config, resume=resume)
+    saved = distributed.from_main(lambda: saved_config(out, resume))
+    config = distributed.from_main(lambda: _config(recipe, saved, changes))
+
+    def suited(splits: Splits, device: torch.device) -> Config:
+        return recipes.get(recipe_for(changes, splits, device)).override(changes)
+
+    named = recipe is not None or saved is not None or bool(changes.get("teacher.soft_labels"))
+    return train_config(Path(data), out, config, resume=resume, choose=None if named else suited)
 
 
-def _config(out: Path, recipe: str | None, resume: bool, changes: dict[str, Any]) -> Config:
-    """The recipe with `changes`; with stored soft labels, the settings that those decide."""
+def _config(recipe: str | None, saved: Config | None, changes: dict[str, Any]) -> Config:
+    """The recipe, or that of the run to resume, with `changes`; with stored soft labels, the settings that
+    those decide."""
     soft_labels = changes.get("teacher.soft_labels")
     if not soft_labels:
-        return recipes.get(recipe or Config().recipe).override(changes)
-    saved = saved_config(out, resume)
+        known = Config() if saved is None else saved
+        return recipes.get(recipe or known.recipe).override(changes)
     if saved is not None:  # more epochs may have been stored since
         changes = {"train.epochs": saved.train.epochs} | changes
     return student_settings(open_soft_labels(Path(soft_labels)), recipe, changes)
 
 
-def train_config(data: Path, out: Path, config: Config, *, resume: bool) -> Run:
-    """`train` with all settings in one Config."""
+def train_config(
+    data: Path,
+    out: Path,
+    config: Config,
+    *,
+    resume: bool,
+    choose: Callable[[Splits, torch.device], Config] | None = None,
+) -> Run:
+    """`train` with all settings in one Config. choose: as for `open_session`."""
     _check_teaching(config)
     check_trackers(config.train.log)
     refuse_out_among_classes(data, out)
-    session = open_session(config, partial(find_splits, data), out=out, resume=resume)
+    session = open_session(config, partial(find_splits, data), out=out, resume=resume, choose=choose)
     dataset = session.dataset
     leaking: frozenset[str] = frozenset()
     if distributed.is_main():

@@ -117,9 +117,11 @@ def open_session(
     *,
     out: Path | None = None,
     resume: bool = False,
+    choose: Callable[[Splits, torch.device], Config] | None = None,
 ) -> Session:
     """Resolves `config` for the images that `find` finds; claims the run folder `out`, if there is one.
 
+    choose: the config for these images instead, which finds them in the same way.
     Everything that can be refused is refused here, before images are decoded. Raises a DeitkitError.
     """
     started = time.monotonic()
@@ -131,6 +133,8 @@ def open_session(
         if config.train.deterministic:
             be_deterministic()
         splits = distributed.from_main(lambda: find(config.data))
+        if choose is not None:
+            config = distributed.from_main(partial(choose, splits, device))
         resolved = resolve(config, splits, device)
     claims = None
     if out is not None:
@@ -138,7 +142,7 @@ def open_session(
         saved = distributed.from_main(lambda: saved_config(out, resume))
         resolved = resolve_initial_weights(resolved, saved)
         with log.activity("creating the student"):  # raises if weights do not fit
-            student, changes = create_student(resolved, len(splits.train.classes))
+            student, changes = create_student(resolved, len(splits.train.classes) or 1)  # without labels
             if resolved.train.budget_s is not None:
                 fit = partial(_fit_to_budget, resolved, splits, saved, student, device)
                 resolved, splits = distributed.from_main(fit)

