@@ -44,6 +44,11 @@ def test_it_learns_the_teachers_thousand_classes(start):
     assert line["train"]["loss"] == pytest.approx(line["train"]["distill"] + 16 * line["train"]["features"])
 
 
+def test_its_results_are_small(start):
+    """Without a confusion matrix of a thousand classes, of the student or the teacher."""
+    assert (start.folder / "results.json").stat().st_size < 20_000
+
+
 def test_it_lists_its_images_and_those_left_out(start):
     split, skipped = (
         json.loads((start.folder / f"{name}.json").read_text()) for name in ("split", "skipped")

@@ -124,6 +124,7 @@ def _judged(found: RunResults, out: Path, dataset: Dataset) -> RunResults:
     return replace(
         found,
         confusion=None,  # a thousand classes squared
+        teacher=None if found.teacher is None else replace(found.teacher, confusion=None),
         comparison=None,  # the labels are the teacher's
         recommended=None,
         verdict=f"Start students from it with --init {out}: it predicts the teacher's class for "
