@@ -63,6 +63,7 @@ def start(tmp_path, monkeypatch) -> Path:
     file.write_bytes(b"")
     monkeypatch.setattr(resolving, "packaged_file", lambda package: file)
     monkeypatch.setattr(resolving, "shipped_file", lambda student: file)
+    monkeypatch.setattr(resolving, "recognition", lambda files, max_pixels: 0.27)
     return file
 
 
@@ -83,6 +84,14 @@ def test_the_recipe_suits_the_images(side, changes, recipe, start, monkeypatch):
     monkeypatch.setattr(resolving, "_median_side", lambda *_: side)
     assert resolving.recipe_for(changes, splits_of(20), CPU) == recipe
     assert resolving.recipe_for(changes, splits_of(20), torch.device("cuda")) == "small-data"
+
+
+def test_images_unlike_imagenets_are_none_for_a_hybrid(start, monkeypatch, caplog):
+    monkeypatch.setattr(resolving, "_median_side", lambda *_: 300)
+    monkeypatch.setattr(resolving, "recognition", lambda files, max_pixels: len(list(files)) / 1000)
+    with caplog.at_level("INFO"):
+        assert resolving.recipe_for({}, splits_of(200), CPU) == "small-data"  # 64 images are asked about
+    assert "unlike ImageNet's" in caplog.text and "6 % on average" in caplog.text
 
 
 def test_without_its_weights_there_is_no_hybrid(start, monkeypatch):
