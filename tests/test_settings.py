@@ -155,7 +155,7 @@ def asked(monkeypatch) -> list[Config]:
     """The settings that `train` would run with; it ends there."""
     found: list[Config] = []
 
-    def stop(data: Path, out: Path, config: Config, *, resume: bool) -> None:
+    def stop(data: Path, out: Path, config: Config, **rest: object) -> None:
         found.append(config)
         raise Stop
 
