@@ -29,6 +29,6 @@ def recognition(files: Iterable[ImageFile], max_pixels: int) -> float:
     for file in files:
         with suppress(UnreadableImage):
             pixels, _ = decode(file)
-            logits = teacher(torch.from_numpy(pixels)[None] / 255).logits
+            logits = teacher(torch.tensor(pixels)[None] / 255).logits
             first.append(float(logits.softmax(1).max()))
     return sum(first) / len(first) if first else 0.0
