@@ -86,9 +86,7 @@ def recorded(folder: Path, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     often = Schedule.evaluates_after
     Schedule.evaluates_after = lambda self, epoch, val_share: often(self, epoch, 1 / 3)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
-        deitkit.train(
-            folder, Path(out) / "run", recipe="small-data", teacher__deploy_sizes=None, **settings
-        )
+        deitkit.train(folder, Path(out) / "run", recipe="small-data", teacher__deploy_sizes=None, **settings)
     student_training.evaluate_student, Schedule.evaluates_after = evaluate_student, often  # type: ignore[method-assign]
     return torch.stack(outputs).unflatten(0, (-1, 2)), labels
 
