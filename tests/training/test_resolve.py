@@ -78,6 +78,7 @@ def start(tmp_path, monkeypatch) -> Path:
         (300, {"teacher.spec": "none"}, "small-data"),
         (300, {"distillation.mode": "hard"}, "small-data"),
         (300, {"optim.lr": 1e-3}, "small-data"),
+        (300, {"train.start_size": 48}, "small-data"),
     ],
 )
 def test_the_recipe_suits_the_images(side, changes, recipe, start, monkeypatch):

@@ -43,16 +43,12 @@ class FeatureDistillation(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def fit(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> None:
-        """Initialises the projections by ridge regression on `outputs`.
+    def fit(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> list[_TokenSums]:
+        """Initialises the projections by ridge regression on `outputs`; returns the sums it was solved from.
 
         Random projections would first pull a pretrained student's tokens in random directions; on few
         images that undid its initial weights (docs/small-data.md).
         """
-        self._solve(outputs)
-
-    def _solve(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> list[_TokenSums]:
-        """Sets the projections; returns the sums that they were solved from."""
         sums: list[_TokenSums] = []
         for output, teacher in outputs:
             pairs = self.pairs(output, teacher)
@@ -125,11 +121,9 @@ class EmbeddingDistillation(FeatureDistillation):
         return [(output.embedding[:, None], target[:, None])]
 
     @torch.no_grad()
-    def fit(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> None:
+    def fit(self, outputs: Iterable[tuple[DeiTOutput, TeacherOutput]]) -> list[_TokenSums]:
         """As the base class, and fits the standardisation."""
-        sums = self._solve(outputs)
-        if not sums:  # the deadline came first
-            return
+        sums = super().fit(outputs)
         mean, std = sums[0].target_moments()
         self.mean.copy_(mean)
         # A number that was nearly constant on these views would outweigh the others.
@@ -137,6 +131,7 @@ class EmbeddingDistillation(FeatureDistillation):
         project: Any = self.projections[0]
         project.bias.sub_(self.mean).div_(self.std)
         project.weight.div_(self.std[:, None])
+        return sums
 
 
 class _TokenSums:

@@ -20,7 +20,6 @@ from ..evaluation.speed import wait_for_device
 from ..io import write_json
 from ..models import Student
 from ..run_folder import read_plan
-from .frozen_stem import fast_frozen_stem
 
 if TYPE_CHECKING:
     from .session import Session
@@ -135,7 +134,7 @@ def _seconds_per_epoch(training: StudentTraining, budget: Budget) -> float:
         epochs = min(epochs, training.soft_labels.epochs())
     trainer = training.trainer(epochs)
     distillation, seconds = training.config.distillation, 0.0
-    with trainer.memory_explained(), fast_frozen_stem(trainer.student, trainer.device):
+    with trainer.running():
         for phase in trainer.schedule.phases(distillation.distill_until, distillation.feature_until):
             times = _step_times(trainer, phase, _TIMING_SHARE * budget.seconds)
             seconds += sorted(times)[len(times) // 2] * len(phase)

@@ -44,7 +44,7 @@ _SMALL_SIDE = 80  # pixels; the median shorter side of images that hold no more 
 # The mean probability of EfficientNet-Lite0's first guess, on so many images, that makes them ImageNet-like.
 # It is 0.31 to 0.64 on five folders of photographs, 0.14 to 0.22 on solar cells, hands and thumbnails.
 _RECOGNISED, _RECOGNISED_IMAGES = 0.26, 64
-_OF_A_RECIPE = ("student.", "teacher.spec", "teacher.soft_labels", "distillation.", "augment.", "optim.")
+_OF_A_RECIPE = ("student.", "teacher.spec", "distillation.", "augment.", "optim.", "train.start_size")
 _LARGEST_MICRO_BATCH = 256  # on a GPU, which is busy with it
 _ACTIVATIONS = 0.4  # of a GPU's memory
 _DARK = 65536 // 4  # a 16-bit image that stays below loses most of its grey levels in 8 bits
@@ -85,9 +85,8 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     # 2. The length of training.
     epochs = config.train.epochs
     if epochs == AUTO:
-        seen = (
-            _EXAMPLES // 3 if hybrid else _EXAMPLES
-        )  # a third of the speed, and its stem has learnt already
+        # A hybrid's blocks see a third of the images per second, and its stem has learnt already.
+        seen = _EXAMPLES // 3 if hybrid else _EXAMPLES
         epochs = min(200, max(10, round(seen / len(images))))
         if config.train.budget_s is None:
             reasons += f"; {epochs} epochs for that many images"

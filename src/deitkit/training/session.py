@@ -122,6 +122,7 @@ def open_session(
     """Resolves `config` for the images that `find` finds; claims the run folder `out`, if there is one.
 
     choose: the config for these images instead, which finds them in the same way.
+
     Everything that can be refused is refused here, before images are decoded. Raises a DeitkitError.
     """
     started = time.monotonic()

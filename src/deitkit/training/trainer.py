@@ -266,7 +266,7 @@ class Trainer:
         not finite or the device is out of memory.
         """
         self._saved_at = time.monotonic()
-        with stop_requests() as stop, self.memory_explained(), fast_frozen_stem(self.student, self.device):
+        with stop_requests() as stop, self.running():
             if self.state.step == 0:
                 if distributed.is_main():
                     self.init_feature_projections()
@@ -466,7 +466,7 @@ class Trainer:
         features = self.objective.features
         if features is None or not self.phase(0).features:
             return
-        if not (self.init_features or features.fit_from_scratch):
+        if not self.init_features and not features.fit_from_scratch:
             return
         blocks = features.blocks
         self.student.train()  # patches are dropped and views are small, as in the steps to come
@@ -543,10 +543,12 @@ class Trainer:
         return time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS
 
     @contextmanager
-    def memory_explained(self) -> Iterator[None]:
-        """Turns an out-of-memory error of the device into a TrainingError."""
+    def running(self) -> Iterator[None]:
+        """What steps run in: a frozen stem on its faster backend; and an out-of-memory error of the device
+        becomes a TrainingError."""
         try:
-            yield
+            with fast_frozen_stem(self.student, self.device):
+                yield
         except torch.OutOfMemoryError:
             raise TrainingError(
                 f"the memory of {self.device} does not hold {self.train.micro_batch_size} images at a time; "
