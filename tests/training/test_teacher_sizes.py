@@ -40,20 +40,32 @@ def teacher(images_per_s: float) -> ModelResult:
 
 
 @pytest.mark.parametrize(
-    ("left", "rate", "sizes"),
+    ("left", "rate", "busy", "sizes"),
     [
-        (None, 350.0, [96, 128, 160, 224]),  # 2 s of passes at 128 px
-        (60.0, 350.0, [96, 128, 224]),  # 24 s: 224 takes 9.1 s, 128 5 s, 96 4.1 s
-        (20.0, 350.0, [128]),  # 8 s: 224 does not fit
-        (5.0, 350.0, []),
-        (None, 0.1, []),
+        (None, 350.0, 1, [96, 128, 160, 224]),  # 2 s of passes at 128 px
+        (70.0, 350.0, 1, [96, 128, 224]),  # 21 s: 224 takes 9.1 s, 128 5 s, 96 4.1 s
+        (70.0, 350.0, 2, [224]),  # the first took 18 s
+        (100.0, 350.0, 2, [128, 224]),  # 30 s: 18 s and 10 s
+        (20.0, 350.0, 1, [128]),  # 6 s: 224 does not fit
+        (5.0, 350.0, 1, []),
+        (None, 0.1, 1, []),
     ],
 )
-def test_the_most_telling_sizes_come_first(monkeypatch, tmp_path, left, rate, sizes):
+def test_the_most_telling_sizes_come_first(monkeypatch, tmp_path, left, rate, busy, sizes):
+    """And what one took tells what the next will take."""
+    clock = [0.0]
+
+    def measure(session, folder, backend, size, crop):
+        clock[0] += busy * teacher_sizes._estimate(session, of, size)
+        return SimpleNamespace(result=SimpleNamespace(scores={"top1": 90.0}))
+
+    of = teacher(rate)
     asked = [(size, 0.875) for size in teacher_sizes._SIZES]
     monkeypatch.setattr(teacher_sizes, "_sizes", lambda session: asked)
-    found = teacher_sizes._affordable(session(left), tmp_path, teacher(rate))
-    assert [size for size, _ in found] == sizes
+    monkeypatch.setattr(teacher_sizes, "_fit_and_measure", measure)
+    monkeypatch.setattr(teacher_sizes.time, "monotonic", lambda: clock[0])
+    found = teacher_sizes.measure_teacher_sizes(session(left), tmp_path, SimpleNamespace(result=of))
+    assert list(found) == [f"teacher-{size}" for size in sizes]
 
 
 def test_sizes_of_the_settings_and_of_the_network(tmp_path):

@@ -148,7 +148,9 @@ def to_openvino(network: nn.Module, view_size: tuple[int, int], batch: int | Non
     example = torch.zeros(2, 3, *view_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns that the input size is constant, as intended
-        model = openvino.convert_model(network.cpu().eval(), example_input=example)
+        # Whoever converts compares outputs, so that the tracer need not run the network twice more for that.
+        traced = torch.jit.trace(network.cpu().eval(), example, check_trace=False)
+        model = openvino.convert_model(traced, example_input=example)
     model.reshape([batch or -1, 3, *view_size])
     return model
 

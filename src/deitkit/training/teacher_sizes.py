@@ -8,16 +8,19 @@ that the network was trained for, exactly as the model sees images when it is de
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
 from .. import log
+from ..config import BackendName
 from ..data.cache import Decoder, open_pixels
 from ..data.dataset import Split
-from ..errors import DataError, WeightsError
+from ..errors import DataError, DependencyError, WeightsError
 from ..evaluation.evaluate import views_of
 from ..models import DeiTOutput
 from ..preprocessing import InputSize
@@ -36,8 +39,8 @@ from .session import Session
 _SIZES = (224, 128, 96, 160)  # those that tell most come first, if there is no time for all
 _MOST_IMAGES = 20_000  # with more training images, fitting at all sizes takes longer than it tells
 # What the sizes may take: a share of what the budget has left, or so many seconds without a budget.
-_SHARE_OF_BUDGET, _SECONDS = 0.4, 900.0
-_OVERHEAD = 3.0  # seconds per size, for decoding and the choice of a backend
+_SHARE_OF_BUDGET, _SECONDS = 0.3, 900.0
+_OVERHEAD = 3.0  # seconds per size, for decoding and the conversion to a backend
 
 
 def measure_teacher_sizes(
@@ -46,14 +49,27 @@ def measure_teacher_sizes(
     """The teacher fitted and measured at each size of `teacher.deploy_sizes`, by name.
 
     teacher: the student's teacher, whose speed tells what a size will take; one that takes too long is left
-    out. They are kept in `out`, where a resumed run finds them.
+    out, and on a busy machine more of them. They are kept in `out`, where a resumed run finds them.
     """
     if teacher is None:
         return {}
     found: dict[str, results.Measured] = {}
-    for size, crop in _affordable(session, out, teacher.result):
-        name = f"teacher-{size}"
-        found[name] = _fit_and_measure(session, out / CANDIDATES_FOLDER / name, size, crop)
+    dropped = []
+    left, started = _seconds(session), time.monotonic()
+    slowdown = 1.0  # of this machine at this moment, against the estimate
+    for size, crop in _sizes(session):
+        name, now = f"teacher-{size}", time.monotonic()
+        folder = out / CANDIDATES_FOLDER / name
+        estimate = 0.0 if holds_teacher(folder) else _estimate(session, teacher.result, size)
+        if now - started + slowdown * estimate > left:
+            dropped.append(f"{size} px")
+            continue
+        found[name] = _fit_and_measure(session, folder, teacher.result.backend, size, crop)
+        if estimate:
+            slowdown = max(1.0, (time.monotonic() - now) / estimate)
+    if dropped:
+        log.info(f"the teacher is not fitted at {', '.join(dropped)}, for lack of time")
+    found = {name: found[name] for name in sorted(found, key=lambda name: int(name[8:]))}
     if found:
         score = SCORES[session.dataset.task]
         scores = (f"{name[8:]} px {each.result.scores[score.key]:.1f} %" for name, each in found.items())
@@ -61,24 +77,17 @@ def measure_teacher_sizes(
     return found
 
 
-def _affordable(session: Session, out: Path, teacher: ModelResult) -> list[tuple[int, float]]:
-    """(size, crop) that there is time for, smallest first."""
-    left = _SECONDS if session.budget is None else session.budget.left * _SHARE_OF_BUDGET
-    data, kept, dropped = session.dataset, [], []
+def _seconds(session: Session) -> float:
+    """What all sizes may take."""
+    return _SECONDS if session.budget is None else session.budget.left * _SHARE_OF_BUDGET
+
+
+def _estimate(session: Session, teacher: ModelResult, size: int) -> float:
+    """Seconds that a size will take, on a machine that does nothing else."""
+    data = session.dataset
     passes = _num_views(session) * len(data.train.images) + len(data.val.images)
-    for size, crop in _sizes(session):
-        assert teacher.image_size is not None, "a live teacher has a size"
-        there = holds_teacher(out / CANDIDATES_FOLDER / f"teacher-{size}")
-        pixels = size**2 / math.prod(teacher.image_size)
-        seconds = 0.0 if there else _OVERHEAD + passes / teacher.images_per_s * pixels
-        if seconds > left:
-            dropped.append(f"{size} px")
-            continue
-        left -= seconds
-        kept.append((size, crop))
-    if dropped:
-        log.info(f"the teacher is not fitted at {', '.join(dropped)}, for lack of time")
-    return sorted(kept)
+    assert teacher.image_size is not None, "a live teacher has a size"
+    return _OVERHEAD + passes / teacher.images_per_s * size**2 / math.prod(teacher.image_size)
 
 
 def _num_views(session: Session) -> int:
@@ -108,11 +117,23 @@ def _sizes(session: Session) -> list[tuple[int, float]]:
     return list(dict.fromkeys((max(view.image_size), view.crop) for view in views))
 
 
-def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> results.Measured:
-    """The teacher at `size` pixels, from `folder` if it is kept there, on validation."""
+def _fit_and_measure(
+    session: Session, folder: Path, backend: str, size: int, crop: float
+) -> results.Measured:
+    """The teacher at `size` pixels, from `folder` if it is kept there, on validation.
+
+    backend: the fastest one at the student's size.
+    """
     val = _split(session, session.dataset.val, size, crop)
     test = session.dataset.test and _split(session, session.dataset.test, size, crop)
-    teacher = kept_teacher(folder, session.config.teacher, session.device, lambda: _fit(session, size, crop))
+
+    def fit() -> Teacher:
+        try:
+            return _fit(session, backend, size, crop)
+        except DependencyError:  # it disagrees at this size
+            return _fit(session, session.config.teacher.backend, size, crop)
+
+    teacher = kept_teacher(folder, session.config.teacher, session.device, fit)
     with log.activity(f"evaluating the teacher at {size} px"):
         measured, logits = results.evaluate_teacher(teacher, val, session.device, test)
     write_validation(folder, val.images, DeiTOutput(logits, None, embedding=measured.embedding))
@@ -120,7 +141,7 @@ def _fit_and_measure(session: Session, folder: Path, size: int, crop: float) -> 
     return replace(measured, result=result, embedding=None)  # what it told is written
 
 
-def _fit(session: Session, size: int, crop: float) -> Teacher:
+def _fit(session: Session, backend: str, size: int, crop: float) -> Teacher:
     """A head on the views of each training image."""
     train, config = _split(session, session.dataset.train, size, crop), session.config
     num_views = _num_views(session)
@@ -133,7 +154,13 @@ def _fit(session: Session, size: int, crop: float) -> Teacher:
 
         fit = config.teacher.fit if config.teacher.fit in ("auto", "head") else "probe"
         teacher = fit_teacher(
-            replace(config.teacher, image_size=size, fit=fit, probe_views=num_views),
+            replace(
+                config.teacher,
+                image_size=size,
+                fit=fit,
+                probe_views=num_views,
+                backend=cast(BackendName, backend),
+            ),
             FitData(views, train.labels, session.dataset.classes, None, config.train.seed),
             student_size=(size, size),
             device=session.device,
