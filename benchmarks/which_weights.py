@@ -74,9 +74,9 @@ def recorded(folder: Path, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     outputs: list[Tensor] = []
     labels = torch.empty(0)
 
-    def recording(*arguments: Any) -> Predictions:
+    def recording(*arguments: Any, **options: Any) -> Predictions:
         nonlocal labels
-        predictions = evaluate_student(*arguments)
+        predictions = evaluate_student(*arguments, **options)
         outputs.append(joint_probabilities(predictions.heads(), "multiclass").clamp(min=1e-12).log())
         labels = predictions.labels
         return predictions

@@ -393,6 +393,7 @@ def test_eval_with_an_unknown_class(finished, tmp_path, capsys):
         (["--image-size", "17"], "not a multiple"),
         (["--device", "abacus"], "there is no device"),
         (["--budget", "soon"], "give one of them"),
+        (["--set", "optim.warmup_epochs=many"], "cannot be 'many': give a"),
         (["--distillation", "medium"], "cannot be 'medium'"),
         (["--metric", "accuracy"], "cannot be 'accuracy'"),
         (["--metric", "map"], "train.metric map is for multilabel images"),
@@ -409,8 +410,9 @@ def test_wrong_settings(image_folder, tmp_path, capsys, more, word):
     assert word in train(capsys, image_folder, tmp_path / "run", *more)
 
 
-def test_invalid_duration(image_folder, tmp_path, capsys):
-    sentence = refusal(capsys, "train", image_folder, "--out", tmp_path / "run", "--budget", "soon")
+@pytest.mark.parametrize("budget", ["soon", "3", "0m", "-3m"])
+def test_invalid_duration(image_folder, tmp_path, capsys, budget):
+    sentence = refusal(capsys, "train", image_folder, "--out", tmp_path / "run", f"--budget={budget}")
     assert "invalid duration" in sentence
 
 

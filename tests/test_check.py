@@ -146,7 +146,7 @@ def test_what_is_refused(image_folder, tmp_path, capsys):
 def test_train_warns_of_leaks_and_says_so_in_its_report(data, tmp_path, capsys):
     run = tmp_path / "run"
     main(["train", str(data), "--out", str(run), *TINY, "--epochs=1"])
-    warning = "look the same as a training image: 1 of 11 validation images"
+    warning = "1 of 11 validation images look the same as a training image"
     told = capsys.readouterr().err
     assert warning in told and "% of the 1 validation images that look the same as a training image" in told
     found = read_duplicates(run)

@@ -247,6 +247,14 @@ def test_predict_uses_what_is_recommended_and_says_so(taught, capsys, monkeypatc
     recommend(run, None, monkeypatch)
     out, err = command(capsys, *arguments)
     assert "warning: no model of" in err and "is recommended" in err and json.loads(out)
+    results = read_results(run)
+    best = max(model.scores["top1"] for model in results.models.values())
+    role = next(
+        role
+        for role, model in results.models.items()
+        if model_folder(run, role) == model_folder(run, "recommended")
+    )
+    assert results.models[role].scores["top1"] == best
     with pytest.raises(SystemExit):
         cli.main(["predict", str(run), str(images), "--model=best"])
     assert "has no model 'best'; choose student, teacher, baseline, teacher-128" in capsys.readouterr().err

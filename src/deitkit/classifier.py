@@ -351,14 +351,14 @@ def model_folder(path: Path, model: ModelChoice) -> Path:
     else:
         folder = _baseline_of(path) if role == "baseline" else candidate_folder(path, role)
     if model == "recommended":
-        log.info(f"using {folder}, which {path} recommends; --model student uses the student")
+        log.info(f"using {folder}, the best model of {path}; --model student uses the student")
     return folder
 
 
 def recommended_model(run: Path) -> Role:
-    """The model that the verdict of a run recommends; the student if there is none, as in version 0.1.
+    """The model that the verdict of a run recommends; the student if there is no verdict, as in version 0.1.
 
-    Warns if nothing was learnt, so that no model is recommended.
+    If nothing was learnt, so that no model is recommended, warns, and names the one with the best score.
     """
     folder = run.resolve()  # "." has no parent
     if baseline_folder(folder.parent) == folder or not (run / RESULTS).exists():
@@ -366,6 +366,8 @@ def recommended_model(run: Path) -> Role:
     results = read_results(run)
     if results.recommended is None and results.comparison is not None:
         log.warning(f"no model of {run} is recommended: {results.verdict}")
+        metric, models = results.comparison.metric, results.models
+        return max(models, key=lambda role: (models[role].scores.get(metric) or 0.0, role == "student"))
     return results.recommended or "student"
 
 

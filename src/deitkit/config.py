@@ -94,6 +94,11 @@ class DataConfig(Section):
         "Views of each image in a batch (repeated augmentation, arXiv 1902.05509, 1901.09335).",
         at_least(1),
     )
+    views: int | None = setting(
+        None,
+        "Different views of each image, which epochs show in turn; none: new ones in every epoch.",
+        at_least(1),
+    )
     unlabeled: str | None = setting(None, "Folder of unlabelled images for the teacher to label.")
     unlabeled_share: float = setting(
         0.5, "Share of each batch taken by unlabelled images.", share(zero=False, one=False)

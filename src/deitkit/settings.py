@@ -164,7 +164,12 @@ def _parsed(value: Any, hint: Any) -> Any:
         return value.lower() == "true"
     if hint is int and isinstance(value, float) and not value.is_integer():
         raise ValueError("give a whole number")
-    return hint(value)
+    try:
+        return hint(value)
+    except ValueError:
+        if hint not in (int, float):
+            raise
+        raise ValueError("give a whole number" if hint is int else "give a number") from None
 
 
 def _parsed_union(value: Any, args: tuple[Any, ...]) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deitkit.data.loader import prefetch
-from deitkit.data.sampler import Batch, plan_epoch
+from deitkit.data.sampler import Batch, ClassShares, plan_epoch
 
 
 def orders(images: int, epochs: int, batch_size: int = 32) -> list[np.ndarray]:
@@ -46,3 +46,27 @@ def test_epochs_are_as_far_from_sorted_as_random_orders():
     # One epoch says nothing of the next.
     follows = [abs(np.corrcoef(a, b)[0, 1]) for a, b in itertools.pairwise(places)]
     assert np.mean(follows) < 2 * images**-0.5
+
+
+@pytest.mark.parametrize("shares", [None, ClassShares(np.repeat([0, 1], [40, 10]), 0.0)])
+def test_views_are_shown_again_in_another_order(shares):
+    """With `views`, epoch e shows those of epoch e mod `views`; the order is what it is without."""
+
+    def plan(epoch: int, views: int | None) -> tuple[np.ndarray, np.ndarray]:
+        batches = plan_epoch(
+            50, batch_size=8, repeats=1, views=views, seed=3, epoch=epoch, num_unlabeled=5,
+            unlabeled_share=0.5, shares=shares,
+        )  # fmt: skip
+        return np.concatenate([b.indices for b in batches]), np.concatenate([b.keys for b in batches])
+
+    shown = [set(plan(epoch, 2)[1].tolist()) for epoch in range(4)]
+    if shares is None:  # with shares, epochs show other images of a large class
+        assert shown[0] == shown[2] and shown[1] == shown[3]
+    assert not shown[0] & shown[1]
+    assert len(set.union(*shown)) <= 2 * 3 * (50 + 50)
+    for epoch in range(4):
+        (images, keys), (own_images, own_keys) = plan(epoch, 2), plan(epoch, None)
+        labelled = images < 50
+        assert np.array_equal(images[labelled], own_images[labelled])
+        assert (epoch < 2) == np.array_equal(keys, own_keys)
+    assert not np.array_equal(plan(0, 2)[0], plan(2, 2)[0])

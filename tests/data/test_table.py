@@ -139,7 +139,7 @@ def test_a_share_holds_every_label_and_grows_by_addition():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"labels\.csv has no column 'path'; its first line must name columns, such as path,label"),
+        ("", r"labels\.csv has no column 'path'; its first line has to name one path, "),
         ("path,labels\n", r"has no rows"),
         ("path,lables\na.png,x\n", r"has no column 'label'; did you mean 'labels'\?"),
         ("path,label\na.png,x\nb.png,x\n", r"has only one class, 'x'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -109,6 +110,12 @@ def test_too_few_images_are_not_equality():
     assert "interval -1.8 to +46.2" in found.sentence and "about 22 would" in found.sentence
 
 
+def test_of_classes_of_equal_size_all_are_asked_for(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "RAREST", replace(RAREST, several=True))
+    found = judge([candidate("student", 50.0, learned=False)])
+    assert "Add images of every class (9 are trained on)" in found.sentence
+
+
 def test_a_model_that_learnt_nothing_is_never_recommended():
     nothing = candidate("student", 50.0, learned=False)
     found = judge([nothing, candidate("teacher", 90.0)], metric="balanced_accuracy")
@@ -119,6 +126,7 @@ def test_a_model_that_learnt_nothing_is_never_recommended():
     found = judge([replace(nothing, score=75.0)], images=4)
     assert found.recommended is None and "4 validation images do not show that anything was" in found.sentence
     found = judge([nothing])
+    assert "Add images of the rarest class ('defective' has 9" in found.sentence
     assert found.recommended is None and "The student is no better" in found.sentence
     found = judge([candidate("student"), candidate("teacher", 50.0, learned=False)])
     assert found.recommended == "student" and "no better than chance" in found.sentence

@@ -134,6 +134,35 @@ def whole_and_stopped(
     return train
 
 
+def test_a_run_resumes_with_its_own_settings(tmp_path, monkeypatch, capsys):
+    """Whatever they were, and without any on the command line."""
+    data = write_images(tmp_path / "data", ("cat", "dog"), count=8)
+    train = whole_and_stopped(data, tmp_path, monkeypatch, "--set=optim.lr=2e-3", "--prefer=speed")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(data), "--out", str(tmp_path / "stopped"), "--resume"])
+    assert ended.value.code == 0
+    first, second = (tmp_path / name for name in ("whole", "stopped"))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert json.loads((second / "settings.json").read_text())["train"]["prefer"] == "speed"
+    assert "holds no run to resume" not in capsys.readouterr().err
+    assert train("new", "--resume") == 0
+    assert f"{tmp_path / 'new'} holds no run to resume, so that a new one begins" in capsys.readouterr().err
+
+
+def test_a_planned_run_takes_no_other_budget(tmp_path, monkeypatch, capsys):
+    data = write_images(tmp_path / "data", ("cat", "dog"), count=8)
+    tiny = [option for option in TINY if not option.startswith("--epochs")]
+    monkeypatch.setattr(sys.modules[__name__], "TINY", tiny)
+    train = whole_and_stopped(data, tmp_path, monkeypatch, "--budget=20s")
+    capsys.readouterr()
+    assert train("stopped", "--resume", "--budget=40s") == 2
+    told = capsys.readouterr().err
+    assert "with another budget" in told and "--resume without --budget trains what is left" in told
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(data), "--out", str(tmp_path / "stopped"), "--resume"])
+    assert ended.value.code == 0
+
+
 def test_settings_of_speed_may_change_on_resume(tmp_path, monkeypatch, capsys):
     data = write_images(tmp_path / "images")
 

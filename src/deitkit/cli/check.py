@@ -26,7 +26,7 @@ def check(
     ] = None,
     labels: Annotated[
         bool,
-        typer.Option("--labels", help="Also find likely wrong labels and outliers (needs deitkit[check])."),
+        typer.Option("--labels", help="Also find likely wrong labels and outliers (needs deitkit\\[check])."),
     ] = False,
     teacher: Annotated[
         str | None, typer.Option(help="The teacher whose features --labels uses; auto by default.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 import typer
 
@@ -37,11 +39,19 @@ def resumable(resume: bool) -> Iterator[None]:
         if not distributed.is_main():
             raise typer.Exit(130) from None
         given = _given.get()
-        command = sys.argv if given is None else ["deitkit", *given]
+        command = _typed() if given is None else ["deitkit", *given]
         command = command if resume else [*command, "--resume"]
         kept = "the state is saved" if isinstance(stop, Interrupted) else "finished work is kept"
         print(f"Interrupted; {kept}. To resume: {shlex.join(command)}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _typed() -> list[str]:
+    """The command line as it was typed: a command that is found by its name is called by it."""
+    name = Path(sys.argv[0]).name
+    found = shutil.which(name)
+    same = found is not None and Path(found).resolve() == Path(sys.argv[0]).resolve()
+    return [name if same else sys.argv[0], *sys.argv[1:]]
 
 
 @contextmanager

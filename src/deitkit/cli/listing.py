@@ -23,7 +23,8 @@ def list_settings(
     known = describe_settings()
     rows = [row for row in known if name is None or row.key == name or row.key.startswith(f"{name}.")]
     if not rows:
-        also = did_you_mean(str(name), [row.key for row in known])
+        sections = {row.key.partition(".")[0] for row in known}
+        also = did_you_mean(str(name), [*(row.key for row in known), *sorted(sections)])
         raise SettingError(f"there is no setting {name!r}{also or '; deitkit settings lists all of them'}")
     if json_:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))

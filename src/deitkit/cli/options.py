@@ -14,7 +14,7 @@ from ..errors import SettingError
 
 Student = Annotated[
     str | None,
-    typer.Option(help="nano, tiny, small or base; chosen by device and number of images by default."),
+    typer.Option(help="nano, nano-hybrid, tiny, small or base; chosen by device and images by default."),
 ]
 ImageSize = Annotated[
     str | None,
@@ -112,8 +112,8 @@ def parse_length(epochs: int | None, budget: str | None) -> dict[str, Any]:
 
 
 def parse_budget(text: str) -> float:
-    """Seconds in `90s`, `10m`, `1.5h` or a plain number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    """Seconds in `90s`, `10m` or `1.5h`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
     if match is None or float(match[1]) == 0:
         raise SettingError(f"invalid duration {text!r} for --budget; give one such as 90s, 10m or 1.5h")
     return float(match[1]) * _UNITS[match[2]]

@@ -92,6 +92,7 @@ class Dataset:
             len(self.train.images),
             batch_size=train.batch_size,
             repeats=data.repeats,
+            views=data.views,
             seed=train.seed,
             num_unlabeled=self.num_unlabeled if unlabeled else 0,
             unlabeled_share=data.unlabeled_share,
@@ -108,7 +109,7 @@ class Dataset:
         self.splits.write(run / "split.json")
         write_json(run / "skipped.json", [{"path": p, "reason": r} for p, r in self.skipped])
         if self.skipped:
-            log.info(f"{len(self.skipped)} unreadable images were skipped; {run}/skipped.json lists them")
+            log.info(f"{run}/skipped.json lists the unreadable images")
 
 
 def find_splits(data: Path, config: DataConfig) -> Splits:

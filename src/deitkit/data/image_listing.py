@@ -207,7 +207,7 @@ def one_of(wanted: tuple[str, ...], names: Sequence[str], file: Path, optional: 
     if not found and not optional:
         meant = next(filter(None, (did_you_mean(name, wanted) for name in names if name)), "")
         raise DataError(
-            f"{file} has no column {wanted[0]!r}{meant}; its first line must name columns, such as "
-            f"path,label, and has {', '.join(map(repr, names)) or 'nothing'}"
+            f"{file} has no column {wanted[0]!r}{meant}; its first line has to name one "
+            f"{', '.join(wanted[:-1])} or {wanted[-1]}, and has {', '.join(map(repr, names)) or 'nothing'}"
         )
     return found[0] if found else None

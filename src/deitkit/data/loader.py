@@ -135,6 +135,13 @@ class TrainingViews:
         images, targets = mix_pairs(images, targets, keys, self.augment)
         return ViewBatch(images, targets, batch.indices, labelled_share, batch.rows)
 
+    def without_images(self, batch: Batch) -> ViewBatch:
+        """As `make` for a whole batch, but with images of no pixels, if nothing is mixed."""
+        labels = self.labels[batch.indices]
+        targets = torch.from_numpy(targets_of(labels, self.num_classes)).to(self.device)
+        images = torch.zeros(len(labels), 3, 0, 0, device=self.device)
+        return ViewBatch(images, targets, batch.indices, float(has_label(labels).mean()))
+
     def _downscaled(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 3, S, T) uint8 -> the size that is stored for views of `size`, so that these do not alias."""
         H, W = self.image_size

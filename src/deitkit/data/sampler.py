@@ -48,11 +48,16 @@ class ClassShares:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The batches of every epoch of a run; see `plan_epoch`. shares: None draws each image equally often."""
+    """The batches of every epoch of a run; see `plan_epoch`.
+
+    views: different views of each image; None for new ones in every epoch. shares: None draws each image
+    equally often.
+    """
 
     num_images: int  # labelled
     batch_size: int
     repeats: int = 1
+    views: int | None = None
     seed: int = 0
     num_unlabeled: int = 0
     unlabeled_share: float = 0.0
@@ -64,6 +69,7 @@ class Sampler:
             self.num_images,
             batch_size=self.batch_size,
             repeats=self.repeats,
+            views=self.views,
             seed=self.seed,
             epoch=epoch,
             num_unlabeled=self.num_unlabeled,
@@ -86,6 +92,7 @@ def plan_epoch(
     *,
     batch_size: int,
     repeats: int,
+    views: int | None = None,
     seed: int,
     epoch: int,
     num_unlabeled: int = 0,
@@ -99,6 +106,8 @@ def plan_epoch(
     in DeiT, but on one device and with any number of images. Batch sizes differ by at most one image, so
     that none is too small.
 
+    With `views` V, epoch e shows the views of epoch e mod V again, in an order of its own.
+
     Unlabelled images, with indices from `num_images` on, fill `unlabeled_share` of each batch. If there are
     few of them, an epoch repeats them; if there are many, it does not show all.
 
@@ -108,8 +117,12 @@ def plan_epoch(
     """
     beside = max(1, round(batch_size * unlabeled_share / repeats)) if num_unlabeled else 0
     own_keys = image_keys(num_images + 1, seed=seed, epoch=epoch)
-    own_keys, unlabeled_key = own_keys[:-1], int(own_keys[-1])
-    order, order_keys = _order(own_keys, -(-num_images // repeats), shares, seed, epoch)
+    shown_keys = own_keys
+    if views is not None:
+        shown_keys = image_keys(num_images + 1, seed=seed, epoch=epoch % views)
+    shown_keys, unlabeled_key = shown_keys[:-1], int(shown_keys[-1])
+    count = -(-num_images // repeats)
+    order, order_keys = _order(own_keys[:-1], shown_keys, count, shares, seed, epoch)
     labelled = max(1, batch_size - beside * repeats)
     steps = min(steps_per_epoch(num_images, labelled), len(order))
     parts = zip(np.array_split(order, steps), np.array_split(order_keys, steps), strict=True)
@@ -126,12 +139,17 @@ def plan_epoch(
 
 
 def _order(
-    own_keys: NDArray[np.uint64], count: int, shares: ClassShares | None, seed: int, epoch: int
+    own_keys: NDArray[np.uint64],
+    shown_keys: NDArray[np.uint64],
+    count: int,
+    shares: ClassShares | None,
+    seed: int,
+    epoch: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """The labelled images of an epoch in random order, and the key of each one's views."""
+    """The labelled images of an epoch, in the order of `own_keys`, and the key of each one's views."""
     if shares is None:
         order = np.argsort(own_keys, kind="stable")[:count]
-        return order, own_keys[order]
+        return order, shown_keys[order]
     per_class = np.bincount(shares.labels)
     weights = np.where(per_class > 0, np.power(per_class.astype(np.float64), shares.power), 0.0)
     wanted = count * weights / weights.sum()  # images of each class per epoch
@@ -139,7 +157,9 @@ def _order(
     # Systematic sampling: whole numbers that add up to `count`, each within one of what is wanted.
     edges = np.floor(np.append(0.0, wanted.cumsum()) + uniform(draws_key, 0)).astype(np.int64)
     edges[-1] = count + edges[0]
-    images, keys = [], []
+    images: list[NDArray[np.int64]] = []
+    own: list[NDArray[np.uint64]] = []
+    shown: list[NDArray[np.uint64]] = []
     for k, drawn in enumerate(np.diff(edges)):
         members = np.flatnonzero(shares.labels == k)
         if drawn == 0:
@@ -152,10 +172,10 @@ def _order(
         of_class = np.concatenate(turns)[skipped : skipped + drawn]
         images.append(of_class)
         # The first view of an image in an epoch is the one that it has without shares.
-        keys.append(np.where(turn == 0, own_keys[of_class], hashed(own_keys[of_class], turn)))
-    drawn_images, drawn_keys = np.concatenate(images), np.concatenate(keys)
-    order = np.argsort(drawn_keys, kind="stable")
-    return drawn_images[order], drawn_keys[order]
+        for keys, of in ((own, own_keys), (shown, shown_keys)):
+            keys.append(np.where(turn == 0, of[of_class], hashed(of[of_class], turn)))
+    order = np.argsort(np.concatenate(own), kind="stable")
+    return np.concatenate(images)[order], np.concatenate(shown)[order]
 
 
 def _repeated_passes(num_images: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:

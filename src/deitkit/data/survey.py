@@ -81,7 +81,7 @@ def leak_warning(counts: DuplicateCounts, num_val: int, held_out: bool) -> str |
         return None
     remedy = "--group-by auto keeps them on one side" if held_out else "remove them on one side"
     return (
-        f"look the same as a training image: {' and '.join(found)}, so accuracy looks better than it is; "
+        f"{' and '.join(found)} look the same as a training image, so accuracy looks better than it is; "
         f"{remedy}, and deitkit check shows them"
     )
 

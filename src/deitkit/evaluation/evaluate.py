@@ -19,6 +19,7 @@ from ..data.dataset import Split
 from ..errors import DataError
 from ..inference.backends import Backend
 from ..models.base import DeiTOutput, Student
+from ..models.deit import DeiT
 from ..preprocessing import normalise
 from ..teachers.teacher import Teacher
 from .metrics import Metrics, measure, score_and_interval
@@ -94,22 +95,42 @@ def views_of(
 
 
 def evaluate_student(
-    model: Student, split: Split, device: torch.device, *, embedding: bool = False, shared: bool = False
+    model: Student,
+    split: Split,
+    device: torch.device,
+    *,
+    embedding: bool = False,
+    shared: bool = False,
+    stem_outputs: list[Tensor] | None = None,
 ) -> Predictions:
     """Both heads' logits over a split; with `embedding` also what they read.
 
     shared: each process evaluates its share of the images, in the batches of one process, and the main one
-    gets the whole.
+    gets the whole. stem_outputs: of a hybrid, whose stem stays as it is: a list that is filled by the first
+    call, and from which later ones with the same split go on.
     """
     model.eval()
+    several = shared and distributed.world_size() > 1
+    rows = distributed.share(len(split.images), unit=_BATCH) if several else range(len(split.images))
 
-    def predict(views: Tensor) -> Outputs:
-        return heads_of(model(normalise(views)), embedding=embedding)
+    def predict(inputs: Tensor) -> Outputs:
+        return heads_of(model(inputs), embedding=embedding)
 
-    if not shared or distributed.world_size() == 1:
-        return evaluate(predict, views_of(split, device))
-    rows = distributed.share(len(split.images), unit=_BATCH)
-    return gathered(evaluate(predict, views_of(split, device, rows=rows)) if rows else None)
+    def inputs() -> Iterator[tuple[Tensor, Tensor]]:
+        if stem_outputs:
+            yield from zip(stem_outputs, split.labels[rows.start : rows.stop].split(_BATCH), strict=True)
+            return
+        for views, labels in views_of(split, device, rows=rows):
+            images = normalise(views)
+            if stem_outputs is not None:
+                assert isinstance(model, DeiT)
+                images = model.through_stem(images)
+                stem_outputs.append(images)
+            yield images, labels
+
+    if not several:
+        return evaluate(predict, inputs())
+    return gathered(evaluate(predict, inputs()) if rows else None)
 
 
 def gathered(own: Predictions | None) -> Predictions:

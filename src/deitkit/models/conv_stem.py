@@ -128,6 +128,8 @@ class ConvStem(nn.Module):
 class StemPatches(nn.Module):
     """A convnet's stages in place of the patch projection: (B, 3, H, W) -> (B, N, D).
 
+    What is the stem's output already, (B, 192, H / 32, W / 32), is projected only.
+
     run_stem: how a frozen stem is run instead of by PyTorch, for a while; None otherwise.
     """
 
@@ -140,6 +142,11 @@ class StemPatches(nn.Module):
         self.proj = nn.Conv2d(self.stem.channels, embed_dim, 1)
         self.run_stem: Callable[[Tensor], Tensor] | None = None
 
+    def through_stem(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 192, H / 32, W / 32)."""
+        return (self.run_stem or self.stem)(images)
+
     def forward(self, images: Tensor) -> Tensor:
-        projected: Tensor = self.proj((self.run_stem or self.stem)(images))
+        is_output = images.shape[1] == self.stem.channels
+        projected: Tensor = self.proj(images if is_output else self.through_stem(images))
         return projected.flatten(2).transpose(1, 2)

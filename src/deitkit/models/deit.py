@@ -219,6 +219,11 @@ class DeiT(Student):
         """Number of parameters of the model as it is saved: without LayerScale, which is folded."""
         return sum(p.numel() for name, p in self.named_parameters() if ".gamma_" not in name)
 
+    def through_stem(self, images: Tensor) -> Tensor:
+        """Of a hybrid: (B, 3, H, W) -> (B, 192, H / 32, W / 32), which `forward` takes in place of images."""
+        assert isinstance(self.patch_embed, StemPatches)
+        return self.patch_embed.through_stem(images)
+
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, P + N, D): P prefix tokens, N patch tokens, positions added."""
         grid = self._grid_of(images)
@@ -233,6 +238,8 @@ class DeiT(Student):
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches. Raises SettingError if the size of the images does not fit."""
+        if self.stem is not None and images.shape[1] == self.stem.channels:
+            return images.shape[-2], images.shape[-1]
         (H, W), (p, q) = images.shape[-2:], self.patch_embed.patch_size
         if self.image_size != (H, W) and (not self.training or H % p or W % q):
             raise SettingError(
@@ -260,6 +267,8 @@ class DeiT(Student):
         self, images: Tensor, tokens_after: Sequence[int] = (), rows: BatchRows | None = None
     ) -> DeiTOutput:
         """(B, C, H, W) -> DeiTOutput. `tokens_after`: indices of blocks whose patch tokens to return.
+
+        A hybrid takes the output of its stem (B, 192, H / 32, W / 32) as well, in place of images.
 
         Raises SettingError if the size of the images does not fit.
         """

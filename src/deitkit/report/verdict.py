@@ -57,10 +57,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rarest:
-    """The class with the fewest training images."""
+    """The class with the fewest training images; several if classes are as large."""
 
     name: str
     images: int
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,8 @@ class _Words:
         )
 
     def remedy(self) -> str:
+        if self.rarest.several:
+            return f"Add images of every class ({self.rarest.images} are trained on), or check the labels."
         return (
             f"Add images of the rarest class ({self.rarest.name!r} has {self.rarest.images} for training), "
             "or check the labels."

@@ -45,6 +45,7 @@ class SoftLabelStore:
             manifest.images - manifest.unlabeled,
             batch_size=config.train.batch_size,
             repeats=config.data.repeats,
+            views=config.data.views,
             seed=config.train.seed,
             num_unlabeled=manifest.unlabeled,
             unlabeled_share=config.data.unlabeled_share,

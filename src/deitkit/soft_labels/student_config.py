@@ -90,6 +90,7 @@ def _log_differences(folder: Path, manifest: Manifest, start: Config) -> None:
     if start.recipe == manifest.config.recipe:
         return
     fixed = start.override(fixed_settings(manifest))
-    different = [k for k in start.differences(fixed) if k.startswith(("augment.", "data.repeats", "train."))]
+    of_views = ("augment.", "data.repeats", "data.views", "train.")
+    different = [k for k in start.differences(fixed) if k.startswith(of_views)]
     if different:
         log.info(f"taken from {folder} instead of recipe {start.recipe}: {', '.join(different)}")

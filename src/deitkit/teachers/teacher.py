@@ -37,6 +37,19 @@ class TeacherOutput:
     feature_maps: tuple[Tensor, ...]
     embedding: Tensor | None = None
 
+    @classmethod
+    def cat(cls, outputs: Sequence[TeacherOutput]) -> TeacherOutput:
+        """The outputs of several batches as those of one, without feature maps."""
+        embeddings = [each.embedding for each in outputs if each.embedding is not None]
+        logits = torch.cat([each.logits for each in outputs])
+        return cls(logits, (), torch.cat(embeddings) if embeddings else None)
+
+    def split(self, sizes: list[int]) -> list[TeacherOutput | None]:
+        """The outputs of parts of the batch, without feature maps."""
+        logits = self.logits.split(sizes)
+        embeddings = [None] * len(sizes) if self.embedding is None else self.embedding.split(sizes)
+        return [TeacherOutput(part, (), of) for part, of in zip(logits, embeddings, strict=True)]
+
 
 @dataclass(frozen=True)
 class MemberCard:

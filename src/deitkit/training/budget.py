@@ -7,6 +7,7 @@ on students that are thrown away, and training stops at its deadline if the mach
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,17 +105,21 @@ def plan(out: Path, session: Session, trainings: Sequence[StudentTraining]) -> P
 def _fitting(budget: Budget, session: Session, trainings: Sequence[StudentTraining]) -> Plan:
     """The plan for what is left of `budget`, and one line on it."""
     cuts = []
-    seconds = [_seconds_per_epoch(each, budget) for each in trainings]
-    epochs = int(budget.left / sum(seconds))
-    if len(seconds) > 1 and epochs < _FEWEST_WITH_BASELINE:
+    times = [_epoch_times(each, budget) for each in trainings]
+    epochs = _epochs_within(budget.left, times)
+    if len(times) > 1 and epochs < _FEWEST_WITH_BASELINE:
         cuts.append("no baseline")
-        seconds = seconds[:1]
-        epochs = int(budget.left / seconds[0])
+        times = times[:1]
+        epochs = _epochs_within(budget.left, times)
+    if times[0].again < times[0].new:  # a memory makes epochs cheap, but more of them do not help
+        epochs = min(epochs, int(session.config.train.epochs))
     if epochs < 1:
         cuts.append("less than one epoch")
         epochs = 1
     else:
-        log.info(f"{epochs} epochs of about {sum(seconds):.1f} s fit into the budget")
+        log.info(
+            f"{epochs} epochs of about {sum(t.of(epochs) for t in times) / epochs:.1f} s fit into the budget"
+        )
     distillation, soft_labels = session.config.distillation, trainings[0].soft_labels
     if soft_labels is not None and distillation.distilled_epochs(epochs) > soft_labels.epochs():
         epochs = distillation.longest_run(soft_labels.epochs())
@@ -122,40 +127,66 @@ def _fitting(budget: Budget, session: Session, trainings: Sequence[StudentTraini
     if cuts:
         log.warning(f"the budget of {budget.seconds:.0f} s is short: {', '.join(cuts)}; a longer one helps")
     end = budget.deadline
+    seconds = [each.of(epochs) for each in times]
     of_student = end - budget.left * sum(seconds[1:]) / sum(seconds)
-    return Plan(epochs, len(seconds) > 1, (of_student, end))
+    return Plan(epochs, len(times) > 1, (of_student, end))
 
 
-def _seconds_per_epoch(training: StudentTraining, budget: Budget) -> float:
-    """The expected time of an average epoch: the median step of each phase, weighted by its length."""
+@dataclass(frozen=True)
+class _EpochTimes:
+    """Seconds of an average epoch with new views, and of one whose views are shown again, after `views`."""
+
+    new: float
+    again: float
+    views: float
+
+    def of(self, epochs: int) -> float:
+        """Seconds of so many epochs."""
+        first = min(epochs, self.views)
+        return self.new * first + self.again * (epochs - first)
+
+
+def _epochs_within(seconds: float, times: Sequence[_EpochTimes]) -> int:
+    """The most epochs of all trainings together that fit."""
+    epochs = int(seconds / sum(each.new for each in times))
+    while sum(each.of(epochs + 1) for each in times) <= seconds:
+        epochs += 1
+    return epochs
+
+
+def _epoch_times(training: StudentTraining, budget: Budget) -> _EpochTimes:
+    """Of an average epoch: the median step of each phase, weighted by its length."""
     # One epoch of a small folder has too few steps for phases that end halfway: time a run of many.
-    epochs = math.ceil(_STEPS_OF_A_RUN / training.sampler.steps_per_epoch)
+    sampler, views = training.sampler, training.sampler.views or math.inf
+    epochs = math.ceil(_STEPS_OF_A_RUN / sampler.steps_per_epoch)
+    if sampler.views is not None:
+        epochs = max(epochs, sampler.views + 1)  # so that views are shown again
     if training.soft_labels is not None:
         epochs = min(epochs, training.soft_labels.epochs())
     trainer = training.trainer(epochs)
-    distillation, seconds = training.config.distillation, 0.0
+    distillation, limit = training.config.distillation, _TIMING_SHARE * budget.seconds
+    new = again = 0.0
     with trainer.running():
         for phase in trainer.schedule.phases(distillation.distill_until, distillation.feature_until):
-            times = _step_times(trainer, phase, _TIMING_SHARE * budget.seconds)
-            seconds += sorted(times)[len(times) // 2] * len(phase)
-    return _EVALUATION * seconds / epochs
+            steps = phase[: min(_TIMED_STEPS, int(min(views, _TIMED_STEPS)) * sampler.steps_per_epoch)]
+            new += _step_time(trainer, steps, limit) * len(phase)
+            if trainer.memory is not None:  # the same steps, whose views are known now
+                again += _step_time(trainer, steps, limit) * len(phase)
+    scale = _EVALUATION / epochs
+    return _EpochTimes(scale * new, scale * (new if trainer.memory is None else again), views)
 
 
-def _step_times(trainer: Trainer, phase: range, seconds: float) -> list[float]:
-    """Seconds of some steps from the first of `phase` on, for about `seconds`."""
+def _step_time(trainer: Trainer, steps: range, seconds: float) -> float:
+    """The median of the steps, or of the first few of them if these have taken `seconds`."""
     times: list[float] = []
-
-    def enough() -> bool:
-        return len(times) == _TIMED_STEPS or (len(times) >= _FEWEST_STEPS and sum(times) > seconds)
-
-    while not enough():
+    while len(times) < len(steps):
+        epoch, done = divmod(steps[len(times)], trainer.steps_per_epoch)
         started = time.monotonic()
-        epoch, done = divmod(phase.start, trainer.steps_per_epoch)
-        for step, (batch, outputs) in zip(phase, trainer.prepared(epoch, done), strict=False):
+        for step, (batch, outputs) in zip(steps[len(times) :], trainer.prepared(epoch, done), strict=False):
             trainer.state.step = step
             trainer.step(batch, outputs)
             times += distributed.largest(time.monotonic() - started)
+            if len(times) >= _FEWEST_STEPS and sum(times) > seconds:
+                return statistics.median_high(times)
             started = time.monotonic()
-            if enough():
-                break
-    return times
+    return statistics.median_high(times)

@@ -270,7 +270,8 @@ def _rarest(data: Dataset) -> Rarest:
     """The class with the fewest labelled training images."""
     images = data.train.images
     counts = images.subset(np.flatnonzero(has_label(images.labels))).counts()
-    return Rarest(data.classes[int(counts.argmin())], int(counts.min()))
+    fewest = int(counts.min())
+    return Rarest(data.classes[int(counts.argmin())], fewest, several=(counts == fewest).sum() > 1)
 
 
 def _timed(models: Mapping[Role, Measured], batch_size: int) -> tuple[dict[Role, Measured], Speedup | None]:

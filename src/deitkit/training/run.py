@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed, log, recipes
-from ..config import Config, dotted
+from ..config import Config, dotted, flatten
 from ..data.dataset import find_splits
 from ..data.image_set import ImageSet
 from ..data.near_duplicates import duplicates_of
@@ -45,6 +45,9 @@ from .session import Session, open_session, refuse_other_images, saved_config
 from .student_training import StudentTraining
 from .teacher_sizes import measure_teacher_sizes
 from .trackers import check_trackers
+
+# Settings that a resumed run does not take from the one before.
+_OF_A_MACHINE = {"data.workers", "data.cache_gb", "train.device", "train.micro_batch_size"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def train(
     def suited(splits: Splits, device: torch.device) -> Config:
         return recipes.get(recipe_for(changes, splits, device)).override(changes)
 
+    if resume and saved is None and distributed.is_main() and not distributed.restarted():
+        log.warning(f"{out} holds no run to resume, so that a new one begins")
     named = recipe is not None or saved is not None or bool(changes.get("teacher.soft_labels"))
     return train_config(Path(data), out, config, resume=resume, choose=None if named else suited)
 
@@ -93,8 +98,11 @@ def _config(recipe: str | None, saved: Config | None, changes: dict[str, Any]) -
     those decide."""
     soft_labels = changes.get("teacher.soft_labels")
     if not soft_labels:
-        known = Config() if saved is None else saved
-        return recipes.get(recipe or known.recipe).override(changes)
+        if saved is not None and recipe is None:  # its own settings, unless others are given
+            kept = flatten(saved.to_dict()).items()
+            own = {key: value for key, value in kept if "." in key and key not in _OF_A_MACHINE}
+            return recipes.get(saved.recipe).override(own | changes)
+        return recipes.get(recipe or Config().recipe).override(changes)
     if saved is not None:  # more epochs may have been stored since
         changes = {"train.epochs": saved.train.epochs} | changes
     return student_settings(open_soft_labels(Path(soft_labels)), recipe, changes)

@@ -29,7 +29,7 @@ from ..inference.device import be_deterministic, resolve_device
 from ..io import create_folder, refuse_occupied, write_json
 from ..locks import Claims
 from ..models import Student
-from ..run_folder import TEACHER_FOLDER, read_config, read_info
+from ..run_folder import TEACHER_FOLDER, read_config, read_info, read_plan
 from ..teachers.prepare import fit_to_dataset
 from ..teachers.saved import kept_teacher
 from ..teachers.spec import check_spec
@@ -238,6 +238,13 @@ def _claim(out: Path, config: ResolvedConfig, saved: Config | None, resume: bool
         different = [key for key in mine if mine[key] != theirs[key]]
         if not (out / "plan.json").exists() and "train.budget_s" in different:
             different.remove("train.budget_s")  # no epoch is planned yet: another budget may be given
+        if different == ["train.budget_s"]:
+            planned = read_plan(out).epochs
+            raise ResumeError(
+                f"cannot resume {out} with another budget, since {planned} epoch{'s' * (planned > 1)} are "
+                "planned; --resume without --budget trains what is left of them, and a longer training needs "
+                "another --out"
+            )
         if different:
             key = different[0]
             raise ResumeError(

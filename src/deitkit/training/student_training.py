@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from .. import distributed, log
 from ..config import ResolvedConfig
@@ -25,6 +26,7 @@ from ..tasks import METRICS
 from ..teachers.teacher import Teacher
 from . import results
 from .callbacks import EpochLines
+from .frozen_stem import frozen_hybrid
 from .resolve import create_student
 from .run_files import describe_run, save_model
 from .session import Session
@@ -135,12 +137,13 @@ class StudentTraining:
         )
         views = self.session.views(dataset)
         val, device = dataset.val, self.session.device
+        stem_outputs: list[Tensor] | None = [] if frozen_hybrid(student) is not None else None
         return Trainer(
             student,
             objective,
             TrainingData(views, self.sampler, config.data.workers, dataset.pool.images.paths),
             Validation(
-                partial(_evaluated, val=val, device=device),
+                partial(_evaluated, val=val, device=device, stem_outputs=stem_outputs),
                 len(val.images),
                 _CHOSEN_BY[config.train.metric],
             ),
@@ -178,9 +181,11 @@ class StudentTraining:
         return train_and_measure(trainer, self.config.student.name, self.dataset, resume, title, lines)
 
 
-def _evaluated(student: Student, *, val: Split, device: torch.device) -> dict[str, Any]:
+def _evaluated(
+    student: Student, *, val: Split, device: torch.device, stem_outputs: list[Tensor] | None
+) -> dict[str, Any]:
     """The metrics of a student; each process evaluates its share of the images."""
-    found = evaluate_student(student, val, device, shared=True)
+    found = evaluate_student(student, val, device, shared=True, stem_outputs=stem_outputs)
     return distributed.from_main(lambda: found.metrics().to_dict())
 
 

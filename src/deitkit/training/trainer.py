@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import distributed
+from .. import distributed, log
 from ..config import OptimConfig, ResolvedTrain
 from ..data.loader import SideStreams, TrainingViews, ViewBatch, prefetch
 from ..data.sampler import Batch, Sampler
@@ -39,20 +39,22 @@ from ..distillation.objective import PARTS, Objective, Phase
 from ..errors import Interrupted, ResumeError, TrainingError
 from ..io import write_json, write_text
 from ..models import BatchRows, Student
+from ..models.conv_stem import ConvStem
 from ..preprocessing import normalise
 from ..run_folder import METRICS
 from ..teachers.teacher import TeacherOutput
 from .callbacks import Callback, stop_requests
-from .frozen_stem import fast_frozen_stem
+from .frozen_stem import fast_frozen_stem, frozen_hybrid
 from .optim import create_optimizer
 from .schedule import Schedule
 from .state import EMA, BestWeights, TrainingState, load_checkpoint, save_checkpoint
+from .view_memory import FrozenOutputs, view_memory
 
 _FITTED_IMAGES = 512  # that the projections of feature distillation are initialised on
 _CHECKPOINT_SECONDS = 300.0  # a crash costs at most this much training
 _COMPILED_FROM = 1000  # steps; compiling takes about a minute
 
-TeacherOutputs = Iterable[TeacherOutput | None]  # one per micro-batch
+TeacherOutputs = Sequence[TeacherOutput | None]  # one per micro-batch
 T = TypeVar("T")
 
 
@@ -137,6 +139,16 @@ class _Epoch:
         return {name: value / self.counts[name] for name, value in self.sums.items()}
 
 
+@dataclass(frozen=True)
+class _StepViews:
+    """The views of a step, and what frozen networks make of them if that is known."""
+
+    step: int
+    planned: Batch
+    batch: ViewBatch
+    known: FrozenOutputs | None = None
+
+
 class Trainer:
     """Trains one student for `train.epochs` epochs, with checkpoints in `folder`.
 
@@ -176,6 +188,7 @@ class Trainer:
             optimizer=create_optimizer(student, features, optim),
             best=BestWeights(ema.weights) if train.patience is not None else None,
         )
+        self.memory = view_memory(student, objective, data.views, data.sampler, train)
         self._saved_at = time.monotonic()
         self._reads_late = self.device.type != "cpu"
         self._mixed_precision = self.device.type == "cuda"
@@ -271,6 +284,8 @@ class Trainer:
                 if distributed.is_main():
                     self.init_feature_projections()
                 distributed.copy_from_main(self.state.tensors())
+            elif self.memory is not None:
+                self._remember_again()
             while not self.finished:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
                 progress = _Epoch()
@@ -325,7 +340,7 @@ class Trainer:
         """
         state, sizes = self.state, batch.split_sizes(self.train.micro_batch_size)
         if teacher_outputs is None:
-            teacher_outputs = self.teacher_outputs(batch, state.step)
+            teacher_outputs = list(self.teacher_outputs(batch, state.step))
 
         # Apply the schedules.
         self._seed_step()
@@ -424,7 +439,12 @@ class Trainer:
             return self.objective(output, targets, teacher, phase, labelled_share=labelled)
 
     def _seen(self, views: Tensor) -> Tensor:
-        """What the student is given of views (B, 3, H, W) in [0, 1]: at its size, normalised."""
+        """What the student is given of views (B, 3, H, W) in [0, 1]: at its size, normalised.
+
+        What `prepared` gives with a memory has been through that and the stem.
+        """
+        if views.shape[1] == ConvStem.channels:
+            return views
         if self.data.views.image_size != self.student.image_size:  # the teacher sees more
             views = F.interpolate(views, self.student.image_size, mode="bilinear", antialias=True)
         return normalise(views)
@@ -437,21 +457,67 @@ class Trainer:
         teacher, or the copy of stored soft labels, has a stream of its own, and neither waits for the other.
         """
         stored_ahead = self.objective.soft_labels is not None and self.device.type == "cuda"
-        ahead = self.objective.teacher is not None or stored_ahead
+        ahead = self.objective.teacher is not None or stored_ahead or self.memory is not None
         workers = max(1, self.data.workers) if ahead else self.data.workers
         first = epoch * self.steps_per_epoch + done
-        views = enumerate(prefetch(self.data.views.make, self.plan(epoch)[done:], workers), first)
+        made = prefetch(self._made, enumerate(self.plan(epoch)[done:], first), workers)
 
-        def with_outputs(at: tuple[int, ViewBatch]) -> tuple[ViewBatch, TeacherOutputs]:
-            step, batch = at
-            return batch, self._streams.run(self.device, lambda: list(self.teacher_outputs(batch, step)))
+        def with_outputs(views: _StepViews) -> tuple[ViewBatch, TeacherOutputs]:
+            return self._streams.run(self.device, lambda: self._with_outputs(views))
 
-        if ahead:
-            yield from prefetch(with_outputs, views, 1)
+        yield from prefetch(with_outputs, made, 1) if ahead else map(self._with_outputs, made)
+
+    def _made(self, at: tuple[int, Batch]) -> _StepViews:
+        """The views of a step; without images if it is known what the frozen networks make of them."""
+        step, planned = at
+        if self.memory is not None:
+            known = self.memory.recall(planned.keys, taught=self._asks_teacher(step))
+            if known is not None:
+                return _StepViews(step, planned, self.data.views.without_images(planned), known)
+        return _StepViews(step, planned, self.data.views.make(planned))
+
+    def _with_outputs(self, views: _StepViews) -> tuple[ViewBatch, TeacherOutputs]:
+        """A step's batch and the teacher's outputs; with a memory, the stem's output in place of images."""
+        batch, known = views.batch, views.known
+        if self.memory is None:
+            return batch, list(self.teacher_outputs(batch, views.step))
+        if known is None:
+            known = self._frozen_outputs(batch, views.step)
+            self.memory.remember(views.planned.keys, known)
+        if self._asks_teacher(views.step):
+            assert known.teacher is not None
+            outputs: TeacherOutputs = known.teacher.split(batch.split_sizes(self.train.micro_batch_size))
         else:
-            yield from ((batch, self.teacher_outputs(batch, step)) for step, batch in views)
+            outputs = list(self.teacher_outputs(batch, views.step))
+        return replace(batch, images=known.stem), outputs
 
-    def teacher_outputs(self, batch: ViewBatch, step: int) -> TeacherOutputs:
+    @torch.no_grad()
+    def _frozen_outputs(self, batch: ViewBatch, step: int) -> FrozenOutputs:
+        """What the stem and, if the step asks it, the teacher make of a batch."""
+        hybrid, teacher = frozen_hybrid(self.student), None
+        assert hybrid is not None
+        if self._asks_teacher(step):
+            teacher = TeacherOutput.cat([t for t in self.teacher_outputs(batch, step) if t is not None])
+        return FrozenOutputs(hybrid.through_stem(self._seen(batch.images)), teacher)
+
+    def _asks_teacher(self, step: int) -> bool:
+        """Whether a step needs a live teacher's outputs."""
+        return self.objective.teacher is not None and self.phase(step).uses_teacher
+
+    def _remember_again(self) -> None:
+        """Fills the memory after a resume.
+
+        In the batches of the first epochs, as before: in others, outputs could differ in their last bits.
+        """
+        assert self.data.sampler.views is not None
+        epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        with log.activity("making the views of the first epochs again"):
+            for e in range(min(self.data.sampler.views, epoch + 1)):
+                steps = self.steps_per_epoch if e < epoch else done
+                for _ in itertools.islice(self.prepared(e), steps):
+                    pass
+
+    def teacher_outputs(self, batch: ViewBatch, step: int) -> Iterable[TeacherOutput | None]:
         """The teacher's outputs for each micro-batch of a step; None if the step uses none."""
         place, sizes = divmod(step, self.steps_per_epoch), batch.split_sizes(self.train.micro_batch_size)
         return self.objective.teacher_outputs(batch.images, sizes, self.phase(step), place, batch.rows)
