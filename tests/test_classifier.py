@@ -208,7 +208,7 @@ def test_the_teacher_at_its_own_sizes(taught, capsys, monkeypatch):
     recommend(run, "teacher-96", monkeypatch)
     assert model_folder(run, "recommended") == run / "candidates" / "teacher-96"
     _, err = command(capsys, "predict", run, images / "cat", "--device=cpu", "--json")
-    assert "candidates/teacher-96, which" in err
+    assert "candidates/teacher-96, the best model" in err
     page = write_report(run).read_text(encoding="utf-8")
     assert (
         "Teacher at 96 px" in page

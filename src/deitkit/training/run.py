@@ -47,7 +47,7 @@ from .teacher_sizes import measure_teacher_sizes
 from .trackers import check_trackers
 
 # Settings that a resumed run does not take from the one before.
-_OF_A_MACHINE = {"data.workers", "data.cache_gb", "train.device", "train.micro_batch_size"}
+_OF_A_MACHINE = {"data.workers", "data.cache_gb"}
 
 
 @dataclass(frozen=True)
