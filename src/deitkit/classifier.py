@@ -365,7 +365,7 @@ def recommended_model(run: Path) -> Role:
         return "student"
     results = read_results(run)
     if results.recommended is None and results.comparison is not None:
-        log.warning(f"no model of {run} is recommended: {results.verdict}")
+        log.warning(f"no model of {run} is recommended: {' '.join(results.verdict.splitlines())}")
         metric, models = results.comparison.metric, results.models
         return max(models, key=lambda role: (models[role].scores.get(metric) or 0.0, role == "student"))
     return results.recommended or "student"

@@ -126,7 +126,10 @@ def _print_summary(run: Path) -> None:
     results = read_results(run)
     console = Console()
     console.print(_models_table(results))
-    console.print(results.verdict, markup=False)
+    first, _, rest = results.verdict.partition("\n")
+    console.print(first, style="bold", markup=False)
+    if rest:
+        console.print(rest, markup=False)
     on_test = ", ".join(f"{name} {score:.1f} %" for name, score in test_scores(results))
     if on_test:
         console.print(f"on the test split: {on_test}", markup=False)

@@ -33,7 +33,7 @@ from ..run_schema import DuplicateCounts
 from ..teachers.fit import open_backbone
 from ..teachers.spec import check_spec
 from .evaluate import views_of
-from .label_check import Outlier, WrongLabel, find_outliers, find_wrong_labels
+from .label_check import Outlier, WrongLabel, find_outliers, find_wrong_labels, require_cleanlab
 
 _BATCH = 64
 
@@ -199,6 +199,7 @@ def check_data(data: str | Path, *, labels: bool = False, device: str = "auto", 
     config.check()
     if labels:
         check_spec(config.teacher.spec)
+        require_cleanlab()
     with log.activity("looking at the images"):
         splits = load_splits(folder, config.data)
     images = splits.everything

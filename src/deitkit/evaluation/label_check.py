@@ -36,6 +36,16 @@ class Outlier:
     typical: float
 
 
+def require_cleanlab() -> None:
+    """Raises DependencyError if it is not installed."""
+    try:
+        import cleanlab.filter  # noqa: F401
+    except ImportError:
+        raise DependencyError(
+            'wrong labels are found with cleanlab, which is not installed; pip install "deitkit[check]"'
+        ) from None
+
+
 def find_wrong_labels(
     features: Tensor, labels: Tensor, num_classes: int, groups: NDArray[np.int64], seed: int = 0
 ) -> list[WrongLabel]:
@@ -46,12 +56,9 @@ def find_wrong_labels(
     groups (N,): images with the same number are left out together, since copies would vouch for each other.
     Raises DependencyError without cleanlab.
     """
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError:
-        raise DependencyError(
-            'wrong labels are found with cleanlab, which is not installed; pip install "deitkit[check]"'
-        ) from None
+    require_cleanlab()
+    from cleanlab.filter import find_label_issues
+
     probabilities = out_of_fold(features, labels, num_classes, torch.from_numpy(groups), seed).numpy()
     given = labels.numpy()
     ranked = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)

@@ -80,7 +80,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The model to deploy, None for none, and why."""
+    """The model to deploy, None for none, and why: the answer in the first line."""
 
     recommended: Role | None
     sentence: str
@@ -191,7 +191,7 @@ class _Words:
             self.of_student(chosen, rival, candidates),
             self.caveat(),
         ]
-        return " ".join(filter(None, sentences))
+        return "\n".join(filter(None, sentences))
 
     def alone(self, chosen: Candidate, candidates: Mapping[Role, Candidate]) -> str:
         """Of the only model that learnt something."""
@@ -214,7 +214,7 @@ class _Words:
         told = f", {relation} {rival.name}'s {self.score(rival)}{speed}"
         if not math.isclose(chosen.params, rival.params, rel_tol=0.1):
             told += f", {chosen.params / 1e6:.1f} against {rival.params / 1e6:.1f} million parameters"
-        return told if difference.decided else f"{told}. {self.undecided(difference)}"
+        return told if difference.decided else f"{told}.\n{self.undecided(difference)}"
 
     def undecided(self, difference: Difference) -> str:
         """That the images do not suffice, and how many would."""
