@@ -94,9 +94,9 @@ class DataConfig(Section):
         "Views of each image in a batch (repeated augmentation, arXiv 1902.05509, 1901.09335).",
         at_least(1),
     )
-    views: int | None = setting(
+    views: int | Auto | None = setting(
         None,
-        "Different views of each image, which epochs show in turn; none: new ones in every epoch.",
+        "Different views of an image, shown in turn; auto: 4 to 32 by images; none: new in every epoch.",
         at_least(1),
     )
     unlabeled: str | None = setting(None, "Folder of unlabelled images for the teacher to label.")
@@ -428,8 +428,9 @@ class ResolvedStudent(StudentConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedData(DataConfig):
-    """Loading threads chosen."""
+    """Views and loading threads chosen."""
 
+    views: int | None
     workers: int
 
 

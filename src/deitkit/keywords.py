@@ -52,8 +52,8 @@ class Keywords(TypedDict, total=False):
     """Share of the shorter side kept by evaluation's centre crop."""
     data__repeats: int
     """Views of each image in a batch (repeated augmentation, arXiv 1902.05509, 1901.09335)."""
-    data__views: int | None
-    """Different views of each image, which epochs show in turn; none: new ones in every epoch."""
+    data__views: int | Auto | None
+    """Different views of an image, shown in turn; auto: 4 to 32 by images; none: new in every epoch."""
     data__unlabeled: str | None
     """Folder of unlabelled images for the teacher to label."""
     data__unlabeled_share: float

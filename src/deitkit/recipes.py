@@ -48,7 +48,7 @@ def hybrid() -> Config:
         light,
         recipe="hybrid",
         student=replace(light.student, name="nano-hybrid"),
-        data=replace(light.data, eval_crop=0.875, views=4),
+        data=replace(light.data, eval_crop=0.875, views="auto"),
         augment=replace(light.augment, view_size=(224, 224), crop_scale=(0.35, 1.0), color_jitter=0.0),
         distillation=replace(
             light.distillation,

@@ -103,8 +103,12 @@ def test_without_its_weights_there_is_no_hybrid(start, monkeypatch):
     assert resolving.recipe_for({}, splits_of(20), CPU) == "small-data"
 
 
-def test_a_hybrid_needs_fewer_epochs(monkeypatch):
+def test_a_hybrid_needs_fewer_epochs_and_on_few_images_more_views(monkeypatch):
     monkeypatch.setattr(resolving, "_median_side", lambda *_: 300)
+    for images, epochs, views in ((90, 40, 32), (600, 40, 10), (20_000, 10, 4)):
+        config = resolve(recipes.get("hybrid"), splits_of(images), CPU)
+        assert (config.train.epochs, config.data.views) == (epochs, views)
+        assert resolve(recipes.get("small-data"), splits_of(images), CPU).data.views is None
     config = resolve(recipes.get("hybrid"), splits_of(2000), CPU)
     assert config.train.epochs == 20
     assert config.student.image_size == (128, 128) and config.student.patch_size == (32, 32)

@@ -88,6 +88,7 @@ class Dataset:
 
     def sampler(self, train: TrainConfig, data: DataConfig, *, unlabeled: bool) -> Sampler:
         """The batches of every epoch; with unlabelled images only if a teacher labels them."""
+        assert data.views != "auto", "it is resolved"
         return Sampler(
             len(self.train.images),
             batch_size=train.batch_size,

@@ -39,6 +39,7 @@ from ..teachers.recognition import recognition
 from ..weights import find_initial, load_into, read, shipped_file, stem_weights
 from ..weights.packaged import LITE0, packaged_file
 
+_VIEWS = 6000  # of all images together, where views are shown again: half a minute's, on a CPU
 _EXAMPLES = 120_000  # training images seen in a run whose length is "auto": minutes on a CPU
 _SMALL_SIDE = 80  # pixels; the median shorter side of images that hold no more than a small student sees
 # The mean probability of EfficientNet-Lite0's first guess, on so many images, that makes them ImageNet-like.
@@ -85,9 +86,9 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     # 2. The length of training.
     epochs = config.train.epochs
     if epochs == AUTO:
-        # A hybrid's blocks see a third of the images per second, and its stem has learnt already.
-        seen = _EXAMPLES // 3 if hybrid else _EXAMPLES
-        epochs = min(200, max(10, round(seen / len(images))))
+        # A hybrid's stem has learnt already: longer training does not help it (docs/hybrid.md).
+        seen, most = (_EXAMPLES // 3, 40) if hybrid else (_EXAMPLES, 200)
+        epochs = min(most, max(10, round(seen / len(images))))
         if config.train.budget_s is None:
             reasons += f"; {epochs} epochs for that many images"
 
@@ -103,7 +104,10 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
     balance, why = _balance(config.train, images, loss)
     reasons += why
 
-    # 5. Batches and threads.
+    # 5. Views, batches and threads.
+    views = config.data.views
+    if views == AUTO:
+        views = min(32, max(4, _VIEWS // len(images)))
     batch = min(config.train.batch_size, max(2, len(images) * config.data.repeats))
     micro = config.train.micro_batch_size
     if micro == AUTO:
@@ -124,7 +128,7 @@ def resolve(config: Config, splits: Splits, device: torch.device) -> ResolvedCon
         replace(
             config,
             student=replace(config.student, name=name, image_size=image_size, patch_size=patch_size),
-            data=replace(config.data, workers=workers),
+            data=replace(config.data, views=views, workers=workers),
             train=replace(
                 config.train,
                 epochs=epochs,
