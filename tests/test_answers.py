@@ -108,6 +108,15 @@ def test_unfamiliar_images_are_unknown(stage, capsys):
     assert "unknown (most likely " in capsys.readouterr().out
 
 
+def test_without_reject_unfamiliar_images_are_pointed_out(stage, capsys):
+    run_main("predict", stage / "run", stage / "others", "--device=cpu")
+    assert "look like no image of the classes" in capsys.readouterr().err
+    run_main("predict", stage / "run", stage / "images", "--device=cpu")
+    assert "look like no image" not in capsys.readouterr().err
+    run_main("predict", stage / "run", stage / "others", "--reject", "--device=cpu")
+    assert "look like no image" not in capsys.readouterr().err
+
+
 def test_a_threshold_and_sets(stage, capsys):
     sure = answers(capsys, stage / "run", stage / "images", "--threshold=0.9")
     assert all((a["probability"] >= 0.9) == a["answered"] for a in sure)

@@ -9,7 +9,7 @@ prediction.label, prediction.probability
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -163,6 +163,14 @@ class Classifier:
             names = [i.name for i, v in zip(chunk, views, strict=True) if not isinstance(v, UnreadableImage)]
             predictions = iter(self._predict_views(names, readable) if readable else ())
             yield from (v if isinstance(v, UnreadableImage) else next(predictions) for v in views)
+
+    def unlike(self, predictions: Iterable[Prediction | UnreadableImage]) -> list[Prediction]:
+        """The predictions to which `deciding(reject=True)` answers "unknown"; none if that is not known."""
+        limit = self.calibration.familiar_up_to
+        if limit is None or self.class_means is None:
+            return []
+        read = (p for p in predictions if isinstance(p, Prediction))
+        return [p for p in read if p.unfamiliarity is not None and p.unfamiliarity > limit]
 
     def deciding(
         self, *, threshold: float | None = None, reject: bool = False, coverage: float | None = None

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ..data.image_inputs import NamedImage
 
 
+# Of images of the classes, 5 % are as unfamiliar as that.
+_USUAL_SHARE = 0.1
+
+
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a fitted teacher.")],
     paths: Annotated[
@@ -88,6 +92,12 @@ def predict(
     if not distributed.is_main():
         return
     write(predictions, top)
+    unlike = [] if reject else classifier.unlike(predictions)
+    if len(unlike) > _USUAL_SHARE * len(predictions):
+        log.info(
+            f"{len(unlike)} of {len(predictions)} look like no image of the classes, such as "
+            f"{unlike[0].source}; --reject answers unknown to these"
+        )
     if any(isinstance(p, UnreadableImage) for p in predictions):
         raise typer.Exit(1)
 

@@ -157,17 +157,23 @@ def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
     return figure
 
 
+_METRIC_NAMES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
+
+
 def _front_figure(results: RunResults, score: Score) -> Figure | None:
-    """Accuracy over speed of every model; None for fewer than three."""
+    """What the models are compared by over speed, of every model; None for fewer than three."""
+    metric = results.comparison.metric if results.comparison is not None else score.key
+    intervals = {"balanced_accuracy": "balanced_interval", "macro_f1": "macro_f1_interval"}
+    interval, name = intervals.get(metric, "interval"), _METRIC_NAMES.get(metric, score.name)
     points = [
-        (model.images_per_s, value, role, model.interval or (value, value))
+        (model.images_per_s, value, role, getattr(model, interval) or (value, value))
         for role, model in results.models.items()
-        if (value := model.scores.get(score.key)) is not None and model.images_per_s > 0
+        if (value := model.scores.get(metric)) is not None and model.images_per_s > 0
     ]
     if len(points) < 3:
         return None
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="images/s", ylabel=f"{score.name} on validation, %", xscale="log")
+    axes = figure.add_subplot(xlabel="images/s", ylabel=f"{name} on validation, %", xscale="log")
     for i, (speed, value, role, (low, high)) in enumerate(sorted(points)):
         chosen = role == results.recommended
         color, weight = ("tab:red", "bold") if chosen else ("tab:blue", "normal")
