@@ -447,7 +447,7 @@ def trainer_of(name: str, scale: Scale, teacher: Teacher | None, guided: bool, f
     student = create_model(name, num_classes=CLASSES, image_size=scale.size, drop_path_rate=0.1).to(DEVICE)
     images, labels = synthetic(scale)
     batch = ViewBatch(images, F.one_hot(labels, CLASSES).float(), np.arange(scale.batch))
-    views: Any = SimpleNamespace(device=DEVICE, make=lambda planned: batch)
+    views: Any = SimpleNamespace(device=DEVICE, image_size=scale.size, make=lambda planned: batch)
     shown = STEPS * scale.batch  # as many steps as a run has that is compiled
     return Trainer(
         student,
