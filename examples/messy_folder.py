@@ -104,6 +104,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
+    if options.folder.exists():
+        parser.error(f"{options.folder} exists already; choose another folder")
     print(ORIGIN)
     with tempfile.TemporaryDirectory() as cells:
         write_messy(write_folder(Path(cells)), options.folder)

@@ -189,6 +189,11 @@ def test_values_out_of_range_are_refused(stage, capsys, option, sentence):
     assert sentence in refused(capsys, "predict", stage / "run", stage / "others", option, "--device=cpu")
 
 
+def test_values_out_of_range_are_refused_before_the_run_is_opened(capsys):
+    assert "from 0 to 1, not 90" in refused(capsys, "predict", "no-run", "a.png", "--threshold=90")
+    assert "out.csv is no image" in refused(capsys, "predict", "no-run", "a.png", "--csv", "out.csv")
+
+
 def test_contradictions_are_refused(stage, capsys):
     start = ("predict", stage / "run", stage / "others", "--device=cpu", "--coverage=0.9")
     assert "give one of them" in refused(capsys, *start, "--top=3")

@@ -85,6 +85,7 @@ def test_few_and_unreadable_images_are_problems(tmp_path, capsys):
         (data / "dog" / f"{i}.png").unlink()
     found = deitkit.check(data)
     assert found.unreadable[0][0] == "cat/broken.png" and found.few == ("dog",)
+    assert "1 file cannot be read: cat/broken.png (" in repr(found)
     assert status("check", data) == 0 and status("check", data, "--strict") == 1
     page = tmp_path / "out" / "check.html"
     main(["check", str(data), "--out", str(page.parent)])

@@ -323,7 +323,10 @@ def test_a_classifier_is_shown_in_two_lines(random_run):
 def test_functions_of_the_package_are_those_of_the_verbs(random_run, image_folder, tmp_path):
     found = deitkit.evaluate(random_run, image_folder)
     assert found.to_dict()["images"] == 24
+    assert repr(found).startswith("Evaluation: top-1 ") and repr(found).endswith("on 24 images of 2 classes")
+    [prediction, *_] = deitkit.load(random_run).predict(image_folder / "cat")
+    assert "probabilities" not in repr(prediction)
     with pytest.raises(DeitkitError, match="parquet"):
         deitkit.export(random_run, "parquet", tmp_path / "x.onnx")
     assert all(callable(getattr(deitkit, name)) for name in deitkit.__all__)
-    assert set(deitkit.__all__) <= set(dir(deitkit))
+    assert dir(deitkit) == sorted([*deitkit.__all__, "__version__"])

@@ -89,7 +89,7 @@ class Prediction:
     labels: tuple[str, ...]
     class_label: str
     distill_label: str | None
-    probabilities: dict[str, float]  # of every class, most likely first
+    probabilities: dict[str, float] = field(repr=False)  # of every class, most likely first
     unfamiliarity: float | None = None
     answered: bool = True
 

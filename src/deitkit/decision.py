@@ -43,6 +43,16 @@ class Decision:
         return 1 if least is None else max(1, sum(p >= least for p in probabilities))
 
 
+def check_asked(threshold: float | None, coverage: float | None) -> None:
+    """Raises SettingError for what no model can do: values out of range, or both options."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise SettingError(f"--threshold is a probability from 0 to 1, not {threshold:g}")
+    if coverage is not None and not 0 < coverage < 1:
+        raise SettingError(f"--coverage is a share between 0 and 1, not {coverage:g}")
+    if threshold is not None and coverage is not None:
+        raise SettingError("--threshold answers with one class and --coverage with a set; give one of them")
+
+
 def decide(
     calibration: CalibrationInfo,
     task: Task,
@@ -62,10 +72,7 @@ def decide(
     named = [name for name, given in asked.items() if given]
     if named and task == "multilabel":
         raise SettingError(f"{named[0]} needs one class per image, and the model is multilabel; leave it out")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise SettingError(f"--threshold is a probability from 0 to 1, not {threshold:g}")
-    if threshold is not None and coverage is not None:
-        raise SettingError("--threshold answers with one class and --coverage with a set; give one of them")
+    check_asked(threshold, coverage)
     return Decision(
         least_probability=threshold or 0.0,
         most_unfamiliar=_familiar_up_to(calibration) if reject else math.inf,
@@ -104,8 +111,6 @@ def _familiar_up_to(calibration: CalibrationInfo) -> float:
 
 
 def _least_in_set(calibration: CalibrationInfo, coverage: float) -> float:
-    if not 0 < coverage < 1:
-        raise SettingError(f"--coverage is a share between 0 and 1, not {coverage:g}")
     least = least_in_set(calibration.true_probabilities, coverage)
     if least is None:
         needed = math.ceil(coverage / (1 - coverage) - 1e-9)

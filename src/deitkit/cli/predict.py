@@ -56,13 +56,18 @@ def predict(
     from ..data.decode import UnreadableImage
     from ..data.image_inputs import NamedImage
     from ..data.video import camera_frames
+    from ..decision import check_asked
     from ..errors import SettingError
     from . import prediction_output as output
 
     if coverage is not None and top is not None:
         raise SettingError("--top and --coverage both say how many classes to name; give one of them")
+    check_asked(threshold, coverage)
     if (camera is None) == (not paths):
         raise SettingError("give images, folders or video files, or --camera")
+    for path in paths or []:
+        if path.lower().endswith(".csv"):
+            raise SettingError(f"{path} is no image; to write the answers there: --csv > {path}")
     if camera is not None and json_:
         raise SettingError("--camera has no end, and JSON needs one; take --csv")
     if camera is not None and not distributed.is_main():

@@ -275,7 +275,9 @@ def refuse_many_unreadable(
     if not unreadable:
         return
     _refuse_many(unreadable, num_images, max_broken)
-    log.warning(f"{len(unreadable)} of {num_images} images skipped, unreadable: {_some(unreadable)}")
+    log.warning(
+        f"{len(unreadable)} of {num_images} images skipped, unreadable: {some_unreadable(unreadable)}"
+    )
 
 
 def _refuse_many(unreadable: Sequence[tuple[str, str]], num_images: int, max_broken: float) -> None:
@@ -283,13 +285,15 @@ def _refuse_many(unreadable: Sequence[tuple[str, str]], num_images: int, max_bro
     if len(unreadable) > allowed:
         raise DataError(
             f"{len(unreadable)} of {num_images} images cannot be read, more than {100 * max_broken:g} %: "
-            f"{_some(unreadable)}; repair or remove them, or allow more with --max-broken (data.max_broken)"
+            f"{some_unreadable(unreadable)}; repair or remove them, or allow more with --max-broken "
+            "(data.max_broken)"
         )
     if len(unreadable) == num_images:
-        raise DataError(f"no image can be read: {_some(unreadable)}; repair or replace them")
+        raise DataError(f"no image can be read: {some_unreadable(unreadable)}; repair or replace them")
 
 
-def _some(unreadable: Sequence[tuple[str, str]]) -> str:
+def some_unreadable(unreadable: Sequence[tuple[str, str]]) -> str:
+    """The first three, with their reasons."""
     return "; ".join(f"{path} ({reason})" for path, reason in unreadable[:3])
 
 

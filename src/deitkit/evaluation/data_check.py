@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import log
 from ..config import Config, DataConfig, TeacherConfig, dotted
-from ..data.cache import Decoder, decode_threads, open_pixels
+from ..data.cache import Decoder, decode_threads, open_pixels, some_unreadable
 from ..data.dataset import Split, refuse_multilabel
 from ..data.image_file import UnreadableImage, opened
 from ..data.image_set import ImageSet
@@ -38,7 +38,7 @@ from .label_check import Outlier, WrongLabel, find_outliers, find_wrong_labels, 
 _BATCH = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataCheck:
     """What was found. Indices are those of `survey.images`.
 
@@ -55,6 +55,11 @@ class DataCheck:
     unreadable: tuple[tuple[str, str], ...]
     wrong_labels: tuple[WrongLabel, ...] | None = None
     outliers: tuple[Outlier, ...] | None = None
+
+    def __repr__(self) -> str:
+        images = self.survey.images
+        found = (*self.problems, *self.remarks) or ("No problem found.",)
+        return "\n".join([f"DataCheck: {len(images)} images of {len(images.classes)} classes", *found])
 
     @cached_property
     def class_counts(self) -> dict[str, dict[str, int]]:
@@ -78,7 +83,8 @@ class DataCheck:
             look = "looks" if leaking == 1 else "look"
             found.append(f"{_count(leaking, 'image')} outside training {look} the same as a training image.")
         if self.unreadable:
-            found.append(f"{_count(len(self.unreadable), 'file')} cannot be read.")
+            files = _count(len(self.unreadable), "file")
+            found.append(f"{files} cannot be read: {some_unreadable(self.unreadable)}.")
         if self.few:
             found.append(f"Fewer than {FEW} images: {', '.join(self.few)}.")
         return found

@@ -21,7 +21,7 @@ from ..errors import SettingError
 from ..models import DeiTOutput, joint_probabilities, probabilities_of, tempered
 from ..run_folder import holds_teacher
 from ..run_schema import probability_column
-from ..tasks import SEPARATOR, THRESHOLD, Task
+from ..tasks import SCORES, SEPARATOR, THRESHOLD, Task
 from .comparison import chance, learned
 from .evaluate import Outputs, Predictions, evaluate, gathered, heads_of
 from .metrics import (
@@ -60,7 +60,7 @@ class WrongPrediction:
     probability: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """A model on labelled images; in percent.
 
@@ -89,6 +89,13 @@ class Evaluation:
     reliability: Reliability | None = None
     risk_coverage: tuple[CurvePoint, ...] = ()
     operating_point: OperatingPoint | None = None
+
+    def __repr__(self) -> str:
+        score, (low, high) = SCORES[self.task], self.intervals["joint"]
+        return (
+            f"Evaluation: {score.name} {self.metrics.score:.1f} % (95 % interval {low:.1f} to {high:.1f}) "
+            f"on {self.metrics.images} images of {len(self.classes)} classes"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `deitkit eval --json`."""
