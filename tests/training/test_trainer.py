@@ -482,6 +482,7 @@ def test_bfloat16_follows_float32(tmp_path):
 
 
 @pytest.mark.slow  # compiles
+@pytest.mark.timeout(900)
 def test_the_compiled_step_follows_the_eager_one(tmp_path):
     settings = {"train.epochs": 17, "optim.lr": 0.01}
     eager, compiled = trainer(tmp_path / "a", settings), trainer(tmp_path / "b", settings)
