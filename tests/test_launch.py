@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
+from safetensors.torch import load_file
 
 from deitkit import recipes
-from deitkit.cli import SHARED, app
+from deitkit.cli import SHARED, app, main
+
+from .conftest import TINY, write_images
 
 yaml = pytest.importorskip("yaml")
 LAUNCH = Path(__file__).parents[1] / "examples" / "launch"
@@ -104,3 +110,34 @@ def test_skypilot():
     out = words[words.index("--out") + 1]
     assert any(out.startswith(f"{mount}/") for mount in task["file_mounts"])
     check_command(words)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray(tmp_path, monkeypatch):
+    """Two workers of a local cluster store the soft labels that one process stores, and train a student."""
+    pytest.importorskip("ray.train.torch", reason="ray is not installed")
+    data = write_images(tmp_path / "images", count=25)
+    settings = ["teacher.image_size=32", "teacher.probe_views=1", "teacher.backend=pytorch"]
+    label = [
+        "label",
+        str(data),
+        "--image-size=16",
+        "--epochs=3",
+        "--device=cpu",
+        *(f"--set={s}" for s in settings),
+    ]
+    on_ray = [sys.executable, str(LAUNCH / "on_ray.py"), f"--storage={tmp_path / 'ray'}", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
+    two, out = tmp_path / "two", tmp_path / "run"
+    train = ["train", str(data), "--out", str(out), *TINY]
+    for arguments in ([*label, "--out", str(two)], train):
+        done = subprocess.run([*on_ray, *arguments], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-4000:]
+    with pytest.raises(SystemExit):
+        main([*label, "--out", str(tmp_path / "one")])
+    stored = sorted(tmp_path.glob("one/epoch-*.safetensors"))
+    assert len(stored) == 3
+    for shard in stored:
+        assert torch.equal(load_file(shard)["labels"], load_file(two / shard.name)["labels"])
+    assert (out / "model.safetensors").exists()

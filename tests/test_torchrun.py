@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,11 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
 
 
-def start(*commands: list[str], launch: list[str], **more: str) -> subprocess.Popen[str]:
-    """torchrun over the command lines of deitkit. more: of the environment."""
-    command = [*LAUNCH, *launch, "-m", "tests.torchrun_verbs", json.dumps(commands)]
+def start(
+    *commands: list[str], launch: list[str], within: tuple[str, ...] = (), **more: str
+) -> subprocess.Popen[str]:
+    """torchrun over the command lines of deitkit. within: what starts it. more: of the environment."""
+    command = [*within, *LAUNCH, *launch, "-m", "tests.torchrun_verbs", json.dumps(commands)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, cwd=ROOT, env=environment(**more), **pipes)
 
@@ -248,6 +251,39 @@ def test_a_mistake_is_one_sentence_once(tmp_path, data):
     assert output.count("deit-distilled") <= 2
 
 
+def agent(
+    data: Path,
+    out: Path,
+    endpoint: str,
+    *,
+    first: bool,
+    address: str,
+    within: tuple[str, ...] = (),
+    **more: str,
+) -> subprocess.Popen[str]:
+    """torchrun on one of up to two hosts, the first of which is where they meet."""
+    launch = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
+    launch += [f"--rdzv-endpoint={endpoint}", "--rdzv-id=hosts", f"--local-addr={address}"]
+    launch += [f"--rdzv-conf=is_host={int(first)},last_call_timeout=15,keep_alive_interval=1"]
+    return start(
+        train(data, out, "--epochs=60"), launch=launch, within=within, SIGNALLED="0 -1 SIGTERM", **more
+    )
+
+
+def wait_for_checkpoint(child: subprocess.Popen[str], out: Path) -> None:
+    while child.poll() is None and not list((out / "checkpoints").glob("step-*")):
+        time.sleep(0.1)
+
+
+def check_finished(child: subprocess.Popen[str], out: Path) -> str:
+    """What it wrote to stderr."""
+    _, errors = child.communicate(timeout=600)
+    assert child.returncode == 0, errors[-4000:]
+    assert len(load_file(out / "model.safetensors")) > 10
+    assert len(losses(out)) >= 60
+    return errors
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_hosts_and_one_that_is_lost(tmp_path, data):
@@ -255,28 +291,79 @@ def test_two_hosts_and_one_that_is_lost(tmp_path, data):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out = tmp_path / "run"
-
-    def agent(first: bool) -> subprocess.Popen[str]:
-        launch = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
-        launch += [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=hosts", "--local-addr=127.0.0.1"]
-        launch += [f"--rdzv-conf=is_host={int(first)},last_call_timeout=15,keep_alive_interval=1"]
-        return start(train(data, out, "--epochs=60"), launch=launch, SIGNALLED="0 -1 SIGTERM")
-
-    agents = [agent(True), agent(False)]
+    out, here = tmp_path / "run", "127.0.0.1"
+    agents = [agent(data, out, f"{here}:{port}", first=first, address=here) for first in (True, False)]
     try:
-        while agents[0].poll() is None and not list((out / "checkpoints").glob("step-*")):
-            time.sleep(0.1)
+        wait_for_checkpoint(agents[0], out)
         known = agents[1].pid
         workers = subprocess.run(["pgrep", "-P", str(known)], capture_output=True, text=True).stdout.split()
         assert workers
         for process in (known, *map(int, workers)):
             os.kill(process, signal.SIGKILL)
         agents[1].communicate()
-        _, errors = agents[0].communicate(timeout=600)
-        assert agents[0].returncode == 0, errors[-4000:]
+        check_finished(agents[0], out)
     finally:
         for each in agents:
             each.kill()
-    assert len(load_file(out / "model.safetensors")) > 10
-    assert len(losses(out)) >= 60
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a cable between them, and how long each waits for an answer cut short."""
+    names = ("deitkit-a", "deitkit-b")
+
+    def ip(*arguments: str, host: str | None = None) -> None:
+        inside = ["ip", "netns", "exec", host] if host else []
+        subprocess.run([*inside, *arguments], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("ip", "netns", "add", name)
+        ip("ip", "link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "eth0", "netns", names[1])
+        for k, name in enumerate(names, 1):
+            for command in (
+                "ip link set lo up",
+                f"ip addr add 10.77.0.{k}/24 dev eth0",
+                "ip link set eth0 up",
+            ):
+                ip(*command.split(), host=name)
+            # Linux gives an unanswered packet up after a quarter of an hour; here within seconds.
+            ip("sysctl", "-w", "net.ipv4.tcp_retries2=5", host=name)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces need root and iproute2: {error}")
+    yield names
+    for name in names:
+        ip("ip", "netns", "del", name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_host_that_falls_silent(tmp_path, data, two_hosts):
+    """No process is killed and no connection closed; packets are lost. The other host goes on alone."""
+    out = tmp_path / "run"
+    agents = [
+        agent(
+            data,
+            out,
+            "10.77.0.1:29400",
+            first=k == 0,
+            address=f"10.77.0.{k + 1}",
+            within=("ip", "netns", "exec", host),
+            GLOO_SOCKET_IFNAME="eth0",
+        )
+        for k, host in enumerate(two_hosts)
+    ]
+    try:
+        wait_for_checkpoint(agents[0], out)
+        for k, host in enumerate(two_hosts):  # each sends to an address that nobody has
+            wrong = f"10.77.0.{2 - k} lladdr 02:00:00:00:00:99 dev eth0 nud permanent"
+            subprocess.run(["ip", "-n", host, "neigh", "replace", *wrong.split()], check=True)
+        errors = check_finished(agents[0], out)
+        assert "another process of this job has ended" in errors and "timed out" in errors
+    finally:
+        for each in agents:
+            each.kill()
+        for host in two_hosts:
+            left = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True).stdout
+            for process in left.split():
+                os.kill(int(process), signal.SIGKILL)
