@@ -56,8 +56,9 @@ from deitkit.models.token_merging import TokenMerging
 from deitkit.preprocessing import Normalised, Preprocessing
 from deitkit.teachers.sources.timm_model import TimmBackbone
 from deitkit.teachers.teacher import MemberCard, Teacher, TeacherCard, TeacherMember
+from deitkit.training.step_inputs import TrainingData
 from deitkit.training.trainer import _COMPILED_FROM as STEPS
-from deitkit.training.trainer import Trainer, TrainingData, Validation
+from deitkit.training.trainer import Trainer, Validation
 from provenance import provenance
 
 ON_GPU = torch.cuda.is_available()
@@ -478,9 +479,9 @@ def step_of_deitkit(
         if graphs or not ON_GPU:  # a trial shall see the compiled step
             trainer._parts_of_loss = compiled(trainer._parts, graphs)
         if not ahead:
-            batch = trainer.data.views.make(trainer.plan(0)[0])
+            batch = trainer.data.views.make(trainer.inputs.plan(0)[0])
             return measured(lambda: trainer.update(batch), scale)
-        batches = itertools.chain.from_iterable(trainer.prepared(0) for _ in itertools.count())
+        batches = itertools.chain.from_iterable(trainer.inputs.prepared(0) for _ in itertools.count())
         return measured(lambda: trainer.update(*next(batches)), scale)
 
 

@@ -168,7 +168,7 @@ def regnet_saving(data: Path, folder: Path, rounds: int) -> dict[str, Any]:
     backbone = TimmBackbone(timm.create_model("regnety_160", num_classes=0))
     model = Pretrained("regnety_160", view, backbone, head=None, outputs=None, params=0)
     teacher = choose_backend(backend_builders(model, view, CPU), view, CPU, "auto")
-    batch = trainer.data.views.make(trainer.plan(0)[0])
+    batch = trainer.data.views.make(trainer.inputs.plan(0)[0])
     times: dict[str, list[float]] = {"teacher": [], "student": []}
     for turn in range(rounds + 1):
         for name, work in (

@@ -147,7 +147,7 @@ def deitkit_side(setting: Setting, with_teacher: bool, feature_weight: float) ->
     trainer = StudentTraining.of(session, dataset, setting.out, teacher).trainer(epochs=1000)
     make = trainer.data.views.make
 
-    prepared = (ready for epoch in range(1000) for ready in trainer.prepared(epoch))
+    prepared = (ready for epoch in range(1000) for ready in trainer.inputs.prepared(epoch))
 
     def steps(n: int) -> int:
         images = 0
@@ -158,14 +158,14 @@ def deitkit_side(setting: Setting, with_teacher: bool, feature_weight: float) ->
         return images
 
     def stages(n: int) -> dict[str, float]:
-        plan = trainer.plan(0)[:n]
+        plan = trainer.inputs.plan(0)[:n]
         count = sum(len(batch.indices) for batch in plan)
         speeds = {}
         started = time.perf_counter()
         made = [make(batch) for batch in plan]
         speeds["views"] = count / (time.perf_counter() - started)
         started = time.perf_counter()
-        outputs = [list(trainer.teacher_outputs(batch, 0)) for batch in made]
+        outputs = [list(trainer.inputs.teacher_outputs(batch, 0)) for batch in made]
         if with_teacher:
             speeds["teacher"] = count / (time.perf_counter() - started)
         started = time.perf_counter()

@@ -33,7 +33,8 @@ from deitkit.training import student_training as job
 from deitkit.training.optim import parameter_groups
 from deitkit.training.resolve import create_student
 from deitkit.training.schedule import learning_rate
-from deitkit.training.trainer import Trainer, TrainingData, Validation
+from deitkit.training.step_inputs import TrainingData
+from deitkit.training.trainer import Trainer, Validation
 
 from .conftest import write_images
 

@@ -27,7 +27,8 @@ from deitkit.data.sampler import Sampler
 from deitkit.distillation.objective import Objective
 from deitkit.models.deit import DeiT
 from deitkit.teachers.teacher import TeacherOutput
-from deitkit.training.trainer import StepLosses, Trainer, TrainingData, Validation
+from deitkit.training.step_inputs import TrainingData
+from deitkit.training.trainer import StepLosses, Trainer, Validation
 
 IMAGES, CLASSES = 40, 4
 PIXELS = np.random.RandomState(0).randint(0, 256, (IMAGES, 3, 18, 18), np.uint8)

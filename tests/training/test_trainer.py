@@ -39,7 +39,8 @@ from deitkit.preprocessing import normalise
 from deitkit.teachers.teacher import TeacherOutput
 from deitkit.training import trainer as loop
 from deitkit.training.budget import Budget, plan
-from deitkit.training.trainer import Trainer, TrainingData, Validation
+from deitkit.training.step_inputs import TrainingData
+from deitkit.training.trainer import Trainer, Validation
 
 CPU = torch.device("cpu")
 PIXELS = np.random.RandomState(0).randint(0, 256, (12, 3, 36, 36), np.uint8)
@@ -163,7 +164,7 @@ def test_initialised_projections_fit_the_student_at_any_seed(tmp_path):
         before = [p.detach().clone() for p in run.student.parameters()]
         run.init_feature_projections()
         assert all(torch.equal(p, q) for p, q in zip(run.student.parameters(), before, strict=True))
-        batch, teacher_outputs = next(iter(run.prepared(0)))
+        batch, teacher_outputs = next(iter(run.inputs.prepared(0)))
         return run.step(batch, teacher_outputs)["features"]
 
     for seed in range(3):
@@ -175,7 +176,7 @@ def test_feature_distillation_stops_and_its_projections_rest(tmp_path):
     run = trainer(tmp_path, SAVING)
     kept: list[list[Tensor]] = []
     parts: list[set[str]] = []
-    for step, (batch, teacher_outputs) in enumerate(b for e in range(EPOCHS) for b in run.prepared(e)):
+    for step, (batch, teacher_outputs) in enumerate(b for e in range(EPOCHS) for b in run.inputs.prepared(e)):
         assert run.state.step == step
         parts.append(set(run.step(batch, teacher_outputs)))
         kept.append([p.detach().clone() for p in run.state.features.parameters()])
@@ -198,13 +199,14 @@ def test_the_teacher_does_not_run_once_distillation_stops(tmp_path):
 
 def test_unlabelled_images_leave_with_the_teacher(tmp_path):
     run = trainer(tmp_path, SAVING | {"distillation.distill_until": 0.6}, num_unlabeled=4)
-    assert run.steps_per_epoch == len(run.plan(0))
-    batches = [batch for epoch in range(EPOCHS) for batch in run.plan(epoch)]
+    assert run.steps_per_epoch == len(run.inputs.plan(0))
+    batches = [batch for epoch in range(EPOCHS) for batch in run.inputs.plan(epoch)]
     distilled = round(0.6 * len(batches))
     assert all((batch.indices >= 8).any() for batch in batches[:distilled])
     assert all((batch.indices < 8).all() for batch in batches[distilled:])
     drawn = [len(batch.indices) for batch in batches]
-    assert [run.views_before(step) for step in range(len(drawn) + 1)] == [0, *itertools.accumulate(drawn)]
+    before = [run.inputs.views_before(step) for step in range(len(drawn) + 1)]
+    assert before == [0, *itertools.accumulate(drawn)]
     kept = np.concatenate([batch.indices for batch in batches[-run.steps_per_epoch :]])
     assert sorted(kept) == list(range(8))  # every labelled image still
 
@@ -230,7 +232,7 @@ def test_teacher_outputs_made_ahead_change_nothing(tmp_path):
     ahead.run([Steps()])
     direct.init_feature_projections()
     for epoch in range(EPOCHS):
-        for planned in direct.plan(epoch):
+        for planned in direct.inputs.plan(epoch):
             direct.step(direct.data.views.make(planned))
     for k, v in ahead.student.state_dict().items():
         assert torch.equal(v, direct.student.state_dict()[k])
@@ -392,7 +394,7 @@ def test_a_step_waits_for_nothing_on_the_device(tmp_path, monkeypatch, settings)
     meta, uneven = torch.device("meta"), Adjustment(torch.zeros(3), torch.ones(3))
     run = trainer(tmp_path, settings, device=meta, adjustment=uneven)
     batch = ViewBatch(torch.empty(4, 3, 32, 32, device=meta), torch.empty(4, 3, device=meta), np.arange(4))
-    outputs = list(run.teacher_outputs(batch, 0))
+    outputs = list(run.inputs.teacher_outputs(batch, 0))
     run.update(batch, outputs)  # the optimizer sets itself up
     with _Copies() as copies:
         losses = run.update(batch, outputs)
@@ -441,11 +443,11 @@ def test_work_beside_the_step_is_done_before_it_is_used_and_streams_are_used_aga
 @pytest.mark.parametrize("settings", [{}, SAVING])
 def test_student_and_losses_are_one_graph(tmp_path, settings):
     run = trainer(tmp_path, settings)
-    batch = run.data.views.make(run.plan(0)[0])
-    [first, *_], micro = list(run.teacher_outputs(batch, 0)), run.train.micro_batch_size
+    batch = run.data.views.make(run.inputs.plan(0)[0])
+    [first, *_], micro = list(run.inputs.teacher_outputs(batch, 0)), run.train.micro_batch_size
     run.student.train()
     torch._dynamo.reset()
-    given = (normalise(batch.images[:micro]), batch.targets[:micro], first, run.phase(0), 1.0, None)
+    given = (normalise(batch.images[:micro]), batch.targets[:micro], first, run.inputs.phase(0), 1.0, None)
     found = torch._dynamo.explain(run._parts)(*given)
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
@@ -467,7 +469,7 @@ def test_each_size_and_phase_is_compiled_once(tmp_path):
 
 def curve(run: Trainer, steps: int = 50) -> list[float]:
     """The losses of the first steps on the same batches."""
-    batches = [run.data.views.make(batch) for epoch in range(17) for batch in run.plan(epoch)]
+    batches = [run.data.views.make(batch) for epoch in range(17) for batch in run.inputs.plan(epoch)]
     return [run.step(batch)["loss"] for batch in batches[:steps]]
 
 

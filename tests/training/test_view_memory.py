@@ -13,7 +13,7 @@ import deitkit
 from deitkit.data.loader import TrainingViews
 from deitkit.errors import Interrupted
 from deitkit.teachers.teacher import TeacherOutput
-from deitkit.training import frozen_stem, trainer
+from deitkit.training import frozen_stem, step_inputs
 from deitkit.training.budget import _epochs_within, _EpochTimes
 from deitkit.training.trainer import Trainer
 from deitkit.training.view_memory import FrozenOutputs, ViewMemory
@@ -68,7 +68,7 @@ def test_each_view_is_made_once_and_trains_as_if_it_were_made_again(train, witho
         made = noted(patch, TrainingViews, "make", lambda batch: len(batch.indices))
         remembered = train("remembered")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "view_memory", lambda *_: None)
+        patch.setattr(step_inputs, "view_memory", lambda *_: None)
         again = noted(patch, TrainingViews, "make", lambda batch: len(batch.indices))
         plain = train("plain")
     images = (sum(again) - sum(made)) / (EPOCHS - VIEWS)
@@ -111,7 +111,7 @@ def test_nothing_is_remembered_where_it_would_be_wrong_or_of_no_use(
 ):
     seen = []
     run = Trainer.run
-    monkeypatch.setattr(Trainer, "run", lambda self, *a: (seen.append(self.memory), run(self, *a))[1])
+    monkeypatch.setattr(Trainer, "run", lambda self, *a: (seen.append(self.inputs.memory), run(self, *a))[1])
     train("run", **settings)
     assert seen == [None]
 

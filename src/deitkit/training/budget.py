@@ -170,10 +170,10 @@ def _epoch_times(training: StudentTraining, budget: Budget) -> _EpochTimes:
         for phase in trainer.schedule.phases(distillation.distill_until, distillation.feature_until):
             steps = phase[: min(_TIMED_STEPS, int(min(views, _TIMED_STEPS)) * sampler.steps_per_epoch)]
             new += _step_time(trainer, steps, limit) * len(phase)
-            if trainer.memory is not None:  # the same steps, whose views are known now
+            if trainer.inputs.memory is not None:  # the same steps, whose views are known now
                 again += _step_time(trainer, steps, limit) * len(phase)
     scale = _EVALUATION / epochs
-    return _EpochTimes(scale * new, scale * (new if trainer.memory is None else again), views)
+    return _EpochTimes(scale * new, scale * (new if trainer.inputs.memory is None else again), views)
 
 
 def _step_time(trainer: Trainer, steps: range, seconds: float) -> float:
@@ -182,7 +182,8 @@ def _step_time(trainer: Trainer, steps: range, seconds: float) -> float:
     while len(times) < len(steps):
         epoch, done = divmod(steps[len(times)], trainer.steps_per_epoch)
         started = time.monotonic()
-        for step, (batch, outputs) in zip(steps[len(times) :], trainer.prepared(epoch, done), strict=False):
+        inputs = trainer.inputs.prepared(epoch, done)
+        for step, (batch, outputs) in zip(steps[len(times) :], inputs, strict=False):
             trainer.state.step = step
             trainer.step(batch, outputs)
             times += distributed.largest(time.monotonic() - started)

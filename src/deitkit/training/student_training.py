@@ -30,8 +30,9 @@ from .frozen_stem import frozen_hybrid
 from .resolve import create_student
 from .run_files import describe_run, save_model
 from .session import Session
+from .step_inputs import TrainingData
 from .trackers import trackers
-from .trainer import Trainer, TrainingData, Validation
+from .trainer import Trainer, Validation
 
 # The validation loss that goes with each `train.metric`: for both that count all classes alike, so does it.
 _CHOSEN_BY = {"top1": "loss", "balanced": "balanced_loss", "macro-f1": "balanced_loss", "map": "loss"}
@@ -204,10 +205,10 @@ def train_and_measure(
     """
     epochs = trainer.schedule.epochs
     done = trainer.resume() if resume else 0
-    with log.progress_bar(title, trainer.views_before(trainer.total_steps)) as advance:
-        advance(trainer.views_before(done))
+    with log.progress_bar(title, trainer.inputs.views_before(trainer.total_steps)) as advance:
+        advance(trainer.inputs.views_before(done))
         terminal = EpochLines(
-            advance, epochs, METRICS[trainer.train.metric], trainer.learns_from_teacher, lines
+            advance, epochs, METRICS[trainer.train.metric], trainer.inputs.learns_from_teacher, lines
         )
         settings = trainer.identity.get("settings", {})
         names = trainer.train.log if distributed.is_main() else ()
@@ -226,7 +227,7 @@ def train_and_measure(
     save_model(trainer.folder / "model.safetensors", trainer.student)
     with log.activity("evaluating"):
         measured, output = results.measure_student(trainer.student, name, dataset, trainer.device)
-    images, seconds = trainer.views_before(trainer.state.step), trainer.state.seconds
+    images, seconds = trainer.inputs.views_before(trainer.state.step), trainer.state.seconds
     cost = TrainingResult(
         seconds=seconds,
         images_per_s=images / seconds,

@@ -18,54 +18,38 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import distributed, log
+from .. import distributed
 from ..config import OptimConfig, ResolvedTrain
-from ..data.loader import SideStreams, TrainingViews, ViewBatch, prefetch
-from ..data.sampler import Batch, Sampler
+from ..data.loader import ViewBatch
 from ..distillation.objective import PARTS, Objective, Phase
 from ..errors import Interrupted, ResumeError, TrainingError
 from ..io import write_json, write_text
 from ..models import BatchRows, Student
-from ..models.conv_stem import ConvStem
-from ..preprocessing import normalise
 from ..run_folder import METRICS
 from ..teachers.teacher import TeacherOutput
 from .callbacks import Callback, stop_requests
-from .frozen_stem import fast_frozen_stem, frozen_hybrid
+from .frozen_stem import fast_frozen_stem
 from .optim import create_optimizer
 from .schedule import Schedule
 from .state import EMA, BestWeights, TrainingState, load_checkpoint, save_checkpoint
-from .view_memory import FrozenOutputs, view_memory
+from .step_inputs import StepInputs, TeacherOutputs, TrainingData
 
 _FITTED_IMAGES = 512  # that the projections of feature distillation are initialised on
 _CHECKPOINT_SECONDS = 300.0  # a crash costs at most this much training
 _COMPILED_FROM = 1000  # steps; compiling takes about a minute
 
-TeacherOutputs = Sequence[TeacherOutput | None]  # one per micro-batch
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run trains on. workers: threads that make batches ahead. paths: of the images, for messages."""
-
-    views: TrainingViews
-    sampler: Sampler
-    workers: int
-    paths: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -139,16 +123,6 @@ class _Epoch:
         return {name: value / self.counts[name] for name, value in self.sums.items()}
 
 
-@dataclass(frozen=True)
-class _StepViews:
-    """The views of a step, and what frozen networks make of them if that is known."""
-
-    step: int
-    planned: Batch
-    batch: ViewBatch
-    known: FrozenOutputs | None = None
-
-
 class Trainer:
     """Trains one student for `train.epochs` epochs, with checkpoints in `folder`.
 
@@ -188,17 +162,14 @@ class Trainer:
             optimizer=create_optimizer(student, features, optim),
             best=BestWeights(ema.weights) if train.patience is not None else None,
         )
-        self.memory = view_memory(student, objective, data.views, data.sampler, train)
+        self.inputs = StepInputs(student, objective, data, train=train, schedule=self.schedule)
         self._saved_at = time.monotonic()
         self._reads_late = self.device.type != "cpu"
         self._mixed_precision = self.device.type == "cuda"
         self._unread: StepLosses | None = None
-        self._streams = SideStreams()
         # In one graph: student, losses and the projections of feature distillation.
         compiled = self.device.type == "cuda" and self.total_steps >= _COMPILED_FROM
         self._parts_of_loss = torch.compile(self._parts, dynamic=False) if compiled else self._parts
-
-    # Planning
 
     @property
     def total_steps(self) -> int:
@@ -214,48 +185,6 @@ class Trainer:
         best, patience = self.state.best, self.train.patience
         out_of_patience = best is not None and patience is not None and best.waited >= patience
         return out_of_patience or self.late or self.state.step >= self.total_steps
-
-    def phase(self, step: int) -> Phase:
-        """What a step learns from."""
-        return self.objective.phase(step, self.total_steps)
-
-    def learns_from_teacher(self, step: int) -> bool:
-        """Whether there is a teacher, live or stored, that a step learns from."""
-        taught = self.objective.teacher is not None or self.objective.soft_labels is not None
-        return taught and self.phase(step).uses_teacher
-
-    def plan(self, epoch: int) -> list[Batch]:
-        """The batches of an epoch, with the size of their views; without unlabelled images once no teacher
-        is asked about them."""
-        first, batches = epoch * self.steps_per_epoch, []
-        for step, batch in enumerate(self.data.sampler.epoch(epoch), first):
-            if not self.phase(step).uses_teacher:
-                batch = batch.below(self.data.sampler.num_images)
-            batches.append(
-                replace(batch, image_size=self.schedule.image_size(step), rows=self._rows(len(batch.indices)))
-            )
-        return batches
-
-    def _rows(self, size: int) -> range | None:
-        """This process's rows of a batch; None if there is one process.
-
-        Whole pairs, which may be mixed, and whole micro-batches if the loss relates their images.
-        """
-        if distributed.world_size() == 1:
-            return None
-        micro = self.train.micro_batch_size if self.objective.relates_images else 1
-        return distributed.share(size, unit=math.lcm(2, micro))
-
-    @cached_property
-    def _batch_sizes(self) -> list[tuple[int, int]]:
-        """All views, and labelled views, of each batch of an epoch; the same in every epoch."""
-        labelled = self.data.sampler.num_images
-        return [(len(b.indices), len(b.below(labelled).indices)) for b in self.data.sampler.epoch(0)]
-
-    def views_before(self, step: int) -> int:
-        """Number of views in the first `step` steps."""
-        sizes = self._batch_sizes
-        return sum(sizes[i % len(sizes)][0 if self.phase(i).uses_teacher else 1] for i in range(step))
 
     # The loop
 
@@ -284,12 +213,12 @@ class Trainer:
                 if distributed.is_main():
                     self.init_feature_projections()
                 distributed.copy_from_main(self.state.tensors())
-            elif self.memory is not None:
-                self._remember_again()
+            else:
+                self.inputs.remember_again(self.state.step)
             while not self.finished:
                 epoch, done = divmod(self.state.step, self.steps_per_epoch)
                 progress = _Epoch()
-                for batch, teacher_outputs in self.prepared(epoch, done):
+                for batch, teacher_outputs in self.inputs.prepared(epoch, done):
                     self._read(progress, self.update(batch, teacher_outputs))
                     for callback in callbacks:
                         callback.on_step(self.state.step, len(batch.indices))
@@ -340,7 +269,7 @@ class Trainer:
         """
         state, sizes = self.state, batch.split_sizes(self.train.micro_batch_size)
         if teacher_outputs is None:
-            teacher_outputs = list(self.teacher_outputs(batch, state.step))
+            teacher_outputs = list(self.inputs.teacher_outputs(batch, state.step))
 
         # Apply the schedules.
         self._seed_step()
@@ -386,7 +315,7 @@ class Trainer:
     @torch.no_grad()
     def _draw(self, images: Tensor, rows: BatchRows | None) -> None:
         """Passes over the random numbers of a micro-batch that others compute, as one process draws them."""
-        self.student(self._seen(images), rows=rows)
+        self.student(self.inputs.seen(images), rows=rows)
 
     def _sum_over_processes(self, own: StepLosses) -> StepLosses:
         """Sums the gradients of all processes, and the parts of the loss. Waits for the device.
@@ -418,8 +347,8 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """Adds the gradients of a micro-batch, weighted by its share of the batch; returns its losses."""
         # Compiled, the constants of `normalise` would be copied to the device in every step.
-        given = (self._seen(images), targets, teacher, self.phase(self.state.step), labelled, rows)
-        parts = self._parts_of_loss(*given)
+        seen, phase = self.inputs.seen(images), self.inputs.phase(self.state.step)
+        parts = self._parts_of_loss(seen, targets, teacher, phase, labelled, rows)
         (parts["loss"] * share).backward()
         return {name: part.detach() for name, part in parts.items()}
 
@@ -438,90 +367,6 @@ class Trainer:
             output = self.student(images, blocks, rows)
             return self.objective(output, targets, teacher, phase, labelled_share=labelled)
 
-    def _seen(self, views: Tensor) -> Tensor:
-        """What the student is given of views (B, 3, H, W) in [0, 1]: at its size, normalised.
-
-        What `prepared` gives with a memory has been through that and the stem.
-        """
-        if views.shape[1] == ConvStem.channels:
-            return views
-        if self.data.views.image_size != self.student.image_size:  # the teacher sees more
-            views = F.interpolate(views, self.student.image_size, mode="bilinear", antialias=True)
-        return normalise(views)
-
-    def prepared(self, epoch: int, done: int = 0) -> Iterator[tuple[ViewBatch, TeacherOutputs]]:
-        """The batches of an epoch after the first `done`, each with the teacher's outputs.
-
-        A thread runs the teacher on the next batch while the student learns from this one. On a CPU two small
-        networks side by side use the cores better than one after the other (docs/speed.md); on a GPU the
-        teacher, or the copy of stored soft labels, has a stream of its own, and neither waits for the other.
-        """
-        stored_ahead = self.objective.soft_labels is not None and self.device.type == "cuda"
-        ahead = self.objective.teacher is not None or stored_ahead or self.memory is not None
-        workers = max(1, self.data.workers) if ahead else self.data.workers
-        first = epoch * self.steps_per_epoch + done
-        made = prefetch(self._made, enumerate(self.plan(epoch)[done:], first), workers)
-
-        def with_outputs(views: _StepViews) -> tuple[ViewBatch, TeacherOutputs]:
-            return self._streams.run(self.device, lambda: self._with_outputs(views))
-
-        yield from prefetch(with_outputs, made, 1) if ahead else map(self._with_outputs, made)
-
-    def _made(self, at: tuple[int, Batch]) -> _StepViews:
-        """The views of a step; without images if it is known what the frozen networks make of them."""
-        step, planned = at
-        if self.memory is not None:
-            known = self.memory.recall(planned.keys, taught=self._asks_teacher(step))
-            if known is not None:
-                return _StepViews(step, planned, self.data.views.without_images(planned), known)
-        return _StepViews(step, planned, self.data.views.make(planned))
-
-    def _with_outputs(self, views: _StepViews) -> tuple[ViewBatch, TeacherOutputs]:
-        """A step's batch and the teacher's outputs; with a memory, the stem's output in place of images."""
-        batch, known = views.batch, views.known
-        if self.memory is None:
-            return batch, list(self.teacher_outputs(batch, views.step))
-        if known is None:
-            known = self._frozen_outputs(batch, views.step)
-            self.memory.remember(views.planned.keys, known)
-        if self._asks_teacher(views.step):
-            assert known.teacher is not None
-            outputs: TeacherOutputs = known.teacher.split(batch.split_sizes(self.train.micro_batch_size))
-        else:
-            outputs = list(self.teacher_outputs(batch, views.step))
-        return replace(batch, images=known.stem), outputs
-
-    @torch.no_grad()
-    def _frozen_outputs(self, batch: ViewBatch, step: int) -> FrozenOutputs:
-        """What the stem and, if the step asks it, the teacher make of a batch."""
-        hybrid, teacher = frozen_hybrid(self.student), None
-        assert hybrid is not None
-        if self._asks_teacher(step):
-            teacher = TeacherOutput.cat([t for t in self.teacher_outputs(batch, step) if t is not None])
-        return FrozenOutputs(hybrid.through_stem(self._seen(batch.images)), teacher)
-
-    def _asks_teacher(self, step: int) -> bool:
-        """Whether a step needs a live teacher's outputs."""
-        return self.objective.teacher is not None and self.phase(step).uses_teacher
-
-    def _remember_again(self) -> None:
-        """Fills the memory after a resume.
-
-        In the batches of the first epochs, as before: in others, outputs could differ in their last bits.
-        """
-        assert self.data.sampler.views is not None
-        epoch, done = divmod(self.state.step, self.steps_per_epoch)
-        with log.activity("making the views of the first epochs again"):
-            for e in range(min(self.data.sampler.views, epoch + 1)):
-                steps = self.steps_per_epoch if e < epoch else done
-                for _ in itertools.islice(self.prepared(e), steps):
-                    pass
-
-    def teacher_outputs(self, batch: ViewBatch, step: int) -> Iterable[TeacherOutput | None]:
-        """The teacher's outputs for each micro-batch of a step; None if the step uses none."""
-        place, sizes = divmod(step, self.steps_per_epoch), batch.split_sizes(self.train.micro_batch_size)
-        return self.objective.teacher_outputs(batch.images, sizes, self.phase(step), place, batch.rows)
-
     @torch.no_grad()
     def init_feature_projections(self) -> None:
         """Initialises the projections of feature distillation by ridge regression on the first views.
@@ -530,17 +375,17 @@ class Trainer:
         projections (docs/small-data.md).
         """
         features = self.objective.features
-        if features is None or not self.phase(0).features:
+        if features is None or not self.inputs.phase(0).features:
             return
         if not self.init_features and not features.fit_from_scratch:
             return
         blocks = features.blocks
         self.student.train()  # patches are dropped and views are small, as in the steps to come
         self._seed_step()
-        batches = itertools.islice(self.prepared(0), math.ceil(_FITTED_IMAGES / self.train.batch_size))
+        batches = itertools.islice(self.inputs.prepared(0), math.ceil(_FITTED_IMAGES / self.train.batch_size))
         with distributed.alone():  # whole batches
             self.objective.fit_features(
-                (self.student(self._seen(images), tokens_after=blocks), teacher)
+                (self.student(self.inputs.seen(images), tokens_after=blocks), teacher)
                 for batch, outputs in _within(batches, self.deadline)
                 for images, teacher in zip(
                     batch.images.split(self.train.micro_batch_size), outputs, strict=True
