@@ -129,6 +129,32 @@ def random_run(tmp_path: Path, image_folder: Path) -> Path:
 
 
 @pytest.fixture
+def hybrid_run(tmp_path: Path, image_folder: Path) -> Path:
+    """A run folder with a random hybrid student, as far as it is needed to use it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from deitkit.config import Config
+    from deitkit.models.deit import create_model
+
+    torch.manual_seed(0)
+    model = create_model("nano-hybrid", num_classes=2, image_size=64).eval()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    preprocessing = {"image_size": [64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
+    saved = {
+        "config": Config().to_dict(),
+        "classes": ["cat", "dog"],
+        "preprocessing": preprocessing | {"interpolation": "bicubic", "crop": 0.9},
+        "student": {"name": "nano-hybrid"} | model.describe(),
+        "data": {"root": str(image_folder)},
+    }
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
+
+
+@pytest.fixture
 def as_user() -> Iterator[Path]:
     """An empty folder, and the test run without root's right to read everything."""
     if not hasattr(os, "geteuid"):

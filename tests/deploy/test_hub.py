@@ -20,12 +20,14 @@ from deitkit.classifier import load, load_student
 from deitkit.cli import main
 from deitkit.deploy.hub_card import CardFacts, card_markdown
 from deitkit.deploy.hub_push import push_run
-from deitkit.deploy.model_card import Accuracy, ModelCard
+from deitkit.deploy.model_card import Accuracy, ModelCard, read_card
 from deitkit.errors import DeitkitError
 from deitkit.inference.unfamiliarity import unit
 from deitkit.models import joint_logits
+from deitkit.preprocessing import Preprocessing
 from deitkit.run_folder import write_calibration
 from deitkit.run_schema import CalibrationInfo
+from deitkit.teachers.teacher import MemberCard, TeacherCard
 from deitkit.weights.conversion import convert
 
 from ..teachers.models import fitted_folder
@@ -35,7 +37,8 @@ FACTS = CardFacts(license="mit", data_license="cc-by-4.0")
 CARD = ModelCard(
     name="flowers",
     model="student",
-    architecture="nano",
+    kind="deit",
+    architecture="DeiT nano",
     params=1_200_000,
     input="96 x 96 pixels",
     accuracy=Accuracy("top-1", 91.23, (88.0, 94.0), 400),
@@ -206,8 +209,62 @@ def test_a_repository_that_cannot_be_reached_is_told(monkeypatch):
 
 
 def test_a_teacher_is_refused(tmp_path):
-    with pytest.raises(DeitkitError, match="--model student"):
+    with pytest.raises(DeitkitError, match=r"only students are uploaded.*--model student.*export --to web"):
         push_run(fitted_folder(tmp_path), "me/flowers", FACTS, dry_run=True)
+
+
+def test_a_hybrid_is_pushed_for_deitkit_and_onnx_runtime(hybrid_run, image_folder, tmp_path, caplog):
+    pytest.importorskip("onnxscript", reason='needs pip install "deitkit[onnx]"')
+    calibration = CalibrationInfo(images=60, temperature=1.6, head_temperatures={"mean": 1.25})
+    write_calibration(hybrid_run, calibration)
+    push_run(hybrid_run, "me/flowers", FACTS, dry_run=True, out=tmp_path / "out")
+    assert "timm and transformers have no hybrid students" in caplog.text
+    model = tmp_path / "out" / "model"
+    assert {path.name for path in model.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "calibration.json", "model.onnx", "model_sample.py",
+    }  # fmt: skip
+    image = image_folder / "cat" / "1.png"
+    [expected] = load(hybrid_run, device="cpu", backend="pytorch").predict(image)
+    [found] = load(model, device="cpu", backend="pytorch").predict(image)
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+    card = HubCard((model / "README.md").read_text())
+    assert card.data.library_name == "deitkit" and "timm" not in card.data.tags
+    assert "hybrid of EfficientNet-Lite0's first stages and DeiT blocks" in card.text
+    assert "create_model" not in card.text and "cannot open it" in card.text
+
+
+@pytest.mark.parametrize("to", ["deitkit", "timm", "transformers", "official"])
+def test_a_hybrid_is_converted_for_deitkit_alone(hybrid_run, image_folder, tmp_path, to):
+    if to != "deitkit":
+        with pytest.raises(DeitkitError, match=f"{to} has no hybrid students; deitkit export"):
+            convert(hybrid_run, tmp_path / "other", to)
+        return
+    convert(hybrid_run, tmp_path / "other", to)
+    image = image_folder / "cat" / "1.png"
+    [expected] = load(hybrid_run, device="cpu", backend="pytorch").predict(image)
+    [found] = load(tmp_path / "other", device="cpu", backend="pytorch").predict(image)
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+
+
+def test_a_teachers_card_names_what_it_is(tmp_path):
+    folder = fitted_folder(tmp_path)
+    card = read_card(folder, load(folder, device="cpu", backend="pytorch"))
+    assert (card.kind, card.architecture) == ("teacher", "test_efficientnet with a linear probe")
+    text = card_markdown(card, ("cat", "dog"), FACTS, "me/flowers")
+    assert "2 classes: test_efficientnet with a linear probe" in text and "DeiT" not in text
+    assert "timm" not in text and "hf:me/flowers" not in text
+
+
+def test_teachers_have_their_papers_names():
+    member = MemberCard(
+        spec="lite0", name="tf_efficientnet_lite0", weight=1.0, head="linear", columns=None, how="",
+        params=1, map_channels=(), finetuned=False, backend="pytorch",
+        preprocessing=Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3, 1.0),
+    )  # fmt: skip
+    assert TeacherCard(("a",), (member,)).described == "EfficientNet-Lite0 with a linear probe"
+    tuned = replace(member, name="resnet18", head="pretrained", finetuned=True, weight=3.0)
+    described = TeacherCard(("a",), (member, tuned)).described
+    assert described == "0.25 EfficientNet-Lite0 with a linear probe + 0.75 resnet18, fine-tuned"
 
 
 def test_the_space_has_the_page(run, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model_card import Accuracy, ModelCard
+from .model_card import Accuracy, Kind, ModelCard
 
 _METRICS = {
     "top-1": "accuracy",
@@ -12,7 +12,54 @@ _METRICS = {
     "macro-F1": "f1",
     "mAP": "mean_average_precision",
 }
+_TAGS: dict[Kind, tuple[str, ...]] = {
+    "deit": ("timm", "transformers", "deitkit", "deit"),
+    "hybrid": ("onnx", "deitkit", "deit"),
+    "teacher": ("deitkit",),
+}
 _UNMEASURED_WATTS = 20, 100  # of a laptop and of a desk computer, for a range where none was given
+
+
+_OPEN_WITH_DEITKIT = """\
+```python
+import deitkit
+
+deitkit.load("hf:{repo}").predict("photo.jpg")
+```"""
+_USE: dict[Kind, str] = {
+    "deit": f"""\
+{_OPEN_WITH_DEITKIT}
+
+```python
+import timm
+
+model = timm.create_model("hf-hub:{{repo}}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("{{repo}}")
+model = AutoModelForImageClassification.from_pretrained("{{repo}}")
+```
+
+timm and transformers average the logits of both heads, deitkit their probabilities; on a few images the
+answers differ. deitkit also says what is unfamiliar.""",
+    "hybrid": f"""\
+{_OPEN_WITH_DEITKIT}
+
+Without deitkit, ONNX Runtime opens `model.onnx` to the same answers, as `python model_sample.py photo.jpg`
+does. timm and transformers have no hybrids and cannot open it.""",
+    "teacher": """\
+```python
+import deitkit
+
+deitkit.load("RUN").predict("photo.jpg")  # RUN: the folder of the run
+```
+
+`deitkit export RUN --to onnx --out model.onnx` writes a file for other programs.""",
+}
 
 
 @dataclass(frozen=True)
@@ -42,11 +89,11 @@ def _metadata(card: ModelCard, facts: CardFacts) -> str:
     known = [score for score in (card.accuracy, *card.others) if score is not None]
     grams = _grams(card, facts)
     data = ModelCardData(
-        library_name="timm",
+        library_name="timm" if card.kind == "deit" else "deitkit",
         license=facts.license,
         pipeline_tag="image-classification",
         datasets=None if facts.dataset is None else [facts.dataset],
-        tags=["image-classification", "timm", "transformers", "deitkit", "deit"],
+        tags=["image-classification", *_TAGS[card.kind]],
         model_name=card.name,
         metrics=list(dict.fromkeys(_metric(score) for score in known)) or None,
         eval_results=[
@@ -76,13 +123,13 @@ def _metric(score: Accuracy) -> str:
 
 def _text(card: ModelCard, classes: tuple[str, ...], facts: CardFacts, repo: str) -> str:
     params = f", {card.params / 1e6:.1f} million parameters" if card.params else ""
-    taught = f" distilled from {card.teacher}" if card.teacher else ""
+    taught = f", distilled from {card.teacher}" if card.teacher else ""
     parts = [
         f"# {_plain(card.name)}",
-        f"An image classifier of {len(classes)} classes: DeiT {card.architecture}{taught}{params}, for "
+        f"An image classifier of {len(classes)} classes: {card.architecture}{taught}{params}, for "
         f"images of {card.input}. Trained with deitkit.",
         f"Classes: {', '.join(map(_plain, classes[:50]))}{', ...' if len(classes) > 50 else ''}.",
-        _use(repo),
+        f"## Use\n\n{_USE[card.kind].format(repo=repo)}",
         "## Accuracy\n\n" + _accuracy(card),
         "## Data\n\n" + _data(card, facts),
         "## Limits\n\n" + "\n".join(f"- {sentence}" for sentence in card.limits),
@@ -90,33 +137,6 @@ def _text(card: ModelCard, classes: tuple[str, ...], facts: CardFacts, repo: str
         "## Licences\n\n" + _licences(facts),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _use(repo: str) -> str:
-    return f"""## Use
-
-```python
-import deitkit
-
-deitkit.load("hf:{repo}").predict("photo.jpg")
-```
-
-```python
-import timm
-
-model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-```
-
-```python
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained("{repo}")
-model = AutoModelForImageClassification.from_pretrained("{repo}")
-```
-
-timm and transformers average the logits of both heads, deitkit their probabilities; on a few images the
-answers differ. deitkit also says what is unfamiliar."""
 
 
 def _accuracy(card: ModelCard) -> str:

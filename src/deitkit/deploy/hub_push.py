@@ -2,6 +2,7 @@
 
     model.safetensors, config.json   for timm and deitkit; transformers opens them as a timm model
     calibration.json, class_means.safetensors   for deitkit
+    model.onnx, model_sample.py      of a hybrid, which timm and transformers cannot open: for ONNX Runtime
     README.md                        the model card
 
 Nothing is uploaded unless the user asks for it and has logged in.
@@ -31,7 +32,7 @@ from .exporter import export_run
 from .hub_card import CardFacts, card_markdown
 from .model_card import ModelCard, read_card
 
-README = "README.md"
+README, GRAPH = "README.md", "model.onnx"
 _AGREES = 1e-4  # of logits
 
 
@@ -97,13 +98,17 @@ def write_model(
     """Writes the files of the model's repository into the new folder `folder`; returns their paths.
 
     The heads are divided by the temperature of the mean of their logits, so that a softmax of timm's and
-    transformers' outputs is calibrated; `head_temperature` in config.json lets deitkit undo that.
+    transformers' outputs is calibrated; `head_temperature` in config.json lets deitkit undo that. Those of a
+    hybrid, which deitkit alone opens, stay as they are.
     """
     source, classifier = _student(run, model)
     student, info = read_student(source)
-    temperature = temperature_of_logits(classifier.calibration, distilled=student.distilled)
-    student.scale_heads(1 / temperature)
-    files = export(student, folder, "timm", info.preprocessing, info.classes, info.task)
+    to, temperature = "deitkit", 1.0
+    if student.stem is None:
+        to = "timm"
+        temperature = temperature_of_logits(classifier.calibration, distilled=student.distilled)
+        student.scale_heads(1 / temperature)
+    files = export(student, folder, to, info.preprocessing, info.classes, info.task)
     described = {
         "task": info.task,
         "classes": list(info.classes),
@@ -116,6 +121,9 @@ def write_model(
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
             files.append(folder / name)
+    if student.stem is not None:
+        log.info(f"timm and transformers have no hybrid students and cannot open it; deitkit and {GRAPH} can")
+        files += export_run(source, "onnx", folder / GRAPH, model="student").files
     card = read_card(source, classifier)
     write_text(folder / README, card_markdown(card, classifier.classes, facts, repo))
     _check_answers(folder, classifier, student.eval())
@@ -152,24 +160,25 @@ def _student(run: str | Path, model: ModelChoice) -> tuple[Path, StudentClassifi
     classifier = load_folder(folder, "cpu", backend="pytorch")
     if not isinstance(classifier, StudentClassifier):
         raise SettingError(
-            f"{folder} is a teacher, and timm and transformers open the student only; add --model student"
+            f"{folder} is a fitted teacher, and only students are uploaded; add --model student, or publish "
+            "what deitkit export --to web or --to onnx writes"
         )
     return folder, classifier
 
 
 @torch.inference_mode()
 def _check_answers(folder: Path, classifier: StudentClassifier, student: DeiT) -> None:
-    """Opens the folder with timm and deitkit; raises DependencyError if they answer otherwise."""
-    import timm
-
+    """Opens the folder with deitkit, and with timm what it can open; raises DependencyError if they answer
+    otherwise."""
     views = torch.rand(2, 3, *student.image_size, generator=torch.Generator().manual_seed(0))
-    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     again = load_student(folder, "cpu", "pytorch")
-    images = (views - classifier.mean) / classifier.std
-    differences = {
-        "timm": (opened(images) - joint_logits(student(images))).abs().max(),
-        "deitkit": (again.backend(views)[0] - classifier.backend(views)[0]).abs().max(),
-    }
+    differences = {"deitkit": (again.backend(views)[0] - classifier.backend(views)[0]).abs().max()}
+    if student.stem is None:
+        import timm
+
+        opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        images = (views - classifier.mean) / classifier.std
+        differences["timm"] = (opened(images) - joint_logits(student(images))).abs().max()
     for name, difference in differences.items():
         if not float(difference) < _AGREES:
             raise DependencyError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ..classifier import Classifier
+from ..classifier import Classifier, StudentClassifier, TeacherClassifier
 from ..run_folder import (
     CANDIDATES_FOLDER,
     CONFIG,
@@ -18,6 +19,9 @@ from ..run_folder import (
 )
 from ..run_schema import DataInfo, Role, RunResults, role_name
 from ..tasks import SCORES
+from ..weights.packaged import published_name
+
+Kind = Literal["deit", "hybrid", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Accuracy:
 class ModelCard:
     """A short model card, without paths of this machine: it may be published.
 
-    name: of the run's folder. model: which of the run's models, in words. architecture: such as "nano".
+    name: of the run's folder. model: which of the run's models, in words. kind: timm and transformers have a
+    "deit" only. architecture: in words, such as "DeiT nano" or "EfficientNet-Lite0 with a linear probe".
     others: further scores, such as balanced accuracy and those on the test split. data: name of the folder of
     images; train_images, split: what is known of it. seconds: of the whole training, on `machine`. teacher:
     what it was distilled from. limits: what the model is not for, a sentence each.
@@ -42,6 +47,7 @@ class ModelCard:
 
     name: str
     model: str
+    kind: Kind
     architecture: str
     params: int | None
     input: str
@@ -64,10 +70,13 @@ def read_card(folder: Path, classifier: Classifier) -> ModelCard:
     data = read_info(run).data if run is not None and (run / CONFIG).is_file() else None
     result = results.models.get(role) if results is not None else None
     height, width = classifier.image_size
+    kind, architecture = _kind(classifier, result.name if result is not None else "")
+    taught_by = results.teacher.name if results is not None and results.teacher and role == "student" else ""
     return ModelCard(
         name=(run or folder.resolve()).name,
         model=role_name(role),
-        architecture=result.name if result is not None else "",
+        kind=kind,
+        architecture=architecture,
         params=result.params if result is not None else None,
         input=f"{width} x {height} pixels",
         accuracy=_accuracy(results, role),
@@ -79,8 +88,19 @@ def read_card(folder: Path, classifier: Classifier) -> ModelCard:
         others=_other_scores(results, role, data),
         seconds=(results.train.job_seconds or results.train.seconds) if results is not None else None,
         machine=results.machine if results is not None else "",
-        teacher=results.teacher.name if results is not None and results.teacher and role == "student" else "",
+        teacher=published_name(taught_by),
     )
+
+
+def _kind(classifier: Classifier, name: str) -> tuple[Kind, str]:
+    """What the model is, and in words. name: a student's, such as "nano"; empty if it is not known."""
+    if isinstance(classifier, TeacherClassifier):
+        return "teacher", classifier.teacher.card.described
+    assert isinstance(classifier, StudentClassifier)
+    if classifier.model.stem is None:
+        return "deit", f"DeiT {name}".strip()
+    named = f" ({name})" if name else ""
+    return "hybrid", f"hybrid of EfficientNet-Lite0's first stages and DeiT blocks{named}"
 
 
 def _run_and_role(folder: Path) -> tuple[Path | None, Role]:

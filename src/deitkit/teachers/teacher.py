@@ -24,6 +24,7 @@ from ..errors import WeightsError
 from ..inference.backends import CONVERTED, Backend
 from ..inference.unfamiliarity import unit
 from ..preprocessing import Preprocessing
+from ..weights.packaged import published_name
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ class MemberCard:
     backend: str
     adjustment: tuple[float, ...] | None = None
 
+    @property
+    def described(self) -> str:
+        """The model and its head in words, such as "EfficientNet-Lite0 with a linear probe"."""
+        head = "its own head" if self.head == "pretrained" else "a linear probe"
+        return f"{published_name(self.name)}{', fine-tuned' if self.finetuned else f' with {head}'}"
+
 
 @dataclass(frozen=True)
 class TeacherCard:
@@ -85,10 +92,20 @@ class TeacherCard:
 
     @property
     def name(self) -> str:
+        return self._joined([m.name for m in self.members])
+
+    @property
+    def described(self) -> str:
+        """The members and their heads in words."""
+        return self._joined([m.described for m in self.members])
+
+    def _joined(self, members: Sequence[str]) -> str:
+        """Words for the members, with their weights if there are several."""
         total = sum(m.weight for m in self.members)
-        if len(self.members) == 1:
-            return self.members[0].name
-        return " + ".join(f"{m.weight / total:.2g} {m.name}" for m in self.members)
+        if len(members) == 1:
+            return members[0]
+        weights = [f"{m.weight / total:.2g}" for m in self.members]
+        return " + ".join(f"{weight} {words}" for weight, words in zip(weights, members, strict=True))
 
     @property
     def how(self) -> str:

