@@ -243,6 +243,22 @@ def test_the_sample_beside_each_export_says_what_predict_says(name, random_run, 
     assert said[::2] == [f"{p.source}: {p.label} {p.probability:.3f}" for p in predictions]
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_sample_says_how_it_is_used_and_what_it_cannot_read(random_run, tmp_path, raw):
+    export_run(random_run, "torch-export", tmp_path / "a.pt2", raw=raw)
+    (tmp_path / "no.png").write_bytes(b"no image")
+
+    def said(*arguments) -> str:
+        sample = [sys.executable, tmp_path / "a_sample.py", *arguments]
+        done = subprocess.run(sample, capture_output=True, text=True)
+        assert done.returncode == 1 and not done.stdout
+        return done.stderr
+
+    assert said().startswith("Classifies images with a.pt2: python a_sample.py IMAGE...")
+    for path in (tmp_path / "no.png", tmp_path / "missing.png"):
+        assert said(path).startswith(f"{path} cannot be read as an image: ") and said(path).count("\n") == 1
+
+
 def test_core_ml_is_described_as_it_should_be(random_run, tmp_path):
     coremltools = pytest.importorskip("coremltools", reason='needs pip install "deitkit[coreml]"')
     exported = export_run(random_run, "coreml", tmp_path / "a.mlpackage")

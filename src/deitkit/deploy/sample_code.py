@@ -19,6 +19,8 @@ import numpy as np
 {imports}
 from PIL import Image, ImageOps
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 here = Path(__file__).parent
 {opening}
 
@@ -27,6 +29,10 @@ here = Path(__file__).parent
 
 
 for path in sys.argv[1:]:
+    try:
+        given = {given}
+    except Exception as error:  # Pillow raises errors of many types
+        sys.exit(f"{{path}} cannot be read as an image: {{error}}")
     probabilities = {running}
     for k in np.argsort(-probabilities)[:3]:
         print(f"{{path}}: {{about['classes'][k]}} {{probabilities[k]:.3f}}")
@@ -52,8 +58,8 @@ def python_sample(
     """A Python program that classifies images with the file `name`, by its own name.
 
     packages: what it needs from PyPI. opening: statements that open the file and set `about`, its metadata.
-    running: an expression, the probabilities (K,), where VIEW stands for the graph's input. A file for
-    several images at a time is given the same image in each place.
+    running: an expression, the probabilities (K,), where `given` is the graph's input. A file for several
+    images at a time is given the same image in each place.
     """
     given = "image_of(path)" if job.raw else "view_of(path)"
     if not job.raw and (job.batch or 1) > 1:
@@ -66,6 +72,7 @@ def python_sample(
         imports=imports,
         opening=opening.strip(),
         view=_RAW if job.raw else _VIEW,
-        running=running.replace("VIEW", given),
+        given=given,
+        running=running,
     )
     return {file: text}

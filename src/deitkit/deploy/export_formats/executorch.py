@@ -62,5 +62,5 @@ program = Runtime.get().load_program(here / "{name}")
 method = program.load_method("forward")
 about = json.loads((here / "{name}.json").read_text(encoding="utf-8"))
 """,
-            running="method.execute([torch.from_numpy(VIEW)])[0][0].numpy()",
+            running="method.execute([torch.from_numpy(given)])[0][0].numpy()",
         )

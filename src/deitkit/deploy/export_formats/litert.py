@@ -61,5 +61,5 @@ model = Interpreter(str(here / "{name}"))
 runner = model.get_signature_runner()
 about = json.loads((here / "{name}.json").read_text(encoding="utf-8"))
 """,
-            running='runner(args_0=VIEW)["output_0"][0]',
+            running='runner(args_0=given)["output_0"][0]',
         )

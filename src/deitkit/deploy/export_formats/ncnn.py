@@ -28,8 +28,10 @@ _CPP = """// Classifies an image with {param}: ./sample IMAGE
 int main(int argc, char** argv)
 {{
     ncnn::Net net;
-    if (argc < 2 || net.load_param("{param}") || net.load_model("{bin}")) return 1;
+    if (argc < 2) return std::fprintf(stderr, "usage: %s IMAGE\\n", argv[0]), 1;
+    if (net.load_param("{param}") || net.load_model("{bin}")) return 1; // ncnn says why
     cv::Mat image = cv::imread(argv[1], 1);
+    if (image.empty()) return std::fprintf(stderr, "%s cannot be read as an image\\n", argv[1]), 1;
     // Covers {across} x {down} pixels, then the centre. Shrink photos before: this does not smooth as Pillow.
     double scale = std::max({across}.0 / image.cols, {down}.0 / image.rows);
     int width = std::max({across}, int(image.cols * scale));
@@ -139,6 +141,6 @@ def run(view):
     extractor.input("in0", ncnn.Mat(view[0]).clone())
     return np.array(extractor.extract("out0")[1])
 """,
-            running="run(VIEW)",
+            running="run(given)",
         )
         return python | {f"{stem}_sample.cpp": cpp}

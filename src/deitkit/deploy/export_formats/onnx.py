@@ -53,5 +53,5 @@ class Onnx(ExportFormat):
 session = onnxruntime.InferenceSession(here / "{name}")
 about = {{key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}}
 """,
-            running=f'session.run(["probabilities"], {{"{"image" if job.raw else "views"}": VIEW}})[0][0]',
+            running=f'session.run(["probabilities"], {{"{"image" if job.raw else "views"}": given}})[0][0]',
         )

@@ -69,5 +69,5 @@ about = {{key: json.loads(model.get_rt_info(["deitkit", key]).astype(str)) for k
 # In float, as deitkit computes; OpenVINO would take bfloat16 on CPUs that have it.
 compiled = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
 """,
-            running='compiled(VIEW)["probabilities"][0]',
+            running='compiled(given)["probabilities"][0]',
         )

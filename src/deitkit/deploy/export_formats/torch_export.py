@@ -53,5 +53,5 @@ about = {{"classes": "", "task": "", "calibration": "", "preprocessing": ""}}
 model = torch.export.load(here / "{name}", extra_files=about).module()  # opens only files that you trust
 about = {{key: json.loads(text) for key, text in about.items()}}
 """,
-            running="model(torch.from_numpy(VIEW))[0][0].detach().numpy()",
+            running="model(torch.from_numpy(given))[0][0].detach().numpy()",
         )
