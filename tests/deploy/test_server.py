@@ -470,6 +470,46 @@ def test_workers_answer_reload_on_sighup_and_stop(random_run, workers):
         assert process.wait(60) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills a worker")
+def test_metrics_are_of_all_workers_and_outlive_one(random_run):
+    """Asked of either worker, before and after one of them was replaced."""
+    body = json.dumps({"images": [base64.b64encode(encoded()).decode()] * 3}).encode()
+    with served(random_run, "--workers=2") as (process, address):
+
+        def lines() -> set[str]:
+            with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
+                return set(answer.read().decode().splitlines())
+
+        def ask(times: int) -> None:
+            for _ in range(times):
+                request = urllib.request.Request(f"{address}/predict", body, IS_JSON)
+                urllib.request.urlopen(request, timeout=60).read()
+
+        def expected(requests: int) -> set[str]:
+            return {
+                f'deitkit_requests_total{{status="200"}} {requests}',
+                "deitkit_requests_in_progress 0",
+                f'deitkit_images_total{{model="run"}} {3 * requests}',
+                f"deitkit_request_seconds_count {requests}",
+            }
+
+        ask(8)
+        for _ in range(6):  # connections go to either worker
+            assert expected(8) <= lines()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.exists():
+            return
+        workers = [pid for pid in map(int, children.read_text().split()) if _is_worker(pid)]
+        os.kill(workers[0], signal.SIGKILL)
+        next(line for line in process.stderr if "another takes its place" in line)
+        ask(4)
+        assert all(expected(12) <= lines() for _ in range(4))
+
+
+def _is_worker(pid: int) -> bool:
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_a_worker_that_cannot_load_ends_the_server_with_its_sentence(random_run, capsys):
     (random_run / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(SystemExit) as exit_:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -27,12 +28,13 @@ class Batcher:
     """Runs a backend in a thread of its own, on the views that wait.
 
     Nothing is delayed to fill a batch: while one runs, the next gathers. So a single request is answered at
-    once, and many at the throughput of large batches.
+    once, and many at the throughput of large batches. on_batch: called with the images of each batch that
+    was run.
     """
 
     def __init__(self, backend: Backend, device: torch.device, max_batch: int = 32):
         self.backend, self.device, self.max_batch = backend, device, max_batch
-        self.batches = self.images = 0  # that were run
+        self.on_batch: Callable[[int], None] = lambda images: None
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
@@ -78,6 +80,6 @@ class Batcher:
             for job in jobs:
                 job.result.set_exception(error)
             return
-        self.batches, self.images = self.batches + 1, self.images + len(jobs)
+        self.on_batch(len(jobs))
         for i, job in enumerate(jobs):
             job.result.set_result(tuple(out[i] for out in outputs))

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -111,6 +112,7 @@ class Server:
     reopen: loads the models again, for SIGHUP. token: what requests have to bring in
     `Authorization: Bearer`; None asks for none. hosts: names under which the server may be addressed; None
     allows all. A page elsewhere could otherwise reach a server on this machine under a name of its own.
+    metrics: by default of this process alone.
     """
 
     def __init__(
@@ -121,11 +123,12 @@ class Server:
         token: str | None = None,
         hosts: frozenset[str] | None = None,
         reopen: Callable[[], Sequence[ServedModel]] | None = None,
+        metrics: Metrics | None = None,
     ):
-        self.models = {model.name: model for model in models}
+        self.metrics = metrics or Metrics(len(models))
+        self.models = self._counted(models)
         self.reopen, self.reloading = reopen, asyncio.Lock()
         self.limits, self.token, self.hosts = limits, token, hosts
-        self.metrics = Metrics()
         self.decoders = ThreadPoolExecutor(os.cpu_count(), "decode")
         self.in_progress, self.ready = 0, False
 
@@ -170,12 +173,18 @@ class Server:
                 return
             for model in models:
                 await asyncio.to_thread(model.warm_up)
-            old, self.models = self.models, {model.name: model for model in models}
+            old, self.models = self.models, self._counted(models)
             log.info(f"loaded again: {', '.join(self.models)}")
             for model in old.values():
                 while model.in_use:
                     await asyncio.sleep(0.05)
                 await asyncio.to_thread(model.close)
+
+    def _counted(self, models: Sequence[ServedModel]) -> dict[str, ServedModel]:
+        """The models by name; their batches are counted from now on."""
+        for i, model in enumerate(models):
+            model.batcher.on_batch = partial(self.metrics.ran, i)
+        return {model.name: model for model in models}
 
     def check_access(self, request: Request) -> None:
         """Raises RequestError for a request without the token, or to a host that this is not."""
@@ -227,6 +236,7 @@ class Server:
         if self.in_progress >= self.limits.queue:
             raise RequestError(503, "too many requests wait; try again soon", {"Retry-After": "1"})
         self.in_progress += 1
+        self.metrics.in_progress(self.in_progress)
         model.in_use += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
@@ -239,6 +249,7 @@ class Server:
             raise RequestError(422, f"{error.path}: {error.reason}") from None
         finally:
             self.in_progress -= 1
+            self.metrics.in_progress(self.in_progress)
             model.in_use -= 1
 
 
@@ -329,8 +340,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
         summary="Counts in Prometheus' text format",
     )
     async def metrics() -> Response:
-        done = {name: (m.batcher.batches, m.batcher.images) for name, m in server.models.items()}
-        return Response(server.metrics.render(server.in_progress, done), media_type=CONTENT_TYPE)
+        return Response(server.metrics.render(list(server.models)), media_type=CONTENT_TYPE)
 
 
 def _add_page(app: FastAPI) -> None:

@@ -17,12 +17,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..classifier import ModelChoice, model_folder
 from ..config import BackendName
 from ..errors import DeitkitError, DependencyError, SettingError
+from .server_metrics import Metrics, counts_layout
 
 if TYPE_CHECKING:
     from .served_model import ServedModel
@@ -104,8 +105,14 @@ def _say_serving(names: Sequence[str], listener: socket.socket) -> None:
     log.info(f"serving {', '.join(names)} at {_address(listener)}; Ctrl+C stops")
 
 
-def _run(options: ServeOptions, listener: socket.socket, opened: Callable[[list[str]], None]) -> None:
-    """Serves in this process. opened: called with the names of the models before the first request."""
+def _run(
+    options: ServeOptions,
+    listener: socket.socket,
+    opened: Callable[[list[str]], None],
+    metrics: Metrics | None = None,
+) -> None:
+    """Serves in this process. opened: called with the names of the models before the first request.
+    metrics: of several processes."""
     import torch
     import uvicorn
 
@@ -117,7 +124,14 @@ def _run(options: ServeOptions, listener: socket.socket, opened: Callable[[list[
     with log.activity("loading the models"):
         models = options.open()
     limits = Limits(queue=options.queue)
-    server = Server(models, limits=limits, token=options.token, hosts=options.hosts, reopen=options.open)
+    server = Server(
+        models,
+        limits=limits,
+        token=options.token,
+        hosts=options.hosts,
+        reopen=options.open,
+        metrics=metrics,
+    )
     config = uvicorn.Config(
         create_app(server),
         log_level="warning",
@@ -145,10 +159,15 @@ def _signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[Non
             signal.signal(number, handler)
 
 
-def _worker(options: ServeOptions, listener: socket.socket, parent: Connection) -> None:
-    """A process of several: tells `parent` its models' names, or why it cannot serve."""
+def _worker(
+    options: ServeOptions, listener: socket.socket, parent: Connection, memory: Any, process: int
+) -> None:
+    """A process of several: tells `parent` its models' names, or why it cannot serve.
+
+    memory, process: see `Metrics`.
+    """
     try:
-        _run(options, listener, parent.send)
+        _run(options, listener, parent.send, Metrics(len(options.runs), memory, process))
     except DeitkitError as error:
         parent.send(str(error))
 
@@ -156,18 +175,20 @@ def _worker(options: ServeOptions, listener: socket.socket, parent: Connection) 
 def _serve_in_processes(options: ServeOptions, listener: socket.socket, count: int) -> None:
     """Starts `count` processes on one socket, replaces those that end, and passes SIGHUP on to them.
 
-    Raises SettingError with a process's reason if it cannot serve.
+    They count in shared memory, so that each can tell the metrics of all. Raises SettingError with a
+    process's reason if it cannot serve.
     """
     context = multiprocessing.get_context("spawn")
-    workers: list[BaseProcess] = []
+    memory = context.RawArray("b", count * counts_layout(len(options.runs)).itemsize)
+    workers: dict[int, BaseProcess] = {}  # by their place in the shared memory
     stopping: list[int] = []
 
-    def start() -> list[str]:
+    def start(place: int) -> list[str]:
         ours, theirs = context.Pipe(duplex=False)
-        worker = context.Process(target=_worker, args=(options, listener, theirs))
+        worker = context.Process(target=_worker, args=(options, listener, theirs, memory, place))
         worker.start()
         theirs.close()
-        workers.append(worker)
+        workers[place] = worker
         try:
             said: list[str] | str = ours.recv()
         except EOFError:
@@ -181,27 +202,26 @@ def _serve_in_processes(options: ServeOptions, listener: socket.socket, count: i
             # Not passed on: from a terminal they have it, and a second SIGINT would cut answers off.
             stopping.append(number)
             return
-        for worker in workers:
+        for worker in workers.values():
             if worker.pid is not None and worker.is_alive():
                 os.kill(worker.pid, number)
 
     numbers = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
     before = {n: signal.signal(getattr(signal, n), pass_on) for n in numbers}
     try:
-        for _ in range(count):
-            names = start()
+        for place in range(count):
+            names = start(place)
         _say_serving(names, listener)
         while not stopping:
-            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
-            ended = [worker for worker in workers if not worker.is_alive()]
-            workers[:] = [worker for worker in workers if worker.is_alive()]
-            for worker in ended if not stopping else ():
+            multiprocessing.connection.wait([worker.sentinel for worker in workers.values()], timeout=1)
+            ended = {place: worker for place, worker in workers.items() if not worker.is_alive()}
+            for place, worker in ended.items() if not stopping else ():
                 log.warning(f"a worker ended with status {worker.exitcode}; another takes its place")
-                start()
+                start(place)
     finally:
-        for worker in workers:
+        for worker in workers.values():
             worker.terminate()  # it answers what was accepted
-        for worker in workers:
+        for worker in workers.values():
             worker.join()
         for n, handler in before.items():
             signal.signal(getattr(signal, n), handler)
