@@ -210,12 +210,23 @@ def test_the_camera_runs_and_stops(page):
     assert page.is_hidden("#rate") and page.inner_text("#camera") == "Start camera"
 
 
-def test_what_is_no_image_is_told(page):
-    page.set_input_files("#files", [{"name": "a.png", "mimeType": "image/png", "buffer": b"no image"}])
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("a.png", "image/png", "a.png: this browser cannot read it as an image"),
+        ("a.pdf", "application/pdf", "That is no image"),
+    ],
+)
+def test_what_is_no_image_is_told_and_the_last_answer_taken_off(page, name, kind, sentence):
+    upload(page, photo(1))
+    page.set_input_files("#files", [{"name": name, "mimeType": kind, "buffer": b"no image"}])
     page.wait_for_selector("#problem:not([hidden])")
-    assert "a.png: this browser cannot read it as an image" in page.inner_text("#problem")
+    assert sentence in page.inner_text("#problem")
+    assert page.inner_text("#answer").strip() == page.inner_text("#table").strip() == ""
+    assert page.is_hidden("#picture") and page.is_hidden("#looks") and page.is_visible("#empty")
     upload(page, photo(1))
     page.wait_for_selector("#problem", state="hidden")
+    assert page.is_visible("#picture") and page.inner_text("#label")
 
 
 def test_the_keyboard_is_enough(page):
@@ -325,6 +336,25 @@ def test_the_same_page_over_a_server(run, browser):
         note = re.compile(f"evidence for {re.escape(expected.label)} is, by gradient-weighted")
         playwright.expect(page.locator("#look-note")).to_have_text(note, timeout=TIMEOUT_MS)
         assert page.evaluate("document.getElementById('picture').toDataURL()") != plain
+        page.set_input_files("#files", [{"name": "a.png", "mimeType": "image/png", "buffer": b"no image"}])
+        page.wait_for_selector("#problem:not([hidden])")
+        assert page.inner_text("#problem").startswith("a.png: not an image")
+        assert page.is_visible("#empty") and not page.inner_text("#label")
+        assert_heic_is_answered_without_a_picture(run, page)
         page.close()
         server.should_exit = True
         thread.join(60)
+
+
+def assert_heic_is_answered_without_a_picture(run, page) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason='needs pip install "deitkit[heif]"')
+    content = io.BytesIO()
+    pillow_heif.from_pillow(Image.open(io.BytesIO(photo(8)))).save(content, quality=90)
+    heic = {"name": "a.heic", "mimeType": "image/heic", "buffer": content.getvalue()}
+    page.set_input_files("#files", [heic])
+    page.wait_for_selector("#unseen:not([hidden])")
+    [expected] = load(run, device="cpu", backend="pytorch").predict([content.getvalue()])
+    assert page.inner_text("#label") == expected.label
+    assert page.is_hidden("#picture") and page.is_hidden("#problem") and page.is_hidden("#looks")
+    page.locator("#recent button").last.click()  # an image that can be shown
+    assert page.is_visible("#picture") and page.is_hidden("#unseen")

@@ -13,7 +13,7 @@ const METHODS = { "gradient-rollout": "gradient-weighted attention rollout", "gr
 
 const $ = (id) => document.getElementById(id);
 let facts, model;
-let current = null; // { image, prediction } on the page
+let current = null; // { image, prediction } on the page; image: null where only the server can read it
 let stopCamera = null;
 let whole = false; // whether the table has all classes
 let spoken = { label: "", at: 0 }; // the answer that was last announced to a screen reader
@@ -60,28 +60,35 @@ function describe() {
 /** Classifies files one after the other; the last one stays on the page. */
 async function classifyFiles(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
-  if (images.length === 0) return problem("That is no image; choose a JPEG, PNG, WebP or GIF file.");
   stop();
+  const problems = [];
+  if (images.length === 0) {
+    clear();
+    problems.push("That is no image; choose a JPEG, PNG, WebP or GIF file");
+  }
   for (const file of images) {
     try {
       const head = new Uint8Array(await file.slice(0, 3).arrayBuffer());
       const isJpeg = head[0] === 0xff && head[1] === 0xd8 && head[2] === 0xff;
       const image = await decoded(file);
-      const prediction = await model.classify(await createImageBitmap(image), { isJpeg, file });
-      problem(null);
+      const prediction = await model.classify(image && (await createImageBitmap(image)), { isJpeg, file });
       show({ image, prediction, file });
       remember(current, file.name);
     } catch (error) {
-      problem(`${file.name || "The image"}: ${error.message}`);
+      clear();
+      problems.push(`${file.name || "The image"}: ${error.message}`);
     }
   }
+  problem(problems.join("; "));
 }
 
+/** The image; null where this browser cannot read it and the server may, such as HEIC. */
 async function decoded(file) {
   try {
     return await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
-    throw new Error("this browser cannot read it as an image; save it as JPEG or PNG.");
+    if (facts.home === "server") return null;
+    throw new Error("this browser cannot read it as an image; save it as JPEG or PNG");
   }
 }
 
@@ -98,8 +105,9 @@ async function classifyFrame(image) {
 function show(found, { live = false } = {}) {
   current = found;
   $("empty").hidden = true;
-  $("picture").hidden = false;
-  $("looks").hidden = !found.prediction.attention && !facts.explains?.length;
+  $("picture").hidden = !found.image;
+  $("unseen").hidden = Boolean(found.image);
+  $("looks").hidden = !found.image || (!found.prediction.attention && !facts.explains?.length);
   $("stage").classList.remove("empty-stage");
   redraw();
   const label = headline(found.prediction, facts), now = performance.now();
@@ -112,8 +120,17 @@ function show(found, { live = false } = {}) {
   table();
 }
 
+/** Takes the answer off the page: it would seem to be that of the image that could not be read. */
+function clear() {
+  current = null;
+  for (const id of ["picture", "unseen", "looks"]) $(id).hidden = true;
+  $("empty").hidden = false;
+  $("stage").classList.add("empty-stage");
+  for (const id of ["label", "certainty", "table"]) $(id).replaceChildren();
+}
+
 function redraw() {
-  if (!current) return;
+  if (!current?.image) return;
   const look = document.querySelector("input[name=look]:checked").value;
   const { attention } = current.prediction;
   const map = look === "evidence" ? current.evidence?.map : look && attention ? attention[Number(look)] : null;
@@ -158,11 +175,7 @@ function table() {
 
 function remember(found, name) {
   const label = headline(found.prediction, facts);
-  const canvas = document.createElement("canvas");
-  draw(canvas, found.image, facts, null, 0);
-  const small = element("canvas", { width: THUMBNAIL, height: THUMBNAIL });
-  small.getContext("2d").drawImage(canvas, 0, 0, THUMBNAIL, THUMBNAIL);
-  const picture = element("img", { src: small.toDataURL("image/jpeg", 0.8), alt: "" });
+  const picture = found.image ? thumbnail(found.image) : element("i");
   const button = element("button", { type: "button", title: name }, picture, element("span", {}, label));
   button.setAttribute("aria-label", `Show ${name || "image"} again: ${label}, ${percent(Math.max(...found.prediction.probabilities))}`);
   button.onclick = () => {
@@ -171,6 +184,14 @@ function remember(found, name) {
   };
   $("recent").prepend(element("li", {}, button));
   while ($("recent").children.length > RECENT) $("recent").lastChild.remove();
+}
+
+function thumbnail(image) {
+  const canvas = document.createElement("canvas");
+  draw(canvas, image, facts, null, 0);
+  const small = element("canvas", { width: THUMBNAIL, height: THUMBNAIL });
+  small.getContext("2d").drawImage(canvas, 0, 0, THUMBNAIL, THUMBNAIL);
+  return element("img", { src: small.toDataURL("image/jpeg", 0.8), alt: "" });
 }
 
 function problem(sentence) {

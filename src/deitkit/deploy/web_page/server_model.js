@@ -1,15 +1,17 @@
 // The model on the server that sent this page.
 
+const NAME = "image"; // of what is sent; the server's sentences begin with it
+
 /** `classify(bitmap, { file })` sends the file, or else the image as JPEG, and gives a prediction; `explain` an explanation. */
 export async function openServerModel(facts, token) {
   async function post(address, bitmap, file) {
     const body = new FormData();
-    body.append("image", file ?? (await asJpeg(bitmap)), "image");
+    body.append("image", file ?? (await asJpeg(bitmap)), NAME);
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     const named = `${address}?model=${encodeURIComponent(facts.card.name)}`;
     const answer = await fetch(address === "predict" ? `${named}&attention=true` : named, { method: "POST", body, headers });
     const found = await answer.json();
-    if (!answer.ok) throw new Error(found.error);
+    if (!answer.ok) throw new Error(found.error.replace(new RegExp(`^${NAME}: `), ""));
     return found;
   }
   return {
