@@ -267,3 +267,19 @@ def test_core_ml_is_described_as_it_should_be(random_run, tmp_path):
     assert json.loads(described.metadata.userDefined["classes"]) == ["cat", "dog"]
     assert [o.name for o in described.output] == ["probabilities", "class_logits", "distill_logits"]
     assert "func classify" in (tmp_path / "a_sample.swift").read_text()
+
+
+@pytest.mark.parametrize(("to", "name", "raw"), [("onnx", "a.onnx", True), ("torch-export", "a.pt2", False)])
+def test_a_hybrid_is_exported_with_a_sample_that_says_what_predict_says(
+    hybrid_run, tmp_path, image_folder, to, name, raw
+):
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    exported = export_run(hybrid_run, to, tmp_path / name, raw=raw)
+    assert exported.reopening.same_answers == exported.reopening.images == 6
+    image = image_folder / "dog" / "2.png"
+    sample = [sys.executable, tmp_path / "a_sample.py", image]
+    said = subprocess.run(sample, capture_output=True, text=True, check=True).stdout.splitlines()
+    [predicted] = load(hybrid_run, device="cpu", backend="pytorch").predict(image)
+    assert said[0] == f"{image}: {predicted.label} {predicted.probability:.3f}"

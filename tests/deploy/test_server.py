@@ -103,6 +103,16 @@ def test_calibrated_models_say_what_is_unfamiliar(random_run, tmp_path, which, l
     assert found["probability"] == pytest.approx(expected.probability, abs=1e-5)
 
 
+def test_a_hybrid_is_served_with_its_attention(hybrid_run):
+    image = encoded(seed=1)
+    [expected] = load(hybrid_run, device="cpu", backend="pytorch").predict([image])
+    with client_of(hybrid_run) as client:
+        answer = client.post("/predict?attention=true", files={"image": image}).json()["predictions"][0]
+        [found] = client.post("/explain", files={"image": image}).json()["explanations"]
+    assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert np.array(answer["attention"]).shape == (2, 2, 2) and np.array(found["map"]).shape == (2, 2)
+
+
 def test_attention_comes_when_asked(client):
     answer = client.post("/predict?attention=true", files={"image": encoded()}).json()
     attention = np.array(answer["predictions"][0]["attention"])
