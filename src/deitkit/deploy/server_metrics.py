@@ -66,7 +66,7 @@ class Metrics:
             [({"model": name}, count) for name, count in zip(models, total[what], strict=True)]
             for what in ("images", "batches")
         )
-        in_progress = [({}, total["in_progress"])]
+        in_progress: list[tuple[dict[str, str], float]] = [({}, total["in_progress"])]
         lines = [
             *_family("deitkit_requests_total", "counter", "Requests to /predict and /explain.", by_status),
             *_family("deitkit_requests_in_progress", "gauge", "Requests being answered.", in_progress),
