@@ -514,6 +514,14 @@ def test_metrics_are_of_all_workers_and_outlive_one(random_run):
         next(line for line in process.stderr if "another takes its place" in line)
         ask(4)
         assert all(expected(12) <= lines() for _ in range(4))
+        process.kill()  # its workers go, too
+        ends = time.monotonic() + 60
+        while True:
+            assert time.monotonic() < ends
+            try:
+                lines()
+            except OSError:
+                break
 
 
 def _is_worker(pid: int) -> bool:

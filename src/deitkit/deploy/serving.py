@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -166,10 +167,19 @@ def _worker(
 
     memory, process: see `Metrics`.
     """
+    threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
     try:
         _run(options, listener, parent.send, Metrics(len(options.runs), memory, process))
     except DeitkitError as error:
         parent.send(str(error))
+
+
+def _stop_with_parent() -> None:
+    """Stops this worker once the process that started it is gone, such as after SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _serve_in_processes(options: ServeOptions, listener: socket.socket, count: int) -> None:
