@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import log
-from .config import BackendName, Config
+from .config import BackendName, Config, view_size
 from .data.decode import UnreadableImage, center_crop
 from .data.image_inputs import ImageInput, NamedImage, named_images
 from .data.stored import ImageFile
@@ -519,9 +519,12 @@ def _validated_view(folder: Path) -> tuple[tuple[int, int], float, Config | None
     keeper = folder.parent
     if folder.name == TEACHER_FOLDER and (keeper / MANIFEST).exists():
         config = read_manifest(keeper).config
-        return config.student.image_size, config.data.eval_crop, config
+        return config.view_size, config.data.eval_crop, config
     run = run_of_teacher(folder)
     if run is None or folder.name != TEACHER_FOLDER:
         return None
     info = read_info(run)
-    return info.preprocessing.image_size, info.preprocessing.crop, info.config
+    size = info.preprocessing.image_size
+    if info.config is not None:
+        size = view_size(size, info.config.augment)
+    return size, info.preprocessing.crop, info.config

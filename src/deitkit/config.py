@@ -445,6 +445,12 @@ class ResolvedTrain(TrainConfig):
     metric: MetricName
 
 
+def view_size(image_size: tuple[int, int], augment: AugmentConfig) -> tuple[int, int]:
+    """Height and width of the training views of a student of `image_size`."""
+    (H, W), (h, w) = image_size, augment.view_size or (1, 1)
+    return max(H, h), max(W, w)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(Config):
     """What is run: every choice that depends on device and images is made. See `training.resolve`.
@@ -463,8 +469,7 @@ class ResolvedConfig(Config):
     @property
     def view_size(self) -> tuple[int, int]:
         """Height and width of a training view, at least those of the student."""
-        (H, W), (h, w) = self.student.image_size, self.augment.view_size or (1, 1)
-        return max(H, h), max(W, w)
+        return view_size(self.student.image_size, self.augment)
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> ResolvedConfig:

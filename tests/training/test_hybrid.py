@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import deitkit
 from deitkit.errors import DeitkitError, SettingError, WeightsError
 from deitkit.io import write_tensors
-from deitkit.run_folder import read_metrics, read_student
+from deitkit.run_folder import read_metrics, read_results, read_student
 from deitkit.weights import STEM, read, sources, stem_weights
 from deitkit.weights.conversion import convert
 
@@ -109,6 +110,28 @@ def test_views_may_be_larger_than_the_student(lite0, image_folder, tmp_path):
         trained(image_folder, tmp_path / "start", augment__view_size=(48, 48), train__start_size=(16, 16))
     with pytest.raises(DeitkitError, match="patches of 32x32"):
         trained(image_folder, tmp_path / "patches", student__patch_size=(16, 16))
+
+
+def test_the_teacher_is_measured_and_used_on_views_of_its_own_size(lite0, image_folder, tmp_path):
+    run = trained(
+        image_folder,
+        tmp_path / "run",
+        augment__view_size=(48, 48),
+        train__epochs=1,
+        teacher__spec=f"timm:tf_efficientnet_lite0@{lite0}",
+        teacher__image_size=48,
+        teacher__backend="pytorch",
+        teacher__deploy_sizes=(32, 48),
+    )
+    results = read_results(run)
+    assert results.teacher is not None and results.teacher.image_size == (48, 48)
+    assert list(results.candidates) == ["teacher-32"]  # at 48 pixels it is the teacher
+    assert deitkit.load(run, model="teacher", device="cpu").image_size == (48, 48)
+    assert deitkit.load(run, model="student", device="cpu").image_size == (32, 32)
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = deitkit.load(run, model="teacher", device="cpu").predict([image_folder / r["path"] for r in rows])
+    assert [each.label for each in found] == [row["teacher_prediction"] for row in rows]
 
 
 def test_the_recipe_learns_the_teachers_embedding(lite0, image_folder, tmp_path):

@@ -32,7 +32,7 @@ DATASET = SimpleNamespace(
 def session(left: float | None = None, **settings: object) -> SimpleNamespace:
     budget = None if left is None else SimpleNamespace(left=left)
     config = recipes.get("small-data").override({k.replace("__", "."): v for k, v in settings.items()})
-    return SimpleNamespace(budget=budget, dataset=DATASET, config=config)
+    return SimpleNamespace(budget=budget, dataset=DATASET, config=config, has_larger_views=False)
 
 
 def teacher(images_per_s: float) -> ModelResult:
@@ -61,7 +61,7 @@ def test_the_most_telling_sizes_come_first(monkeypatch, tmp_path, left, rate, bu
 
     of = teacher(rate)
     asked = [(size, 0.875) for size in teacher_sizes._SIZES]
-    monkeypatch.setattr(teacher_sizes, "_sizes", lambda session: asked)
+    monkeypatch.setattr(teacher_sizes, "_sizes", lambda session, of: asked)
     monkeypatch.setattr(teacher_sizes, "_fit_and_measure", measure)
     monkeypatch.setattr(teacher_sizes.time, "monotonic", lambda: clock[0])
     found = teacher_sizes.measure_teacher_sizes(session(left), tmp_path, SimpleNamespace(result=of))
@@ -70,7 +70,10 @@ def test_the_most_telling_sizes_come_first(monkeypatch, tmp_path, left, rate, bu
 
 def test_sizes_of_the_settings_and_of_the_network(tmp_path):
     network = timm_file(tmp_path)
-    of = lambda **settings: [size for size, _ in teacher_sizes._sizes(session(**settings))]  # noqa: E731
+
+    def of(**settings: object) -> list[int]:
+        return [size for size, _ in teacher_sizes._sizes(session(**settings), teacher(1.0))]
+
     assert of(teacher__spec=network) == [224, 128, 96, 160]
     assert of(teacher__spec=network, teacher__deploy_sizes="64,96") == [64, 96]
     assert of(teacher__spec=network, teacher__deploy_sizes="none") == []

@@ -149,7 +149,7 @@ def _prepare(out: Path, kept: SoftLabelFormat, session: Session) -> tuple[SoftLa
         return store, session.require_teacher(out)
     shutil.rmtree(out / TEACHER_FOLDER, ignore_errors=True)  # left by a process that was stopped
     teacher = session.require_teacher(out)
-    measured, _ = results.measure_teacher(teacher, data.val, session.device)
+    measured, _ = results.measure_teacher(teacher, session.for_teacher(data.val), session.device)
     results.log_teacher(measured.result, data.val)
     manifest = Manifest(
         settings=config.to_dict(),

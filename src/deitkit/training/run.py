@@ -176,7 +176,8 @@ def _measure_teachers(
         measured = results.stored_teacher(soft_labels)
     if teacher is not None:
         with log.activity("evaluating the teacher"):
-            measured, logits = results.measure_teacher(teacher, dataset.val, session.device, dataset.test)
+            val, test = session.for_teacher(dataset.val), dataset.test and session.for_teacher(dataset.test)
+            measured, logits = results.measure_teacher(teacher, val, session.device, test)
     if measured is not None:
         results.log_teacher(measured.result, dataset.val)
     return _Teachers(measured, logits, measure_teacher_sizes(session, out, measured))

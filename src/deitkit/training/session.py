@@ -19,12 +19,13 @@ import torch
 
 from .. import distributed, log
 from ..config import AugmentConfig, Config, DataConfig, ResolvedConfig, flatten
-from ..data.dataset import Dataset, open_dataset, use_share
+from ..data.cache import Decoder, open_pixels
+from ..data.dataset import Dataset, Split, open_dataset, use_share
 from ..data.loader import TrainingViews
 from ..data.splits import Splits
 from ..data.survey import FEW
 from ..distillation.class_balance import taken_off_teacher
-from ..errors import ResumeError, RunFolderError, SettingError
+from ..errors import DataError, ResumeError, RunFolderError, SettingError
 from ..inference.device import be_deterministic, resolve_device
 from ..io import create_folder, refuse_occupied, write_json
 from ..locks import Claims
@@ -67,6 +68,28 @@ class Session:
         with distributed.each_host_first():  # the others find the pixels in the cache
             student, view_size = self.config.student, self.config.view_size
             return open_dataset(self.splits, student.image_size, self.config.data, view_size=view_size)
+
+    @property
+    def has_larger_views(self) -> bool:
+        """Whether training views are larger than the student's images, for the teacher's sake."""
+        return self.config.view_size != self.config.student.image_size
+
+    def for_teacher(self, split: Split) -> Split:
+        """A split of the dataset as the teacher is measured on it: at the size of training views."""
+        if not self.has_larger_views:
+            return split
+        return self.decoded(split, self.config.view_size, self.config.data.eval_crop)
+
+    def decoded(self, split: Split, size: tuple[int, int], crop: float) -> Split:
+        """The images of `split` at another size and crop."""
+        decoder = Decoder(size, "center_crop", crop)
+        with log.progress_bar(f"decoding at {max(size)} px", len(split.images)) as advance:
+            store, unreadable = open_pixels(split.images, decoder, self.config.data, advance)
+        if unreadable:  # it could be read when the dataset was opened
+            index, reason = unreadable[0]
+            file = split.images.file(index)
+            raise DataError(f"{file} has changed and cannot be read any more ({reason})")
+        return Split(split.images, store)
 
     @property
     def seconds(self) -> float:

@@ -1,6 +1,6 @@
 """The teacher at other image sizes: models that may be deployed instead of the student.
 
-The student's teacher sees the student's small views. The same network with a head fitted at 224 pixels is
+A plain student's teacher sees the student's small views. The same network with a head fitted at 224 pixels is
 often far more accurate, and at 96 pixels about as fast as the student. Each head is fitted on the centre crop
 that the network was trained for, exactly as the model sees images when it is deployed.
 """
@@ -18,9 +18,7 @@ from torch import Tensor
 
 from .. import log
 from ..config import BackendName
-from ..data.cache import Decoder, open_pixels
-from ..data.dataset import Split
-from ..errors import DataError, DependencyError, WeightsError
+from ..errors import DependencyError, WeightsError
 from ..evaluation.evaluate import views_of
 from ..models import DeiTOutput
 from ..preprocessing import InputSize
@@ -57,7 +55,7 @@ def measure_teacher_sizes(
     dropped = []
     left, started = _seconds(session), time.monotonic()
     slowdown = 1.0  # of this machine at this moment, against the estimate
-    for size, crop in _sizes(session):
+    for size, crop in _sizes(session, teacher.result):
         name, now = f"teacher-{size}", time.monotonic()
         folder = out / CANDIDATES_FOLDER / name
         estimate = 0.0 if holds_teacher(folder) else _estimate(session, teacher.result, size)
@@ -95,8 +93,11 @@ def _num_views(session: Session) -> int:
     return 2 if session.config.augment.flip > 0 else 1
 
 
-def _sizes(session: Session) -> list[tuple[int, float]]:
-    """(size, crop) to fit the teacher at, most telling first; none for an ensemble, or a fixed size."""
+def _sizes(session: Session, teacher: ModelResult) -> list[tuple[int, float]]:
+    """(size, crop) to fit the teacher at, most telling first; none for an ensemble, or a fixed size.
+
+    Without the size at which it was measured, if that is the size of larger views than the student's.
+    """
     config = session.config.teacher
     sizes = config.deploy_sizes
     if sizes is None or not session.config.has_live_teacher:
@@ -114,7 +115,9 @@ def _sizes(session: Session) -> list[tuple[int, float]]:
             )
     except WeightsError:  # a network of a single size, at which it teaches already
         return []
-    return list(dict.fromkeys((max(view.image_size), view.crop) for view in views))
+    found = dict.fromkeys((max(view.image_size), view.crop) for view in views)
+    known = session.config.view_size if session.has_larger_views else None
+    return [(size, crop) for size, crop in found if not (size, size) == known == teacher.image_size]
 
 
 def _fit_and_measure(
@@ -124,8 +127,8 @@ def _fit_and_measure(
 
     backend: the fastest one at the student's size.
     """
-    val = _split(session, session.dataset.val, size, crop)
-    test = session.dataset.test and _split(session, session.dataset.test, size, crop)
+    val = session.decoded(session.dataset.val, (size, size), crop)
+    test = session.dataset.test and session.decoded(session.dataset.test, (size, size), crop)
 
     def fit() -> Teacher:
         try:
@@ -143,7 +146,7 @@ def _fit_and_measure(
 
 def _fit(session: Session, backend: str, size: int, crop: float) -> Teacher:
     """A head on the views of each training image."""
-    train, config = _split(session, session.dataset.train, size, crop), session.config
+    train, config = session.decoded(session.dataset.train, (size, size), crop), session.config
     num_views = _num_views(session)
     with log.progress_bar(f"fitting the teacher at {size} px", num_views * len(train.images)) as advance:
 
@@ -166,15 +169,3 @@ def _fit(session: Session, backend: str, size: int, crop: float) -> Teacher:
             device=session.device,
         )
         return session.adjusted(teacher)
-
-
-def _split(session: Session, split: Split, size: int, crop: float) -> Split:
-    """The images of `split` as the model at `size` pixels sees them."""
-    data, images = session.config.data, split.images
-    decoder = Decoder((size, size), "center_crop", crop)
-    with log.progress_bar(f"decoding at {size} px", len(images)) as advance:
-        store, unreadable = open_pixels(images, decoder, data, advance)
-    if unreadable:  # it could be read when the dataset was opened
-        index, reason = unreadable[0]
-        raise DataError(f"{images.file(index)} has changed and cannot be read any more ({reason})")
-    return Split(images, store)
