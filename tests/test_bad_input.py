@@ -351,6 +351,7 @@ def test_all_checkpoints_cut(finished, image_folder, capsys):
 def test_cut_model(finished, image_folder, capsys):
     (finished / "model.safetensors").write_bytes(b"half")
     assert "cannot be read" in refusal(capsys, "predict", finished, image_folder)
+    assert "there is no folder" in refusal(capsys, "predict", finished / "no-run", image_folder)
 
 
 def test_unreadable_image_in_predict(finished, image_folder, capsys):

@@ -347,6 +347,8 @@ def model_folder(path: Path, model: ModelChoice) -> Path:
     """
     if path.as_posix().startswith(HUB):
         path = snapshot(path.as_posix().removeprefix(HUB), PUSHED)
+    if not path.exists():
+        raise RunFolderError(f"there is no folder {path}; give the --out folder of a finished training")
     if holds_teacher(path):
         if model not in ("student", "teacher", "recommended"):
             raise RunFolderError(f"{path} holds a fitted teacher and no {model}; give the run's folder")

@@ -407,3 +407,12 @@ def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_MAX_ENTRIES", 5)
     with pytest.raises(DataError, match="holds more than 5 files"):
         scan(numbered(tmp_path, a=9, b=2), tmp_path)
+
+
+def test_images_in_deeper_folders_are_said_to_count_for_the_outer_one(tmp_path, capsys):
+    data = touch(tmp_path / "data", "train/cat/1.png", "train/dog/1.png")
+    scan(data / "train", data)
+    assert "within the class folders" not in capsys.readouterr().err
+    touch(data, "train/cat/2022/2.png")
+    assert scan(data / "train", data).classes == ("cat", "dog")
+    assert "such as train/cat/2022/2.png); the outer folder is the class" in capsys.readouterr().err

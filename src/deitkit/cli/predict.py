@@ -52,13 +52,15 @@ def predict(
 ) -> None:
     """Classify images with the model that a run recommends, or with another of its models."""
     from .. import distributed, log
-    from ..classifier import load_folder, model_folder
-    from ..data.decode import UnreadableImage
-    from ..data.image_inputs import NamedImage
-    from ..data.video import camera_frames
-    from ..decision import check_asked
-    from ..errors import SettingError
-    from . import prediction_output as output
+
+    with log.activity("starting"):
+        from ..classifier import load_folder, model_folder
+        from ..data.decode import UnreadableImage
+        from ..data.image_inputs import NamedImage
+        from ..data.video import camera_frames
+        from ..decision import check_asked
+        from ..errors import SettingError
+        from . import prediction_output as output
 
     if coverage is not None and top is not None:
         raise SettingError("--top and --coverage both say how many classes to name; give one of them")

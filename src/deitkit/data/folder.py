@@ -71,6 +71,13 @@ def scan(folder: Path, root: Path, at_least: int = 2) -> ImageSet:
     """
     images, others = scan_quietly(folder, root, at_least)
     others.report(folder)
+    depth = len(folder.relative_to(root).parts) + 1  # of a class folder
+    deeper = [path for path in images.paths if path.count("/") > depth]
+    if deeper:
+        log.info(
+            f"{folder}: {len(deeper):,} images lie in folders within the class folders "
+            f"(such as {deeper[0]}); the outer folder is the class"
+        )
     return images
 
 

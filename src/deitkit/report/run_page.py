@@ -204,7 +204,8 @@ def _loss_curve(run: Path) -> Figure:
     for part in lines[0].train if lines else ():
         having = [line for line in lines if part in line.train]  # distillation may end before the run
         label = "total" if part == "loss" else part
-        axes.plot([line.epoch for line in having], [line.train[part] for line in having], label=label)
+        marker = "." if len(lines) == 1 else None
+        axes.plot([x.epoch for x in having], [x.train[part] for x in having], label=label, marker=marker)
     page.legend_above(axes)
     return figure
 

@@ -52,7 +52,7 @@ def model_rows(results: RunResults) -> list[ModelRow]:
     """The teacher, at each size, the student with each of its heads, and the baseline."""
     key, rows = SCORES[results.task].key, []
     names = {
-        "teacher": f"Teacher: {results.teacher.name if results.teacher else ''}",
+        "teacher": "" if results.teacher is None else _teacher_name(results.teacher, results.models),
         "student": f"Student: DeiT {results.student.name}",
         "baseline": "Baseline: no teacher",
     }
@@ -63,6 +63,16 @@ def model_rows(results: RunResults) -> list[ModelRow]:
             rows.append(ModelRow("class head alone", model.scores.get(f"{key}_class")))
             rows.append(ModelRow("distillation head alone", model.scores[f"{key}_distill"]))
     return rows
+
+
+def _teacher_name(teacher: ModelResult, models: Mapping[Role, ModelResult]) -> str:
+    """With the pixels that it sees; one of that size beside it tells that it sees the student's, enlarged."""
+    size = max(teacher.image_size) if teacher.image_size else None
+    if size is None:
+        seen = ""
+    else:
+        seen = ", on the student's views" if f"teacher-{size}" in models else f" at {size} px"
+    return f"Teacher: {teacher.name}{seen}"
 
 
 def test_scores(results: RunResults) -> list[tuple[str, float]]:

@@ -117,9 +117,9 @@ def _fitting(budget: Budget, session: Session, trainings: Sequence[StudentTraini
         cuts.append("less than one epoch")
         epochs = 1
     else:
-        log.info(
-            f"{epochs} epochs of about {sum(t.of(epochs) for t in times) / epochs:.1f} s fit into the budget"
-        )
+        each = sum(t.of(epochs) for t in times) / epochs
+        fit = "1 epoch of about {:.1f} s fits" if epochs == 1 else f"{epochs} epochs of about {{:.1f}} s fit"
+        log.info(f"{fit.format(each)} into the budget")
     distillation, soft_labels = session.config.distillation, trainings[0].soft_labels
     if soft_labels is not None and distillation.distilled_epochs(epochs) > soft_labels.epochs():
         epochs = distillation.longest_run(soft_labels.epochs())

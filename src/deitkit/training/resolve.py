@@ -172,8 +172,8 @@ def recipe_for(changes: Mapping[str, Any], splits: Splits, device: torch.device)
     recognised = recognition(files, max_pixels)
     name = "hybrid" if recognised > _RECOGNISED else "small-data"
     log.info(
-        f"recipe {name}: the images are {'' if name == 'hybrid' else 'un'}like ImageNet's "
-        f"(EfficientNet-Lite0 gives its first guess {100 * recognised:.0f} % on average)"
+        f"recipe {name}: the images are {'' if name == 'hybrid' else 'un'}like ImageNet's photographs "
+        f"(EfficientNet-Lite0, asked what they show, is {100 * recognised:.0f} % sure on average)"
     )
     return name
 

@@ -221,7 +221,8 @@ def train_and_measure(
         why = f"{trainer.train.patience} evaluations without a lower validation loss"
         if trainer.late:
             why = "the time budget is used up; --resume trains the rest"
-        log.info(f"stopped after {share_done * epochs:.3g} of {epochs} epochs: {why}")
+        of = "the only epoch" if epochs == 1 else f"{epochs} epochs"
+        log.info(f"stopped after {share_done * epochs:.2g} of {of}: {why}")
     weights = keep_better_weights(trainer)
     trainer.student.fold_layer_scale()
     save_model(trainer.folder / "model.safetensors", trainer.student)
