@@ -75,6 +75,8 @@ def export(
         print(file)
     for line in _described(exported):
         print(line)
+    if to == "web":
+        log.info(f"to look at it: python -m http.server --directory {out}, then open http://localhost:8000")
 
 
 def _batch(given: str) -> int | None:
