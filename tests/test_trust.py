@@ -136,7 +136,7 @@ def test_an_analysis_leaves_such_a_teacher_out(stage, hostile):
 def deitkit_analyze(run: Path, data: Path):
     from deitkit.report.analysis_run import analyze_run
 
-    return analyze_run(run, data)
+    return analyze_run(run, data, model="student")
 
 
 @pytest.mark.parametrize("name", ["teacher.json", "manifest.json"])

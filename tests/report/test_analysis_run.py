@@ -47,7 +47,7 @@ def run(data) -> Path:
 
 @pytest.fixture(scope="module")
 def found(run, data) -> dict:
-    return analyze_run(run, data)
+    return analyze_run(run, data, model="student")
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +151,16 @@ def test_the_page_stands_by_itself_and_the_json_is_whole(run, found):
 
 def test_command_line_prints_json_alone(plain, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        command_line(["analyze", str(plain), str(data), "--out", str(tmp_path / "a"), "--json"])
+        command_line(
+            ["analyze", str(plain), str(data), "--model", "student", "--out", str(tmp_path / "a"), "--json"]
+        )
     assert stop.value.code == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "a" / "analysis.json").read_text())
     assert not (plain / "analysis").exists()
 
 
 def test_a_plain_student_leaves_parts_out_and_says_so(plain, data, tmp_path):
-    found = analyze_run(plain, data, tmp_path)
+    found = analyze_run(plain, data, tmp_path, model="student")
     assert list(found["accuracy"]) == ["joint"]
     assert found["tokens"] is None and found["teacher_agreement"] is None
     assert any("no teacher" in note for note in found["notes"])
@@ -169,7 +171,7 @@ def test_a_plain_student_leaves_parts_out_and_says_so(plain, data, tmp_path):
 
 
 def test_a_control_is_a_run_too(run, data, found, tmp_path):
-    alone = analyze_run(run / "baseline", data, tmp_path)
+    alone = analyze_run(run / "baseline", data, tmp_path, model="student")
     assert alone["images"] == 9 and alone["accuracy"]["joint"] == found["accuracy"]["baseline"]
 
 
@@ -178,7 +180,7 @@ def test_a_teacher_that_cannot_be_opened_is_left_out(run, data, found, tmp_path)
     card = json.loads((copied / "teacher" / "teacher.json").read_text())
     card["members"][0]["spec"] = "timm:resnet18@/gone.pth"
     (copied / "teacher" / "teacher.json").write_text(json.dumps(card))
-    without = analyze_run(copied, data)
+    without = analyze_run(copied, data, model="student")
     assert "teacher" not in without["accuracy"]
     assert without["accuracy"]["joint"] == found["accuracy"]["joint"]
     assert any("The teacher is left out" in note and "/gone.pth" in note for note in without["notes"])
@@ -187,7 +189,7 @@ def test_a_teacher_that_cannot_be_opened_is_left_out(run, data, found, tmp_path)
 def test_a_folder_of_new_images_with_one_of_the_classes(run, tmp_path):
     data = write_images(tmp_path / "new", ("dog",), count=4)
     (data / "dog").rename(data / "cat")  # dogs, labelled cats
-    found = analyze_run(run, data)
+    found = analyze_run(run, data, model="student")
     assert found["images"] == 4 and [c["name"] for c in found["classes"]] == ["cat"]
     assert found["disagreement"]["percent"][0][-1] == 100 - found["accuracy"]["joint"]["top1"]
 
@@ -206,7 +208,7 @@ def test_images_of_the_training_alone_are_refused(plain, data, tmp_path, capsys)
 def test_moved_training_images_are_not_passed_over_in_silence(plain, data, tmp_path):
     copied = shutil.copytree(plain, tmp_path / "run")
     (copied / "split.json").unlink()
-    found = analyze_run(copied, data)
+    found = analyze_run(copied, data, model="student")
     assert found["images"] == 36 and any("may be among them" in note for note in found["notes"])
 
 

@@ -219,7 +219,7 @@ def test_report_shows_the_classes_of_a_recommended_teacher(run):
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps(results | {"recommended": "teacher"}))
     page = write_report(run).read_text(encoding="utf-8")
-    assert "By the teacher, which is recommended." in page and "--model teacher" in page
+    assert "By the teacher, which is recommended." in page and "They use the recommended model" in page
     mistakes = page[page.index("The worst mistakes") :]
     assert "predicted <b>bird</b> (77 %)" in mistakes and "labelled cat" in mistakes
     assert "0.png" in mistakes and "1.png" not in mistakes  # the student's mistake

@@ -29,7 +29,7 @@ def analyze(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report; RUN/analysis by default.")] = None,
-    model: flags.Model = "student",
+    model: flags.Model = "recommended",
     json_: flags.Json = False,
     teacher_code: flags.TeacherCode = None,
 ) -> None:
@@ -44,7 +44,7 @@ def analyze(
         print(json.dumps(found, indent=1))
         return
     _print_summary(found)
-    print(f"report: {(out or default_out(Path(found['run']))) / 'analysis.html'}")
+    print(f"report: {(out or default_out(run)) / 'analysis.html'}")
 
 
 def _print_summary(found: dict[str, Any]) -> None:

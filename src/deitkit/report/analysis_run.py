@@ -46,7 +46,7 @@ def analyze_run(
     data: str | Path,
     out: str | Path | None = None,
     *,
-    model: ModelChoice = "student",
+    model: ModelChoice = "recommended",
     code: str | None = None,
 ) -> dict[str, Any]:
     """Measures `run` on the images of `data`; writes `analysis.json` and `analysis.html` into `out`.
@@ -67,7 +67,7 @@ def analyze_run(
         refuse_untrained(folder, info)
         config = info.config or config
     images, notes = without_training_images(folder, labelled_images(data, classifier))
-    out = _claimed(default_out(folder) if out is None else Path(out))
+    out = _claimed(default_out(Path(run)) if out is None else Path(out))
     part, skipped = _open_images(images, classifier, config)
     with log.activity("loading the other models"):
         models, missing = _models_of(folder, config, classifier)

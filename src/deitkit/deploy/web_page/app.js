@@ -60,6 +60,7 @@ function describe() {
 /** Classifies files one after the other; the last one stays on the page. */
 async function classifyFiles(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
+  await ready; // they may come while the model is loaded
   stop();
   const problems = [];
   if (images.length === 0) {
@@ -249,7 +250,7 @@ function listen() {
   $("looks").oninput = redraw;
   $("model").onchange = () => (location.search = `?model=${encodeURIComponent($("model").value)}`);
   document.addEventListener("paste", (event) => {
-    if (model && event.clipboardData.files.length) classifyFiles(event.clipboardData.files);
+    if (event.clipboardData.files.length) classifyFiles(event.clipboardData.files);
   });
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -259,12 +260,13 @@ function listen() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     $("stage").classList.remove("over");
-    if (model && event.dataTransfer.files.length) classifyFiles(event.dataTransfer.files);
+    if (event.dataTransfer.files.length) classifyFiles(event.dataTransfer.files);
   });
 }
 
+const ready = begin();
 listen();
-begin().catch((error) => {
+ready.catch((error) => {
   $("notice").hidden = true;
   problem(error.message);
 });
