@@ -140,10 +140,12 @@ def _other_scores(results: RunResults | None, role: Role, data: DataInfo | None)
 
 def _limits(classifier: Classifier, data: DataInfo | None) -> tuple[str, ...]:
     one_of = "none or some" if classifier.task == "multilabel" else "one"
+    others = f"an image of anything else is given {one_of} of them, too, and often with confidence"
+    if classifier.class_means is not None and classifier.calibration.familiar_up_to is not None:
+        others = 'it can say "unknown" of an image of anything else, and does not always notice'
     measured = "Its accuracy was measured on held-out images of the same folder"
     return (
-        f"It knows {len(classifier.classes)} classes and nothing else: an image of anything else is given "
-        f"{one_of} of them, too, and often with confidence.",
+        f"It knows {len(classifier.classes)} classes and nothing else: {others}.",
         f"{measured if data is not None else 'Its accuracy is not known here'}; other cameras, places or "
         "light can lower it. Try it on images of your own before you rely on it.",
         "It is not meant to decide about people's health, safety or rights without a person who checks.",
