@@ -92,7 +92,7 @@ def test_images_unlike_imagenets_are_none_for_a_hybrid(start, monkeypatch, caplo
     monkeypatch.setattr(resolving, "recognition", lambda files, max_pixels: len(list(files)) / 1000)
     with caplog.at_level("INFO"):
         assert resolving.recipe_for({}, splits_of(200), CPU) == "small-data"  # 64 images are asked about
-    assert "unlike ImageNet's" in caplog.text and "6 % on average" in caplog.text
+    assert "unlike ImageNet's" in caplog.text and "6 % sure on average" in caplog.text
 
 
 def test_without_its_weights_there_is_no_hybrid(start, monkeypatch):
