@@ -165,6 +165,9 @@ def open_session(
         described = describe_images(splits)  # before a short budget takes a share of them
         saved = distributed.from_main(lambda: saved_config(out, resume))
         resolved = resolve_initial_weights(resolved, saved)
+        if saved is not None and config.train.batch_size == saved.train.batch_size:
+            # Its first session may have chosen it for more images than a short budget then left.
+            resolved = replace(resolved, train=replace(resolved.train, batch_size=saved.train.batch_size))
         with log.activity("creating the student"):  # raises if weights do not fit
             student, changes = create_student(resolved, len(splits.train.classes) or 1)  # without labels
             if resolved.train.budget_s is not None:
@@ -280,7 +283,8 @@ def _claim(out: Path, config: ResolvedConfig, saved: Config | None, resume: bool
     claims = Claims(out / _LOCK).__enter__()  # closed with the session
     if not claims.take(0, required=False) or saved_config(out, resume) != saved:
         raise RunFolderError(f"another process works in {out}; wait until it ends, or choose another --out")
-    write_json(settings, config.to_dict())
+    if saved is None or flatten(saved.to_dict()) != flatten(config.to_dict()):
+        write_json(settings, config.to_dict())
     return claims
 
 
