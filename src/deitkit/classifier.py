@@ -164,10 +164,15 @@ class Classifier:
             predictions = iter(self._predict_views(names, readable) if readable else ())
             yield from (v if isinstance(v, UnreadableImage) else next(predictions) for v in views)
 
+    @property
+    def familiar_up_to(self) -> float | None:
+        """The unfamiliarity that 95 % of images like those of validation do not exceed; None if not known."""
+        return None if self.class_means is None else self.calibration.familiar_up_to
+
     def unlike(self, predictions: Iterable[Prediction | UnreadableImage]) -> list[Prediction]:
         """The predictions to which `deciding(reject=True)` answers "unknown"; none if that is not known."""
-        limit = self.calibration.familiar_up_to
-        if limit is None or self.class_means is None:
+        limit = self.familiar_up_to
+        if limit is None:
             return []
         read = (p for p in predictions if isinstance(p, Prediction))
         return [p for p in read if p.unfamiliarity is not None and p.unfamiliarity > limit]
@@ -182,9 +187,7 @@ class Classifier:
         sets holds the true one. Raises SettingError for values out of range, for a multilabel model, and for
         one that was not calibrated.
         """
-        known = self.calibration
-        if self.class_means is None:
-            known = replace(known, familiar_up_to=None)
+        known = replace(self.calibration, familiar_up_to=self.familiar_up_to)
         rule = decide(known, self.task, threshold=threshold, reject=reject, coverage=coverage)
         return replace(self, decision=rule)
 

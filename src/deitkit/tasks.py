@@ -37,5 +37,6 @@ METRICS: dict[str, Score] = {
     "macro-f1": Score("macro_f1", "macro-F1"),
     "map": SCORES["multilabel"],
 }
+SCORE_NAMES = {score.key: score.name for score in METRICS.values()}
 THRESHOLD = 0.5  # multilabel: labels with a higher probability are predicted
 SEPARATOR = ";"  # between the labels of one image in text

@@ -141,7 +141,7 @@ def _other_scores(results: RunResults | None, role: Role, data: DataInfo | None)
 def _limits(classifier: Classifier, data: DataInfo | None) -> tuple[str, ...]:
     one_of = "none or some" if classifier.task == "multilabel" else "one"
     others = f"an image of anything else is given {one_of} of them, too, and often with confidence"
-    if classifier.class_means is not None and classifier.calibration.familiar_up_to is not None:
+    if classifier.familiar_up_to is not None:
         others = 'it can say "unknown" of an image of anything else, and does not always notice'
     measured = "Its accuracy was measured on held-out images of the same folder"
     return (

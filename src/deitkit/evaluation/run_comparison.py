@@ -33,10 +33,8 @@ from ..run_schema import (
     role_name,
     rounded_count,
 )
-from ..tasks import SCORES, SEPARATOR, Task
+from ..tasks import SCORE_NAMES, SCORES, SEPARATOR, Task
 from .comparison import compare, compare_right, metric_of, scored
-
-METRIC_NAMES: dict[Metric, str] = {"top1": "top-1", "balanced_accuracy": "balanced accuracy", "map": "mAP"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class RunComparison:
 
     def sentences(self) -> list[str]:
         """The answer, a sentence for each run but the first."""
-        return [_sentence(each, self.runs[0].name, METRIC_NAMES[self.metric]) for each in self.against]
+        return [_sentence(each, self.runs[0].name, SCORE_NAMES[self.metric]) for each in self.against]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `deitkit report --json`."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..evaluation.run_comparison import METRIC_NAMES, RunComparison
+from ..evaluation.run_comparison import RunComparison
 from ..io import create_folder, write_text
-from ..tasks import SCORES
+from ..tasks import SCORE_NAMES, SCORES
 from . import page
 
 
@@ -20,7 +20,7 @@ def write_comparison(path: Path, found: RunComparison) -> None:
         name=", ".join(run.name for run in found.runs),
         found=found,
         score=score,
-        metric=METRIC_NAMES[found.metric],
+        metric=SCORE_NAMES[found.metric],
         sentences=found.sentences(),
         differences=page.svg(_differences(found)) if any(a.difference for a in found.against) else None,
         accuracy=page.svg(_accuracy_curves(found)),
@@ -34,7 +34,7 @@ def _differences(found: RunComparison) -> Figure:
     """A dot with its interval for each run against the first."""
     known = [each for each in reversed(found.against) if each.difference is not None]
     figure = Figure(figsize=(5.6, 0.9 + 0.35 * len(known)))
-    axes = figure.add_subplot(xlabel=f"{METRIC_NAMES[found.metric]} against the first run, points")
+    axes = figure.add_subplot(xlabel=f"{SCORE_NAMES[found.metric]} against the first run, points")
     for i, each in enumerate(known):
         assert each.difference is not None
         value, low, high = each.difference.value, each.difference.low, each.difference.high

@@ -35,7 +35,7 @@ from ..run_folder import (
     refuse_untrained,
 )
 from ..run_schema import Role, RunResults, probability_column, role_name
-from ..tasks import METRICS, SCORES, SEPARATOR, THRESHOLD, Score
+from ..tasks import METRICS, SCORE_NAMES, SCORES, SEPARATOR, THRESHOLD, Score
 from . import page
 from .figures import SIDE, confusion_figure, risk_coverage_figure, thumbnail
 from .overlay import overlay, view_image
@@ -157,14 +157,11 @@ def _accuracy_curve(run: Path, results: RunResults, score: Score) -> Figure:
     return figure
 
 
-_METRIC_NAMES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
-
-
 def _front_figure(results: RunResults, score: Score) -> Figure | None:
     """What the models are compared by over speed, of every model; None for fewer than three."""
     metric = results.comparison.metric if results.comparison is not None else score.key
     intervals = {"balanced_accuracy": "balanced_interval", "macro_f1": "macro_f1_interval"}
-    interval, name = intervals.get(metric, "interval"), _METRIC_NAMES.get(metric, score.name)
+    interval = intervals.get(metric, "interval")
     points = [
         (model.images_per_s, value, role, getattr(model, interval) or (value, value))
         for role, model in results.models.items()
@@ -173,7 +170,9 @@ def _front_figure(results: RunResults, score: Score) -> Figure | None:
     if len(points) < 3:
         return None
     figure = Figure(figsize=(5.6, 3.2))
-    axes = figure.add_subplot(xlabel="images/s", ylabel=f"{name} on validation, %", xscale="log")
+    axes = figure.add_subplot(
+        xlabel="images/s", ylabel=f"{SCORE_NAMES[metric]} on validation, %", xscale="log"
+    )
     for i, (speed, value, role, (low, high)) in enumerate(sorted(points)):
         chosen = role == results.recommended
         color, weight = ("tab:red", "bold") if chosen else ("tab:blue", "normal")

@@ -118,8 +118,8 @@ def _fitting(budget: Budget, session: Session, trainings: Sequence[StudentTraini
         epochs = 1
     else:
         each = sum(t.of(epochs) for t in times) / epochs
-        fit = "1 epoch of about {:.1f} s fits" if epochs == 1 else f"{epochs} epochs of about {{:.1f}} s fit"
-        log.info(f"{fit.format(each)} into the budget")
+        one, several = f"1 epoch of about {each:.1f} s fits", f"{epochs} epochs of about {each:.1f} s fit"
+        log.info(f"{one if epochs == 1 else several} into the budget")
     distillation, soft_labels = session.config.distillation, trainings[0].soft_labels
     if soft_labels is not None and distillation.distilled_epochs(epochs) > soft_labels.epochs():
         epochs = distillation.longest_run(soft_labels.epochs())
