@@ -11,6 +11,7 @@ import torch
 import deitkit
 from deitkit.errors import DeitkitError, SettingError, WeightsError
 from deitkit.io import write_tensors
+from deitkit.report.tables import model_rows
 from deitkit.run_folder import read_metrics, read_results, read_student
 from deitkit.weights import STEM, read, sources, stem_weights
 from deitkit.weights.conversion import convert
@@ -125,6 +126,7 @@ def test_the_teacher_is_measured_and_used_on_views_of_its_own_size(lite0, image_
     )
     results = read_results(run)
     assert results.teacher is not None and results.teacher.image_size == (48, 48)
+    assert model_rows(results)[0].name == "Teacher at 48 px: tf_efficientnet_lite0"
     assert list(results.candidates) == ["teacher-32"]  # at 48 pixels it is the teacher
     assert deitkit.load(run, model="teacher", device="cpu").image_size == (48, 48)
     assert deitkit.load(run, model="student", device="cpu").image_size == (32, 32)

@@ -141,7 +141,6 @@ def _models_table(results: RunResults) -> Table:
     from rich.table import Table
 
     from ..report.tables import interval_text, is_uneven, model_rows
-    from ..run_schema import role_name
     from ..tasks import SCORES
 
     column, three = SCORES[results.task].column, is_uneven(results)
@@ -159,6 +158,6 @@ def _models_table(results: RunResults) -> Table:
             shown, between = "" if value is None else f"{value:.1f}", interval_text(interval)
             cells += [f"{shown}\n{between.replace(' to ', '–')}".strip()] if three else [shown, between]
         # The models' names are in the report.
-        name = role_name(row.role).capitalize() if row.role else f"  {row.name}"
+        name = row.name.partition(":")[0] if row.role else f"  {row.name}"
         table.add_row(name, *cells, *cost, style="bold" if chosen else None)
     return table

@@ -71,8 +71,8 @@ def _teacher_name(teacher: ModelResult, models: Mapping[Role, ModelResult]) -> s
     if size is None:
         seen = ""
     else:
-        seen = ", on the student's views" if f"teacher-{size}" in models else f" at {size} px"
-    return f"Teacher: {teacher.name}{seen}"
+        seen = " on the student's views" if f"teacher-{size}" in models else f" at {size} px"
+    return f"Teacher{seen}: {teacher.name}"
 
 
 def test_scores(results: RunResults) -> list[tuple[str, float]]:
