@@ -184,8 +184,8 @@ def test_earlier_images_are_shown_again(page):
     assert page.inner_text("#label") == page.locator("#recent button").last.inner_text().strip()
 
 
-@pytest.mark.parametrize("way", ["paste", "drop"])
-def test_an_image_is_pasted_and_dropped(page, way):
+def hand_over(page, way: str) -> None:
+    """Pastes or drops an image."""
     page.evaluate(
         """([file, way]) => {
           const data = new DataTransfer();
@@ -198,7 +198,29 @@ def test_an_image_is_pasted_and_dropped(page, way):
         }""",
         [base64.b64encode(photo(4, kind="PNG")).decode(), way],
     )
+
+
+@pytest.mark.parametrize("way", ["paste", "drop"])
+def test_an_image_is_pasted_and_dropped(page, way):
+    hand_over(page, way)
     page.wait_for_selector("#table tr.first")
+
+
+@pytest.mark.parametrize("way", ["paste", "drop"])
+def test_an_image_that_comes_while_the_model_loads_is_answered(browser, site, way):
+    context = browser.new_context()
+    page, held = context.new_page(), []
+    page.set_default_timeout(TIMEOUT_MS)
+    page.route("**/*.onnx", lambda route: held.append(route))
+    page.goto(site)
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('Loading')")
+    hand_over(page, way)
+    assert page.locator("#table tr.first").count() == 0
+    while not held:
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    page.wait_for_selector("#table tr.first")
+    context.close()
 
 
 def test_the_camera_runs_and_stops(page):
